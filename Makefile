@@ -1,0 +1,48 @@
+# make install | demo | test | test-long | test-trl | lint
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# make demo PARALLEL=tp2 | pp2 | dp2    make demo SMOKE=1 (every verb in miniature's miniature)
+PARALLEL ?= tp2
+SMOKE ?= 0
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test test-long test-trl lint
+
+install: $(STAMP)
+
+# torch first: a build of 2.13.0 that is already in .venv (a CPU build, say) is kept, and the rest finds it there.
+$(STAMP): pyproject.toml constraints.txt
+	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --upgrade pip setuptools wheel
+	"$(BIN)/python" -m pip install --quiet torch==2.13.0
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch "$(STAMP)"
+
+demo: install
+	PARALLEL="$(PARALLEL)" SMOKE="$(SMOKE)" bash recipes/demo.sh
+
+test: install
+	"$(BIN)/python" -m pytest -q -m "not long and not slurm"
+
+test-long: install
+	"$(BIN)/python" -m pytest -q -m "long"
+
+# The objective beside TRL's: TRL has its own wishes for the libraries around it, and so an environment of its own.
+TRL_VENV := $(CURDIR)/.venv-trl
+
+$(TRL_VENV)/.installed: tests/trl/requirements.txt constraints.txt
+	test -x "$(TRL_VENV)/bin/python" || "$(PYTHON)" -m venv "$(TRL_VENV)"
+	"$(TRL_VENV)/bin/python" -m pip install --quiet --upgrade pip
+	"$(TRL_VENV)/bin/python" -m pip install --quiet torch==2.13.0
+	"$(TRL_VENV)/bin/python" -m pip install --quiet --constraint constraints.txt --requirement tests/trl/requirements.txt
+	touch "$@"
+
+test-trl: $(TRL_VENV)/.installed
+	"$(TRL_VENV)/bin/python" -m pytest -q tests/trl
+
+lint: install
+	"$(BIN)/ruff" check .

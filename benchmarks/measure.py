@@ -1,0 +1,66 @@
+"""What benchmarks share: settings from ``key=value`` arguments, and the highest memory of a stretch of work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def parse(arguments: list[str], defaults: dict) -> dict:
+    """``key=value`` pairs over ``defaults``, each in its default's type."""
+    settings = dict(defaults)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in defaults:
+            raise SystemExit(f"{argument}: unknown key; allowed: {', '.join(defaults)}")
+        kind = type(defaults[key])
+        try:
+            settings[key] = value.lower() in ("true", "1") if kind is bool else kind(value)
+        except ValueError:
+            raise SystemExit(f"{argument}: the value must be a {kind.__name__}, as in {key}={defaults[key]}") from None
+    return settings
+
+
+class Peak:
+    """Highest memory since the start, beyond what was there then.
+
+    On a CPU the high-water mark of the resident set (Linux, /proc), on CUDA the allocator's.
+    """
+
+    def __init__(self, device: str):
+        import torch
+
+        self.cuda = torch.cuda if device == "cuda" else None
+        if self.cuda:
+            self.cuda.synchronize()
+            self.cuda.reset_peak_memory_stats()
+            self.start = self.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+            self.start = self._resident("VmRSS")
+
+    @staticmethod
+    def _resident(name: str) -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+        return int(line.split()[1]) * 1024
+
+    def stop(self) -> int:
+        """Bytes above the start at the highest point; the next period begins, above the same start."""
+        if self.cuda:
+            self.cuda.synchronize()
+            highest = self.cuda.max_memory_allocated()
+            self.cuda.reset_peak_memory_stats()
+        else:
+            highest = self._resident("VmHWM")
+            Path("/proc/self/clear_refs").write_text("5")
+        return highest - self.start
+
+
+def machine(device: str) -> str:
+    """What the numbers were measured on, in words."""
+    import torch
+
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ": CPU")
+    return f"{model.partition(':')[2].strip()}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -1,0 +1,272 @@
+"""One VOLD step beside one GRPO step, on the same rollouts, at several reward rates: what distillation costs end to end.
+
+    python benchmarks/step.py json=true
+    python benchmarks/step.py hidden=256 layers=6 teacher_hidden=384 teacher_layers=8 rows=8192 prompts=16 max_tokens=128
+
+The real step (`models/vold.py: train_step`), student, teacher and optimizer, on random Qwen2.5-VL and Qwen3 checkpoints of the
+given size, one rank.  The transformers engine samples once, timed; every arm then trains on those rollouts.  Rewards are drawn:
+a prompt is answered rightly with a probability of its own, Beta(c·rate, c·(1 - rate)), so that some groups are all right or all
+wrong, as in training (``concentration=c``; the smaller, the more of them).  Arms:
+
+    vold        GRPO + masked KL; what cannot move a gradient is skipped
+    grpo        no KL, no teacher; groups without an advantage are skipped as well
+    grpo_whole  the same, nothing skipped: the usual implementation
+
+Seconds are processor time, which other work on the machine distorts little: those of the median of ``repeats`` steps, the
+arms taking turns, after one step to warm up.  They are split into ``teacher``, ``objective`` (`objective.vold_loss`: log-probs,
+KL and their gradients at the LM head) and ``rest`` (forward and backward of the student, optimizer, weight sync, plan).
+``train_ratio`` compares sums without generation, ``total_ratio`` with it.
+
+Keys: prompts, samples, max_tokens, prompt_tokens, rates (comma separated), concentration, estimator, layers, hidden, rows,
+teacher_layers, teacher_hidden, micro_batch_tokens, repeats, threads, seed, json, results (path without suffix, or empty).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import machine, parse  # noqa: E402
+
+DEFAULTS = {
+    "prompts": 16, "samples": 5, "max_tokens": 64, "prompt_tokens": 32, "rates": "0.2,0.5,0.8", "concentration": 2.0,
+    "estimator": "reverse", "layers": 4, "hidden": 128, "rows": 4096, "teacher_layers": 5, "teacher_hidden": 192,
+    "micro_batch_tokens": 2048, "repeats": 3, "threads": 1, "seed": 0, "json": False,
+    "results": str(ROOT / "benchmarks/results/step"),
+}  # fmt: skip
+ARMS = {
+    "vold": ["objective=vold"],
+    "grpo": ["objective=grpo"],
+    "grpo_whole": ["objective=grpo", "objective.skip=false"],
+}
+PHASES = ("teacher", "objective", "rest")
+
+
+class Replay:
+    """In the sampler's place: rollouts that were sampled before, and rewards that were drawn."""
+
+    def __init__(self, engine, rollouts):
+        self.engine, self.rollouts, self.rewards, self.diagnosis = engine, rollouts, [], {}
+
+    def generate(self, step: int):
+        return [replace(rollout) for rollout in self.rollouts]
+
+    def verify(self, rollouts):
+        for rollout, reward in zip(rollouts, self.rewards, strict=True):
+            rollout.reward = reward
+        return list(self.rewards)
+
+    def validate(self, step: int) -> dict:
+        return {}
+
+    def record(self, *_) -> None:
+        pass
+
+    def name(self, rollout) -> str:
+        return f"prompt {rollout.prompt_index}"
+
+
+class Stopwatch:
+    """Adds up the processor seconds of every call of the functions that :meth:`watch` has wrapped."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def watch(self, owner, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def timed(*arguments, **options):
+            began = time.process_time()
+            try:
+                return inner(*arguments, **options)
+            finally:
+                self.seconds += time.process_time() - began
+
+        setattr(owner, name, timed)
+
+
+def sample(engine, s: dict) -> tuple[list, float]:
+    """Rollouts of random prompts by the student itself, and the seconds they took."""
+    import random
+
+    from vold_nemo.data.rollouts import Rollout
+    from vold_nemo.rollout.engine import EnginePrompt, Sampling
+
+    chance = random.Random(s["seed"])
+    prompts = [[chance.randrange(12, 50) for _ in range(s["prompt_tokens"])] for _ in range(s["prompts"])]
+    began = time.process_time()
+    done = engine.generate(
+        [EnginePrompt(ids, key=place) for place, ids in enumerate(prompts)],
+        Sampling(s["samples"], 1.0, s["max_tokens"], seed=s["seed"]),
+    )
+    seconds = time.process_time() - began
+    done.sort(key=lambda c: (c.prompt_index, c.sample))
+    return [
+        Rollout(c.prompt_index, c.sample, prompts[c.prompt_index], c.ids, c.logprobs, "", c.finish_reason) for c in done
+    ], seconds
+
+
+def draw_rewards(rate: float, s: dict) -> list[float]:
+    """The first draw whose mean is within 0.025 of ``rate``."""
+    import random
+
+    chance, c = random.Random(f"{s['seed']}/{rate}"), s["concentration"]
+    while True:
+        odds = [chance.betavariate(c * rate, c * (1 - rate)) for _ in range(s["prompts"])]
+        rewards = [float(chance.random() < p) for p in odds for _ in range(s["samples"])]
+        if abs(sum(rewards) / len(rewards) - rate) <= max(0.025, 1 / len(rewards)):
+            return rewards
+
+
+def build(arm: str, folder: Path, s: dict, engine, rollouts):
+    """A stage 2 model of this arm, ready to step; its run folder is ``folder / arm``."""
+    from omegaconf import OmegaConf
+
+    from vold_nemo.composition import compose
+    from vold_nemo.data.templates import load_tokenizer
+    from vold_nemo.data.vocabulary import VocabularyContract
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.runs import Run
+    from vold_nemo.models.teacher import Teacher
+    from vold_nemo.models.vold import MegatronVOLDModel
+
+    config = compose([
+        "experiment=miniature", *ARMS[arm], f"student.path={folder}/student", f"teacher.path={folder}/teacher",
+        f"vold.start={folder}/student", f"outputs={folder}/{arm}", "logging.tensorboard=false", "vold.updates_per_step=1",
+        f"vold.prompts_per_step={s['prompts']}", f"rollout.samples_per_prompt={s['samples']}",
+        f"rollout.max_tokens={s['max_tokens']}", f"vold.micro_batch_tokens={s['micro_batch_tokens']}", f"seed={s['seed']}",
+        # the student moves while the rollouts stay: the log-prob probe has nothing to say
+        "rollout.probe_tolerance=1e9", "vold.optimizer.learning_rate=1e-6",
+        *([f"objective.kl.estimator={s['estimator']}"] if arm == "vold" else []),
+    ])  # fmt: skip
+    layout = parallel.current()
+    model, teacher = MegatronVOLDModel(OmegaConf.structured(config)), None
+    if config.objective.kl.enabled:
+        teacher = Teacher(config.teacher, layout, padded_vocabulary=model.padded_vocabulary, student_precision="fp32")
+    contract = VocabularyContract.from_tokenizers(
+        load_tokenizer(config.vold.start), model.architecture.vocabulary,
+        load_tokenizer(config.teacher.path) if teacher else None, teacher.architecture.vocabulary if teacher else None,
+        padded=model.padded_vocabulary,
+    )  # fmt: skip
+    model.load_pretrained(config.vold.start)
+    model.prepare_for_training()
+    model.attach(Replay(engine, rollouts), contract, teacher, Run(folder / arm, rank=0))
+    return model
+
+
+def measure(s: dict) -> list[dict]:
+    """One entry a reward rate: seconds of every arm by phase, what was skipped, and the ratios."""
+    import torch
+
+    from vold_nemo.megatron import cpu, parallel
+    from vold_nemo.miniature.random_models import write_random_student, write_random_teacher
+    from vold_nemo.models import vold
+    from vold_nemo.rollout.transformers_engine import TransformersEngine
+
+    torch.set_num_threads(s["threads"])
+    cpu.enable()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_random_student(
+            folder / "student", layers=s["layers"], hidden=s["hidden"], ffn=4 * s["hidden"], rows=s["rows"]
+        )
+        write_random_teacher(
+            folder / "teacher", layers=s["teacher_layers"], hidden=s["teacher_hidden"], head_dim=s["teacher_hidden"] // 4,
+            ffn=4 * s["teacher_hidden"], rows=s["rows"],
+        )  # fmt: skip
+        engine = TransformersEngine(
+            folder / "student", device=torch.device("cpu"), batch=s["prompts"] * s["samples"], dtype=torch.float32,
+            stop_ids=(1,),
+        )  # fmt: skip
+        rollouts, generation = sample(engine, s)
+        parallel.initialize(1, 1, sequence=False, seed=s["seed"], device="cpu")
+        models = {arm: build(arm, folder, s, engine, rollouts) for arm in ARMS}
+        teacher, objective, found, step = Stopwatch(), Stopwatch(), [], 0
+        teacher.watch(models["vold"].teacher, "hidden_states")
+        objective.watch(vold, "vold_loss")  # gradients are formed in the call: this is forward and backward
+        for rate in map(float, s["rates"].split(",")):
+            rewards, taken, said = draw_rewards(rate, s), {arm: [] for arm in ARMS}, {}
+            for repeat in range(s["repeats"] + 1):
+                for arm, model in models.items():
+                    model.sampler.rewards, teacher.seconds, objective.seconds = rewards, 0.0, 0.0
+                    began = time.process_time()
+                    said[arm] = model.train_step(step)
+                    rest = time.process_time() - began - teacher.seconds - objective.seconds
+                    if repeat:  # the first one warms up
+                        taken[arm].append((teacher.seconds, objective.seconds, rest))
+                step += 1
+            found.append(compare(rate, rewards, taken, said, generation))
+        parallel.destroy()
+    return found
+
+
+def compare(rate: float, rewards: list[float], taken: dict, said: dict, generation: float) -> dict:
+    arms = {}
+    for arm, steps in taken.items():
+        middle = sorted(steps, key=sum)[len(steps) // 2]
+        arms[arm] = {
+            **dict(zip(PHASES, middle, strict=True)), "train": statistics.median(map(sum, steps)),
+            "trained_rollouts": said[arm]["trained_rollouts"], "scored_rollouts": said[arm]["scored_rollouts"],
+            "skipped_groups": said[arm]["skipped_groups"],
+        }  # fmt: skip
+    vold = arms["vold"]["train"]
+    against = {arm: r["train"] for arm, r in arms.items() if arm != "vold"}
+    return {
+        "rate": rate, "drawn_rate": sum(rewards) / len(rewards), "rollouts": len(rewards), "generation": generation,
+        "arms": arms,
+        "train_ratio": {arm: vold / seconds for arm, seconds in against.items()},
+        "total_ratio": {arm: (vold + generation) / (seconds + generation) for arm, seconds in against.items()},
+    }  # fmt: skip
+
+
+def table(s: dict, found: list[dict], where: str) -> str:
+    columns = (
+        "reward rate", "arm", "trained", "scored", *PHASES, "train", "with generation", "VOLD / this, train",
+        "VOLD / this, with generation",
+    )  # fmt: skip
+    lines = [
+        "# One VOLD step beside one GRPO step", "",
+        "Made by `benchmarks/step.py`; see its docstring. Processor seconds; all arms have the same rollouts.",
+        "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}",
+    ]  # fmt: skip
+    for run in found:
+        for arm, r in run["arms"].items():
+            seconds = [f"{r[phase]:.3f}" for phase in (*PHASES, "train")] + [f"{r['train'] + run['generation']:.3f}"]
+            shares = [f"{run[name][arm]:.2f}" if arm in run[name] else "" for name in ("train_ratio", "total_ratio")]
+            counts = f"{r['trained_rollouts']} of {run['rollouts']} | {r['scored_rollouts']}"
+            lines.append(f"| {run['drawn_rate']:.2f} | {arm} | {counts} | {' | '.join(seconds + shares)} |")
+    settings = ", ".join(f"{key}={value}" for key, value in s.items() if key not in ("json", "results"))
+    return "\n".join([*lines, "", f"Settings: {settings}.", f"Measured on {where}.", ""])
+
+
+def main(arguments: list[str]) -> None:
+    s = parse(arguments, DEFAULTS)
+    os.environ.update(OMP_NUM_THREADS=str(s["threads"]), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    from vold_nemo.quiet import quiet, quiet_nemo
+
+    quiet()
+    quiet_nemo()
+    found, where = measure(s), machine("cpu")
+    text = table(s, found, where)
+    print(text)
+    line = json.dumps({**s, "machine": where, "results": found})
+    if s["results"]:
+        path = Path(s["results"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".md").write_text(text)
+        path.with_suffix(".json").write_text(line + "\n")
+    if s["json"]:
+        print(line)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,47 @@
+"""What this node or allocation has, what is missing, what follows from that, and how to get it.
+
+    python recipes/doctor.py                                  this machine
+    srun --ntasks-per-node=4 python recipes/doctor.py         every node of an allocation, and the network between them
+    torchrun --nproc-per-node 8 recipes/doctor.py             the GPUs of one node
+
+One report a node (from its first rank); the all-reduce over all ranks is measured last.  Leaves with 1 if something that a run
+would use is missing or broken, else with 0; nothing is changed but a probe file in ``outputs``, which is removed.
+"""
+
+import sys
+from pathlib import Path
+
+from vold_nemo.command import recipe
+from vold_nemo.config import Config
+
+
+@recipe()
+def main(config: Config) -> None:
+    import torch.distributed as dist
+
+    from vold_nemo.megatron import diagnosis, parallel
+
+    place = parallel.launch()
+    found = []
+    if place.local_rank == 0:
+        for probe in (diagnosis.node, diagnosis.gpus, diagnosis.libraries, diagnosis.slurm):
+            found += diagnosis.attempt(probe.__name__, probe)
+        found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
+        print("\n".join(map(str, found)), flush=True)
+    if place.world > 1:
+        layout = parallel.initialize(1, 1, seed=config.seed, device=config.device)
+        network = diagnosis.attempt("all-reduce", lambda: diagnosis.all_reduce(layout.device))
+        hosts: list = [None] * place.world
+        dist.all_gather_object(hosts, [line.topic for line in (*found, *network) if line.grade == diagnosis.BAD])
+        if place.rank == 0:
+            print("\n".join(map(str, network)), flush=True)
+            found += network
+        parallel.destroy()
+        broken = any(hosts)
+    else:
+        broken = any(line.grade == diagnosis.BAD for line in found)
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

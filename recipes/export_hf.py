@@ -1,0 +1,92 @@
+"""A run's newest weights as an ordinary Hugging Face checkpoint.
+
+    python recipes/export_hf.py experiment=miniature export.run=miniature/sft
+    python recipes/export_hf.py experiment=miniature export.run=student.nemo export.path=my_student
+    torchrun --nproc-per-node 8 recipes/export_hf.py ... parallel.tensor=8        a model too large for one device
+
+``export.run`` is a run folder under ``outputs`` (its newest whole checkpoint, else its ``student.nemo``) or a ``.nemo`` file.
+The trained language model is written over ``export.source``'s; vision tower, projector, tokenizer, processor and chat template
+are carried from there byte for byte; README.md says how the model was made.  Any layout reads what any layout wrote.
+``export.verify=true`` loads the result with transformers and compares log-probs.
+"""
+
+from pathlib import Path
+
+from vold_nemo.command import recipe
+from vold_nemo.config import Config, ConfigError
+
+
+@recipe()
+def main(config: Config) -> None:
+    import torch
+
+    from vold_nemo.evaluation.parity import verify
+    from vold_nemo.megatron import architecture, build, parallel, sharded, weights
+    from vold_nemo.megatron.export import export_hf
+    from vold_nemo.megatron.model_card import model_card
+
+    options, run = config.export, run_path(config)
+    out = Path(options.path) if options.path else (run.with_suffix("") if run.suffix == ".nemo" else run) / "hf"
+    layout = parallel.initialize(
+        config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert, seed=config.seed,
+        device=config.device,
+    )  # fmt: skip
+    if options.verify and layout.world > 1:
+        raise ConfigError("export.verify", True, "false with several ranks", "verify in one process, or not at all")
+    arch = architecture.read(options.source)
+    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    padded = build.padded_vocabulary([arch.vocabulary], layout.tensor)
+    model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=dtype, trainable=False)
+    with trained_weights(run) as (folder, said):
+        sharded.load_model(model, folder)
+    stream = weights.stream_hf(model, arch, layout)
+    card = model_card(run, options.source, said) if layout.rank == 0 else None
+    report = export_hf(stream, options.source, out, options.max_shard_bytes, write=layout.rank == 0, card=card)
+    if report is not None:
+        print(
+            f"{said} -> {report.path}: {report.nbytes / 2**20:,.1f} MiB in {report.files} file(s), "
+            f"{report.trained} tensors trained, {report.carried} carried byte for byte from {options.source}"
+        )
+    if options.verify:
+        parity = verify(model, arch.vocabulary, out, dtype=dtype, device=layout.device)
+        print(f"transformers agrees: largest log-prob difference {parity.max:.2g} over {parity.tokens} tokens")
+    parallel.destroy()
+
+
+def run_path(config: Config) -> Path:
+    """A ``.nemo`` file as given or under ``outputs``, or a run folder; ConfigError if there is none."""
+    run = config.export.run
+    for path in (Path(config.outputs) / run, Path(run)):
+        if path.is_dir() or (path.is_file() and path.suffix == ".nemo"):
+            return path
+    raise ConfigError("export.run", run, f"a run folder under {config.outputs}, or a .nemo file",
+                      "train first, or correct export.run")  # fmt: skip
+
+
+def trained_weights(run: Path):
+    """Context manager: (folder of sharded weights, what it is in words)."""
+    import contextlib
+    import tempfile
+
+    from vold_nemo.megatron.checkpoint import find_latest
+    from vold_nemo.megatron.nemo_connector import WEIGHTS, unpack
+
+    @contextlib.contextmanager
+    def opened():
+        found = find_latest(run / "checkpoints") if run.is_dir() else None
+        if found is not None:
+            yield found / "shards", str(found)
+            return
+        archive = run / "student.nemo" if run.is_dir() else run
+        if not archive.is_file():
+            raise ConfigError(
+                "export.run", str(run), "a folder with checkpoints/ or student.nemo", "train this run first"
+            )
+        with tempfile.TemporaryDirectory() as folder:  # every rank unpacks its own: ranks may be on several nodes
+            yield unpack(archive, folder) / WEIGHTS, str(archive)
+
+    return opened()
+
+
+if __name__ == "__main__":
+    main()

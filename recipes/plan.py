@@ -1,0 +1,53 @@
+"""Know before the queue whether a configuration is right, whether it fits, and how long it takes; no device, in seconds.
+
+    python recipes/plan.py experiment=paper_3b cluster=a100_80
+    python recipes/plan.py experiment=paper_3b search=true            all layouts ranked, and the fewest GPUs that fit
+    python recipes/plan.py experiment=paper_3b explain=true           every assumption and formula
+    python recipes/plan.py experiment=qwen2_5_vl_7b_from_32b_a100 strict=true
+
+Every finding is named at once, with how to mend it.  Checkpoints and data that are not fetched yet and features that are
+not built yet are warnings (errors with ``strict=true``): shapes of published models are known without them.  Writes
+``plan.json`` and ``plan.html`` under ``plan.path``.  Exit code 2: a finding, or a plan that does not fit, with the three
+cheapest changes that make it fit.  All times and GPU memory figures are planned, not measured.
+"""
+
+import sys
+
+from vold_nemo.command import recipe
+from vold_nemo.config import Config
+
+
+@recipe()
+def main(config: Config) -> None:
+    from vold_nemo.planning import chart, text
+    from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, stage_gpus
+    from vold_nemo.planning.resolved import describe
+    from vold_nemo.planning.tokens import contract
+    from vold_nemo.planning.validity import Unbuilt, pending
+
+    warnings = pending(config)
+    for error in warnings:
+        print(f"warning: {error}", file=sys.stderr)
+    if any(isinstance(error, Unbuilt) for error in warnings):
+        print("no plan of memory and time: this configuration needs what is not built yet (see the warnings)")
+        return
+    models = models_of(config)
+    wrong = {str(e): e for stage in STAGES for e in layout_findings(config, models, stage, stage_gpus(config, stage))}
+    if wrong:
+        raise ExceptionGroup("layout", list(wrong.values()))
+    plan = make_plan(config, models)
+    lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan), "", *text.time_table(plan)]
+    lines += ["", *text.saving_table(config, models), "", *text.holding(config, models)]
+    if config.search:
+        for stage in plan.stages:
+            lines += ["", *text.ranking(config, models, stage)]
+    if config.explain:
+        lines += ["", *text.assumptions(config)]
+    print("\n".join(lines))
+    print(f"\nwritten: {chart.write(config, plan)}")
+    if not plan.fits:
+        raise text.refusal(config, models, plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Stage 1: supervised fine-tuning of the student on the teacher's traces (eq. 4), text only.
+
+    python recipes/sft.py experiment=miniature                                        one process
+    torchrun --nproc-per-node 2 recipes/sft.py experiment=miniature parallel=tp2      two ranks, tensor parallel
+    srun python recipes/sft.py experiment=paper_3b                                    one task per GPU, no launcher
+
+Reads ``traces.path`` (written by recipes/generate_traces.py) and the student's Hugging Face checkpoint; writes the run folder
+``<outputs>/<sft.run>``: checkpoints, metrics.jsonl, TensorBoard, and ``student.nemo`` at the end.  Started again, it goes on
+from the newest whole checkpoint (``checkpoint.resume``).  Export with recipes/export_hf.py.
+"""
+
+from pathlib import Path
+
+from vold_nemo.command import recipe
+from vold_nemo.config import Config
+
+
+@recipe(training=True)
+def main(config: Config) -> None:
+    from omegaconf import OmegaConf
+
+    from vold_nemo.data.rejected import Rejected
+    from vold_nemo.data.templates import eos_ids, load_tokenizer
+    from vold_nemo.data.traces import load_traces
+    from vold_nemo.data.vocabulary import VocabularyContract
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.runs import Run
+    from vold_nemo.models.sft import MegatronSFTModel
+
+    layout = parallel.initialize(
+        config.parallel.tensor, config.parallel.pipeline, sequence=config.parallel.sequence, seed=config.seed,
+        device=config.device,
+    )  # fmt: skip
+    folder = Path(config.outputs) / config.sft.run
+    tokenizer = load_tokenizer(config.student.path, config.student.revision)
+    model = MegatronSFTModel(OmegaConf.structured(config))
+    contract = VocabularyContract.from_tokenizers(
+        tokenizer, model.architecture.vocabulary, None, None, padded=model.padded_vocabulary
+    )
+    rejected = Rejected(folder / "rejected.jsonl" if layout.rank == 0 else None, config.data.max_rejected_share)
+    examples, counts = load_traces(
+        config.traces.path, tokenizer, max_length=config.sft.max_length, rejected=rejected,
+        end_ids=eos_ids(config.student.path, tokenizer), shared=contract.shared.tolist(),
+    )  # fmt: skip
+    if layout.rank == 0:
+        print(f"{counts.describe()}\nrun folder: {folder}")
+    model.load_pretrained(config.student.path)
+    model.prepare_for_training()
+    model.attach(examples, contract)
+    model.fit(Run(folder, rank=layout.rank, config=config, logging=config.logging))
+    parallel.destroy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Stage 2: GRPO and on-policy distillation on the same student rollouts (eq. 5 and 6), text only.
+
+    torchrun --nproc-per-node 2 recipes/vold.py experiment=miniature parallel=tp2      the paper's method
+    torchrun --nproc-per-node 2 recipes/vold.py experiment=miniature objective=grpo    no distillation: no teacher is loaded
+    python recipes/vold.py experiment=miniature objective.kl.mask=none                 without the reward mask
+    srun python recipes/vold.py experiment=paper_3b                                    one task per GPU
+
+Starts from the Hugging Face checkpoint ``vold.start`` (stage 1, exported) and writes the run folder ``<outputs>/<vold.run>``:
+checkpoints, metrics.jsonl, TensorBoard, rollouts, and ``student.nemo`` at the end.  Started again, it goes on from the newest
+whole checkpoint (``checkpoint.resume``).  Export with recipes/export_hf.py.
+"""
+
+from pathlib import Path
+
+from vold_nemo.command import recipe
+from vold_nemo.config import Config
+
+
+@recipe(training=True)
+def main(config: Config) -> None:
+    import torch
+    from omegaconf import OmegaConf
+
+    from vold_nemo.data.prompts import load_prompts
+    from vold_nemo.data.rejected import Rejected
+    from vold_nemo.data.templates import eos_ids, load_tokenizer
+    from vold_nemo.data.vocabulary import VocabularyContract
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.runs import Run
+    from vold_nemo.models.sampling import Sampler
+    from vold_nemo.models.teacher import Teacher
+    from vold_nemo.models.vold import MegatronVOLDModel
+    from vold_nemo.rollout.transformers_engine import TransformersEngine
+
+    start, distils = config.vold.start, config.objective.kl.enabled
+    tokenizer = load_tokenizer(start)
+    # The engine comes first: engines measure free memory when they are built.
+    engine = TransformersEngine(
+        start, device=parallel.pick_device(config.device, parallel.launch().local_rank), batch=config.rollout.batch,
+        dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16, stop_ids=eos_ids(start, tokenizer),
+    )  # fmt: skip
+    layout = parallel.initialize(
+        config.parallel.tensor, config.parallel.pipeline, sequence=config.parallel.sequence, seed=config.seed,
+        device=config.device,
+    )  # fmt: skip
+    folder = Path(config.outputs) / config.vold.run
+    model = MegatronVOLDModel(OmegaConf.structured(config))
+    teacher = None
+    if distils:
+        teacher = Teacher(
+            config.teacher, layout, padded_vocabulary=model.padded_vocabulary, student_precision=config.precision
+        )
+    contract = VocabularyContract.from_tokenizers(
+        tokenizer, model.architecture.vocabulary,
+        load_tokenizer(config.teacher.path, config.teacher.revision) if distils else None,
+        teacher.architecture.vocabulary if distils else None,
+        padded=model.padded_vocabulary,
+    )  # fmt: skip
+    rejected = Rejected(folder / "rejected.jsonl" if layout.rank == 0 else None, config.data.max_rejected_share)
+    prompts = load_prompts(config.data.prompts, config.data.system_prompt, rejected)
+    held_out = config.vold.validation.data
+    validation = load_prompts(held_out, config.data.system_prompt, rejected) if held_out is not None else []
+    if layout.rank == 0:
+        print(f"{contract.describe()}\n{len(prompts)} prompts, {len(validation)} for validation\nrun folder: {folder}")
+    model.load_pretrained(start)
+    model.prepare_for_training()
+    run = Run(folder, rank=layout.rank, config=config, logging=config.logging)
+    sampler = Sampler(engine, tokenizer, prompts, validation, config, layout)
+    model.attach(sampler, contract, teacher, run)
+    try:
+        model.fit(run)
+    finally:
+        sampler.close()
+    parallel.destroy()
+
+
+if __name__ == "__main__":
+    main()

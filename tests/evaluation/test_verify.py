@@ -1,0 +1,118 @@
+"""recipes/verify.py: every row gets a verdict or a reason for its rejection, from any file, with any verifier."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vold_nemo.composition import compose
+from vold_nemo.config import ConfigError
+from vold_nemo.data.prompts import Prompt
+from vold_nemo.data.rollouts import Rollout, write_rollouts
+from vold_nemo.evaluation.verify import verify
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = "tests.rewards.own_verifiers"
+ROWS = [
+    {"id": "a", "text": r"\boxed{7}", "truth": "7", "reward": 0.0},
+    {"id": "b", "text": r"\boxed{7.0}", "truth": 7, "reward": 0.0, "kept": [1, None]},
+    {"id": "c", "text": "seven", "truth": "7", "reward": 1.0},
+    {"text": "\ud800\\boxed{(B)}", "truth": "B", "judge": "choice"},
+    {"id": 9, "text": "", "truth": "x", "judge": f"{OWN}:raises"},
+]
+BAD = [
+    '{"id": 1, "text": "x"',
+    *map(
+        json.dumps,
+        [
+            {"text": None, "truth": "7"}, {"text": "x", "truth": " "}, {"text": ["x"], "truth": "7"},
+            {"text": "x", "truth": True}, {"text": "x"}, ["x", "7"],
+            {"text": "x", "truth": "7", "judge": "boxd"}, {"text": "x", "truth": "7", "judge": f"{OWN}:nowhere"},
+        ],
+    ),
+]  # fmt: skip
+
+
+def run(tmp_path, lines, *overrides):
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    settings = [f"verify.answers={file}", f"verify.path={tmp_path}/out", "verify.fields.verifier=judge", "reward.seconds=20"]
+    found = verify(compose([*settings, "reward.workers=1", *overrides]))
+    return found, [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").open()]
+
+
+def test_rows_keep_what_they_had_and_get_their_verdict(tmp_path):
+    _, rows = run(tmp_path, map(json.dumps, ROWS))
+    assert [row["reward"] for row in rows] == [1.0, 0.0, 0.0, 1.0, 0.0]
+    assert [row["extracted"] for row in rows] == ["7", "7.0", None, "B", None]
+    assert [row["verifier"] for row in rows] == ["boxed"] * 3 + ["choice", f"{OWN}:raises"]
+    assert rows[1] == {**ROWS[1], "reward": 0.0, "extracted": "7.0", "reason": "differs", "verifier": "boxed"}
+    assert rows[4]["reason"] == "error: RuntimeError: broken verifier"
+    assert not (tmp_path / "out" / "rejected.jsonl").exists()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["diagnosis.json", "verdicts.jsonl"]
+
+
+def test_the_diagnosis_counts_by_verifier_and_by_reason_and_what_changed(tmp_path):
+    found, _ = run(tmp_path, map(json.dumps, ROWS))
+    told = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert told["verifiers"]["boxed"] == {"answers": 3, "right": 1, "reward": 1.0, "parsed": 2, "timeouts": 0, "errors": 0}
+    assert told["verifiers"][f"{OWN}:raises"]["errors"] == 1
+    assert told["reasons"] == {"equal": 2, "differs": 1, "no box": 1, "error: RuntimeError: broken verifier": 1}
+    assert told["first"]["equal"] == "a" and told["first"]["error: RuntimeError: broken verifier"] == "9"
+    assert (told["raised"], told["lowered"], told["unchanged"]) == (1, 1, 1)
+    table = found.table()
+    assert "3 rows had a reward: 1 are raised, 1 lowered" in table
+    assert any(line.split() == ["boxed", "3", "33.3%", "0.3333", "66.7%", "0", "0"] for line in table.splitlines())
+
+
+def test_bad_rows_are_written_down_with_their_reason(tmp_path):
+    found, rows = run(tmp_path, [*map(json.dumps, ROWS), *BAD], "data.max_rejected_share=0.9")
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").open()]
+    assert len(rows) == len(ROWS) and found.rejected == len(BAD)
+    assert [line["row"] for line in rejected] == list(range(len(ROWS), len(ROWS) + len(BAD)))
+    assert [line["reason"] for line in rejected] == [
+        "not JSON", "response: missing", "truth: empty", "response: list instead of a string",
+        "truth: bool instead of a string or number", "truth: missing", "response: missing",
+        "verifier: 'boxd' does not exist", f"verifier: '{OWN}:nowhere' does not exist",
+    ]  # fmt: skip
+
+
+def test_too_many_bad_rows_are_an_error_after_the_good_ones_are_written(tmp_path):
+    with pytest.raises(ConfigError, match="9 of 14 rows rejected"):
+        run(tmp_path, [*map(json.dumps, ROWS), *BAD])
+    assert len((tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()) == len(ROWS)
+
+
+def test_another_verifier_another_layout_and_a_limit(tmp_path):
+    rows = [{"out": [{"answer": r"\boxed{0.5}"}], "gold": {"value": r"\frac{1}{2}"}}] * 5
+    fields = ["verify.fields.response=out.0.answer", "verify.fields.truth=gold.value", "verify.limit=3"]
+    found, judged = run(tmp_path, map(json.dumps, rows), *fields, "reward.verifier=0.75*math+0.25*boxed")
+    assert [row["reward"] for row in judged] == [0.75] * 3
+    assert found.verifiers["0.75*math+0.25*boxed"].right == 0  # right is reward 1
+
+
+def test_a_runs_rollouts_are_read_as_they_are_written(tmp_path):
+    prompts = [Prompt("p0", [], answer="7"), Prompt("p1", [], answer="(B)", verifier="choice")]
+    rollouts = [Rollout(i, 0, [1], [2], [0.0], text, "stop", reward=1.0) for i, text in enumerate([r"\boxed{8}", r"\boxed{B}"])]
+    file = write_rollouts(tmp_path, 3, rollouts, prompts)
+    found = verify(compose([f"verify.answers={file}", f"verify.path={tmp_path}/out", "verify.fields.verifier=verifier"]))
+    assert (found.raised, found.lowered, found.unchanged) == (0, 1, 1)
+    assert found.first == {"differs": "p0", "equal": "p1"}
+
+
+def test_the_command_prints_a_table_and_leaves_with_2_where_there_is_nothing_to_judge(tmp_path):
+    def call(*overrides):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "recipes" / "verify.py"), f"verify.path={tmp_path}/out", *overrides],
+            capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
+        )  # fmt: skip
+
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    done = call("verify.answers=answers.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "boxed" in done.stdout and "3 answers in" in done.stdout
+    missing = call()
+    assert missing.returncode == 2 and "verify.answers = None" in missing.stderr

@@ -1,0 +1,50 @@
+"""recipes/watch.py sees a run through its files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from vold_nemo.evaluation.watching import look, render
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_run(folder: Path) -> None:
+    for name in ("heartbeat", "checkpoints", "stacks"):
+        (folder / name).mkdir(parents=True)
+    lines = [
+        {"step": step, "loss": 1.0 / step, "reward_mean": step / 10, "seconds": {"generate": 3.0, "train": 1.0},
+         "memory": {"peak_bytes": 3 * 2**30}, "update_skipped": step == 2}
+        for step in range(1, 5)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+    for rank, (step, phase, seconds, beat) in enumerate([(4, "agree", 2, 995), (4, "agree", 1, 996), (4, "train", 40, 800)]):
+        (folder / "heartbeat" / f"rank_{rank}.json").write_text(json.dumps({
+            "rank": rank, "world": 3, "step": step, "total": 10, "phase": phase, "host": f"node{rank}", "process": 1,
+            "seconds_in_phase": seconds, "time": beat,
+        }))  # fmt: skip
+    (folder / "checkpoints" / "latest").write_text("step_3\n")
+
+
+def test_progress_pace_and_the_rank_that_is_behind(tmp_path):
+    write_run(tmp_path)
+    said = render(look(tmp_path, now=1000.0))
+    assert "4/10 [############..................] 4.0 s a step, about 24 s left" in said  # 6 steps of 4 s; torn line ignored
+    assert "reward_mean         0.4          mean of 4: 0.25" in said
+    assert "generate 3.00 (75%), train 1.00 (25%)" in said and "3.00 GiB" in said
+    assert "longest     rank 2 on node2: train, 40 s" in said
+    assert "SILENT      rank 2 on node2 for 3 min 20 s, train" in said and "SILENT      rank 1" not in said
+    assert "checkpoint  step_3" in said and "SKIPPED     1 update" in said and "STUCK" not in said
+    (tmp_path / "stacks" / "rank_2.txt").write_text("")
+    assert "STUCK       stacks of 1 rank(s)" in render(look(tmp_path, now=1000.0))
+
+
+def test_from_the_command_line_before_the_first_step_and_without_a_run(tmp_path):
+    def call(*arguments):
+        command = [sys.executable, str(ROOT / "recipes/watch.py"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+
+    assert "no step yet\ncheckpoint  none yet" in call(tmp_path, "--once").stdout
+    missing = call(tmp_path / "none", "--once")
+    assert missing.returncode == 2 and "a run folder" in missing.stderr

@@ -1,0 +1,61 @@
+"""recipes/doctor.py says what is here, and is not taken in by a package of the same name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vold_nemo.megatron import diagnosis
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_pypi_s_apex_is_not_taken_for_nvidia_s(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert diagnosis.apex().grade == diagnosis.NOTE  # neither
+    (tmp_path / "apex.py").write_text("")
+    assert diagnosis.apex().grade == diagnosis.BAD and "uninstall" in diagnosis.apex().follows
+    (tmp_path / "amp_C.py").write_text("")
+    assert diagnosis.apex().grade == diagnosis.GOOD and "fused Adam" in diagnosis.apex().what
+
+
+def test_storage_is_measured_and_left_as_it_was(tmp_path):
+    found = diagnosis.storage(tmp_path / "not" / "yet", mebibytes=1)
+    assert found.grade == diagnosis.GOOD and "MiB/s" in found.what and not list(tmp_path.iterdir())
+
+
+def test_storage_that_cannot_be_written_is_a_finding(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    found = diagnosis.storage(tmp_path, mebibytes=1)
+    assert found.grade == diagnosis.BAD and "Read-only file system" in found.what
+
+
+def test_a_probe_that_breaks_is_a_finding():
+    found = diagnosis.attempt("gpus", lambda: 1 / 0)
+    assert [line.grade for line in found] == [diagnosis.BAD] and "division by zero" in found[0].what
+
+
+def reduced():
+    import torch
+
+    return str(diagnosis.all_reduce(torch.device("cpu"), mebibytes=1, rounds=1))
+
+
+def test_all_reduce_is_measured_between_ranks(gloo):
+    assert all("2 ranks on cpu" in said and "GB/s" in said for said in gloo(2).run(reduced))
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(1), pytest.param(2, marks=pytest.mark.long)])
+def test_the_recipe_reports_this_machine(tmp_path, ranks):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "recipes/doctor.py"), f"outputs={tmp_path}", "device=auto"],
+        capture_output=True, text=True, timeout=200, cwd=tmp_path,
+    )  # fmt: skip
+    for topic in ("node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm", "storage"):
+        assert sum(line[8:].startswith(topic) for line in done.stdout.splitlines()) >= 1, done.stdout + done.stderr
+    assert ("all-reduce" in done.stdout) == (ranks > 1)

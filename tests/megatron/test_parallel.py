@@ -1,0 +1,112 @@
+"""Launchers' variables, ranks' places, and a second life in the same process."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from vold_nemo.config import ConfigError
+from vold_nemo.megatron.parallel import Launch, first_host, launch
+
+SLURM = {
+    "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "77",
+    "SLURM_STEP_NODELIST": "gpu[003-004]",
+}
+
+
+def test_torchrun_comes_before_srun_and_alone_is_the_rest():
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "1234"}
+    assert launch(SLURM | torchrun) == Launch(3, 4, 1, "n1", 1234)
+    assert launch({}) == Launch(0, 1, 0, None, 0)
+    batch_script = {key: value for key, value in SLURM.items() if key != "SLURM_STEP_ID"}
+    assert launch(batch_script) == Launch(0, 1, 0, None, 0)
+
+
+def test_srun_ranks_agree_on_host_and_port_without_asking():
+    found = launch(SLURM)
+    assert (found.rank, found.world, found.local_rank, found.host) == (5, 8, 1, "gpu003")
+    assert 20000 <= found.port < 40000 and found.port == launch(SLURM | {"SLURM_PROCID": "0"}).port
+    assert found.port != launch(SLURM | {"SLURM_STEP_ID": "1"}).port
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("n7", "n7"), ("n7,n8", "n7"), ("gpu[003-006,9],x1", "gpu003"), ("r[2,5]n1", "r2n1"), ("a-b-[10-12]", "a-b-10")],
+)
+def test_first_host(nodes, host):
+    assert first_host(nodes) == host
+
+
+def test_a_broken_variable_is_named():
+    with pytest.raises(ConfigError, match="SLURM_LOCALID"):
+        launch(SLURM | {"SLURM_LOCALID": "one"})
+
+
+def places(tensor, pipeline, sequence):
+    from megatron.core import parallel_state
+
+    from vold_nemo.megatron import parallel
+
+    layout = parallel.initialize(tensor, pipeline, sequence=sequence, seed=3, device="cpu")
+    groups = [layout.tensor_group.size(), layout.pipeline_group.size(), layout.data_group.size(), layout.model_group.size()]
+    found = (layout.tensor_rank, layout.pipeline_rank, layout.data_rank, layout.is_first_stage, layout.is_last_stage)
+    parallel.destroy()
+    return found, groups, layout.sequence, parallel_state.model_parallel_is_initialized()
+
+
+def test_one_process_lives_through_several_layouts(gloo):
+    for _ in range(2):
+        found = gloo(4).run(places, 2, 2, True)
+        assert [place for place, *_ in found] == [
+            (0, 0, 0, True, False), (1, 0, 0, True, False), (0, 1, 0, False, True), (1, 1, 0, False, True)]
+        assert all(groups == [2, 2, 1, 4] and sequence and not alive for _, groups, sequence, alive in found)
+        found = gloo(4).run(places, 2, 1, False)
+        assert [place[:3] for place, *_ in found] == [(0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1)]
+        assert all(groups == [2, 1, 2, 2] for _, groups, *_ in found)
+
+
+def _refused(tensor):
+    from vold_nemo.megatron import parallel
+
+    try:
+        parallel.initialize(tensor, 1, seed=1, device="cpu")
+    except ConfigError as error:
+        return error.key
+
+
+def test_a_world_that_does_not_fit_is_refused_on_every_rank(gloo):
+    assert gloo(4).run(_refused, 3) == ["world size"] * 4
+
+
+def test_a_lone_process_needs_no_launcher():
+    code = (
+        "from vold_nemo.megatron import parallel; import torch.distributed as dist\n"
+        "layout = parallel.initialize(1, 1, seed=1, device='cpu')\n"
+        "assert (layout.world, layout.data, layout.rank) == (1, 1, 0)\n"
+        "parallel.destroy(); assert not dist.is_initialized()"
+    )
+    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID")}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=120)
+
+
+def test_two_srun_tasks_find_each_other():
+    """Two processes that know only what srun tells them form one tensor group."""
+    code = (
+        "from vold_nemo.megatron import parallel; import torch, torch.distributed as dist\n"
+        "layout = parallel.initialize(2, 1, seed=1, device='cpu')\n"
+        "total = torch.tensor([layout.rank + 1]); dist.all_reduce(total, group=layout.tensor_group)\n"
+        "assert (layout.world, total.item()) == (2, 3)\n"
+        "parallel.destroy()"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    step = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port}
+    tasks = [
+        subprocess.Popen([sys.executable, "-c", code], env=clean | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in ("0", "1")
+    ]
+    assert [task.wait(timeout=150) for task in tasks] == [0, 0]

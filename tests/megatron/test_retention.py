@@ -1,0 +1,88 @@
+"""Which checkpoints stay, and what happens when one cannot be written."""
+
+import json
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.megatron import steps, tiny
+from vold_nemo.megatron import checkpoint
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("qwen2")
+    tiny.save("qwen2", path, tied=True)
+    return path
+
+
+def written(folder: Path, metrics: dict[int, object]) -> list[Path]:
+    """Checkpoint folders with nothing but a manifest, newest first."""
+    for step, metric in metrics.items():
+        (folder / f"step_{step}").mkdir()
+        (folder / f"step_{step}" / "manifest.json").write_text(json.dumps({"step": step, "metric": metric}))
+    return [folder / f"step_{step}" for step in sorted(metrics, reverse=True)]
+
+
+METRICS = {10: 0.5, 20: 0.1, 30: 0.9, 40: 0.4, 50: None, 60: "nan", 70: 0.6}
+
+
+@pytest.mark.parametrize(
+    "rules, steps_kept",
+    [
+        (dict(keep=2), {60, 70}),
+        (dict(keep=1, every=30), {30, 60, 70}),
+        (dict(keep=1, best=2), {20, 40, 70}),
+        (dict(keep=1, best=2, highest=True), {30, 70}),  # the newest is one of the two best
+        (dict(keep=1, every=20, best=1, highest=True), {20, 30, 40, 60, 70}),
+        (dict(keep=9), set(METRICS)),
+    ],
+)
+def test_newest_each_so_many_steps_and_best_are_kept(tmp_path, rules, steps_kept):
+    kept = checkpoint.retained(written(tmp_path, METRICS), **{"every": 0, "best": 0, "highest": False, **rules})
+    assert {int(path.name.removeprefix("step_")) for path in kept} == steps_kept
+
+
+def _save_three(source, folder, limit):
+    """Checkpoints at steps 1 and 2, one that rank 1 has no room for, and one with room again."""
+    from vold_nemo.megatron import parallel
+
+    model, _, layout, optimizer, schedule = steps.trainer(source, 2, 1)
+
+    def save(step):
+        checkpoint.save(
+            folder, step, model=model, optimizer=optimizer, schedule=schedule, layout=layout, keep=1, keep_best=1,
+            metric={1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4}[step],
+        )  # fmt: skip
+
+    said = None
+    try:
+        save(1)
+        save(2)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is then an OSError
+        try:
+            if layout.rank == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            save(3)
+        except checkpoint.CheckpointNotWritten as error:
+            said = str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, ignored)
+        there = sorted(path.name for path in Path(folder).iterdir())
+        latest = checkpoint.find_latest(folder).name
+        save(4)
+        return said, there, latest, checkpoint.find_latest(folder).name
+    finally:
+        parallel.destroy()
+
+
+@pytest.mark.parametrize("limit", [1000, 20_000])  # its file of random states does not fit; nor do its shards
+def test_a_full_disk_on_one_rank_keeps_the_checkpoints_before_and_says_so_on_all(source, tmp_path, gloo, limit):
+    for said, there, latest, after in gloo(2).run(_save_three, source, str(tmp_path), limit):
+        assert said.startswith("checkpoint of step 3 not written: ") and "rank 1: " in said
+        assert there == ["latest", "step_1", "step_2"]  # the best and the newest; nothing half written
+        assert latest == "step_2" and after == "step_4"

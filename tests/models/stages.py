@@ -1,0 +1,195 @@
+"""Functions that gloo workers run: one stage of the method on tiny random checkpoints, in any layout."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+SAMPLES = 4
+REWARDS = (1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 1, 1)  # mixed, all wrong, all right, mixed
+
+
+def make_world(folder: Path) -> None:
+    """Tiny student, tiny teacher, questions and traces."""
+    import json
+
+    from vold_nemo.miniature.random_models import write_questions, write_random_student, write_random_teacher
+
+    write_random_student(folder / "student", layers=4, heads=4, kv_heads=2)
+    write_random_teacher(folder / "teacher", layers=4, heads=4, kv_heads=2)
+    write_questions(folder / "text.jsonl", count=24)
+    write_questions(folder / "image.parquet", count=6, images=True)
+    rows = [json.loads(line) for line in (folder / "text.jsonl").read_text().splitlines()]
+    chance = random.Random(0)
+    with (folder / "traces.jsonl").open("w") as file:
+        for row in rows:
+            response = [chance.randrange(12, 50) for _ in range(chance.randrange(3, 20))] + [1]
+            trace = {
+                "id": row["id"], "sample": 0, "messages": [{"role": "user", "content": row["prompt"]}],
+                "response": "", "response_ids": response, "response_tokens": len(response), "finish": "stop",
+            }  # fmt: skip
+            file.write(json.dumps(trace) + "\n")
+
+
+def configuration(folder: Path, *overrides: str):
+    """The miniature experiment on the tiny world, with ``overrides``."""
+    from vold_nemo.composition import compose
+
+    return compose(
+        [
+            "experiment=miniature", f"student.path={folder}/student", f"teacher.path={folder}/teacher",
+            f"vold.start={folder}/student", f"data.prompts.path={folder}/text.jsonl", f"traces.path={folder}/traces.jsonl",
+            f"vold.validation.data.path={folder}/image.parquet", f"outputs={folder}/outputs", "logging.tensorboard=false",
+            "sft.batch=8", "sft.micro_batch=4", "sft.steps=2", "sft.optimizer.warmup_steps=0", "vold.steps=2",
+            "vold.prompts_per_step=4", f"rollout.samples_per_prompt={SAMPLES}", "rollout.max_tokens=12",
+            "vold.updates_per_step=1", "vold.micro_batch_tokens=128", "checkpoint.every=0", "sft.run=sft", "vold.run=vold",
+            # Adam with a large epsilon moves by the gradient itself: weights then show gradients, rounding and all, where
+            # the usual one would turn the last bit of a tiny gradient into a whole step.
+            "vold.optimizer.epsilon=1.0", "vold.optimizer.learning_rate=0.1",
+            *overrides,
+        ]
+    )  # fmt: skip
+
+
+def layout_of(config):
+    from vold_nemo.megatron import parallel
+
+    return parallel.initialize(
+        config.parallel.tensor, config.parallel.pipeline, sequence=config.parallel.sequence, seed=config.seed,
+        device=config.device,
+    )  # fmt: skip
+
+
+def build_sft(config):
+    """A stage 1 model that is ready to train, as recipes/sft.py makes it."""
+    from omegaconf import OmegaConf
+
+    from vold_nemo.data.rejected import Rejected
+    from vold_nemo.data.templates import eos_ids, load_tokenizer
+    from vold_nemo.data.traces import load_traces
+    from vold_nemo.data.vocabulary import VocabularyContract
+    from vold_nemo.models.sft import MegatronSFTModel
+
+    model = MegatronSFTModel(OmegaConf.structured(config))
+    tokenizer = load_tokenizer(config.student.path)
+    contract = VocabularyContract.from_tokenizers(
+        tokenizer, model.architecture.vocabulary, None, None, padded=model.padded_vocabulary
+    )
+    examples, _ = load_traces(
+        config.traces.path, tokenizer, max_length=config.sft.max_length, rejected=Rejected(None, 0.0),
+        end_ids=eos_ids(config.student.path, tokenizer),
+    )  # fmt: skip
+    model.load_pretrained(config.student.path)
+    model.prepare_for_training()
+    model.attach(examples, contract)
+    return model
+
+
+class FixedSampler:
+    """Stands in for the rollout engine: the same rollouts and rewards whatever the layout, and weights that go nowhere."""
+
+    def __init__(self, rewards=REWARDS, vocabulary: int = 53):
+        import torch
+
+        self.rewards, self.vocabulary, self.received = rewards, vocabulary, {}
+        self.engine, self.dtype, self.stop_ids, self.diagnosis = self, torch.float32, (1,), {}
+
+    def generate(self, step: int):
+        from vold_nemo.data.rollouts import Rollout
+
+        chance, rollouts = random.Random(step), []
+        for prompt in range(len(self.rewards) // SAMPLES):
+            ids = [chance.randrange(12, self.vocabulary) for _ in range(chance.randrange(4, 12))]
+            for sample in range(SAMPLES):
+                response = [chance.randrange(12, self.vocabulary) for _ in range(chance.randrange(1, 14))] + [1]
+                rollouts.append(
+                    Rollout(prompt, sample, ids, response, [-3.0 - 0.1 * (i % 3) for i in range(len(response))], "", "stop")
+                )
+        return rollouts
+
+    def verify(self, rollouts):
+        for rollout, reward in zip(rollouts, self.rewards, strict=True):
+            rollout.reward = float(reward)
+        return [float(reward) for reward in self.rewards]
+
+    def load(self, stream, version):
+        from vold_nemo.rollout.engine import LoadReport
+        from vold_nemo.rollout.sync import combine, tensor_digest
+
+        self.received = {name: tensor.clone() for name, tensor in stream}
+        digests = {name: tensor_digest(name, tensor) for name, tensor in self.received.items()}
+        return LoadReport(0, 0.0, combine(digests), version)
+
+    def validate(self, step):
+        return {}
+
+    def record(self, *_):
+        pass
+
+    def name(self, rollout):
+        return f"prompt {rollout.prompt_index}"
+
+    def close(self):
+        pass
+
+
+def build_vold(config, layout, sampler=None):
+    """A stage 2 model that is ready to train, as recipes/vold.py makes it; ``sampler`` None = a FixedSampler."""
+    from omegaconf import OmegaConf
+
+    from vold_nemo.data.templates import load_tokenizer
+    from vold_nemo.data.vocabulary import VocabularyContract
+    from vold_nemo.megatron.runs import Run
+    from vold_nemo.models.teacher import Teacher
+    from vold_nemo.models.vold import MegatronVOLDModel
+
+    model, teacher = MegatronVOLDModel(OmegaConf.structured(config)), None
+    if config.objective.kl.enabled:
+        teacher = Teacher(
+            config.teacher, layout, padded_vocabulary=model.padded_vocabulary, student_precision=config.precision
+        )
+    contract = VocabularyContract.from_tokenizers(
+        load_tokenizer(config.vold.start), model.architecture.vocabulary,
+        load_tokenizer(config.teacher.path) if teacher else None, teacher.architecture.vocabulary if teacher else None,
+        padded=model.padded_vocabulary,
+    )  # fmt: skip
+    model.load_pretrained(config.vold.start)
+    model.prepare_for_training()
+    model.attach(sampler or FixedSampler(), contract, teacher, Run(Path(config.outputs) / "vold", rank=layout.rank))
+    return model
+
+
+def sft_steps(folder: Path, *overrides: str) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of two steps of stage 1."""
+    from vold_nemo.megatron import parallel
+
+    config = configuration(folder, *overrides)
+    layout_of(config)
+    model = build_sft(config)
+    said = [model.train_step(step) for step in range(2)]
+    parallel.destroy()
+    return [(metrics["loss"], metrics["grad_norm"]) for metrics in said]
+
+
+def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
+    """Two steps of stage 2 on fixed rollouts: metrics of each, and the weights after them."""
+    from vold_nemo.megatron import parallel
+
+    config = configuration(folder, "rollout.probe_tolerance=1e9", *overrides)
+    layout = layout_of(config)
+    sampler = FixedSampler(rewards)
+    model = build_vold(config, layout, sampler)
+    before = teacher_state(model)
+    metrics = [model.train_step(step) for step in range(2)]
+    after, memory = teacher_state(model), model.teacher.memory_bytes() if model.teacher else None
+    parallel.destroy()
+    weights = {name: tensor.numpy() for name, tensor in sampler.received.items()}
+    return {"metrics": metrics, "weights": weights, "teacher": (before, after), "memory": memory}
+
+
+def teacher_state(model):
+    from vold_nemo.rollout.sync import combine, tensor_digest
+
+    if model.teacher is None:
+        return None
+    return combine({name: tensor_digest(name, p) for name, p in model.teacher.model.named_parameters()})

@@ -1,0 +1,117 @@
+"""A run that is killed ends where the undisturbed one does, bit for bit, with real recipes and the real rollout engine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models.stages import make_world
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+def command(world: Path, stage: str, ranks: int, outputs: Path, *overrides: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [
+        *(launcher if ranks > 1 else [sys.executable]), str(ROOT / "recipes" / f"{stage}.py"), "experiment=miniature",
+        f"student.path={world}/student", f"teacher.path={world}/teacher", f"vold.start={world}/student",
+        f"data.prompts.path={world}/text.jsonl", f"traces.path={world}/traces.jsonl",
+        "vold.validation.data=null", "vold.validation.every=0",
+        f"outputs={outputs}", "sft.run=run", "vold.run=run", "logging.tensorboard=false", "sft.steps=4", "sft.batch=8",
+        "sft.optimizer.warmup_steps=1", "vold.steps=4", "vold.prompts_per_step=4", "rollout.max_tokens=10",
+        "checkpoint.every=1", "checkpoint.keep=9", *overrides,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(*arguments) -> None:
+    done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def run_and_kill(outputs: Path, *arguments) -> None:
+    """Kill -9 the whole session as soon as step 2 has its checkpoint: somewhere in step 3."""
+    process = subprocess.Popen(
+        command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    try:
+        while not (outputs / "run/checkpoints/step_2").exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "no checkpoint after 300 s"
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def rank_states(outputs: Path) -> list:
+    files = sorted((outputs / "run/checkpoints/step_4/ranks").glob("*.pt"))
+    assert files
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+def shards(outputs: Path) -> dict[str, str]:
+    manifest = json.loads((outputs / "run/checkpoints/step_4/manifest.json").read_text())
+    return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".distcp")}
+
+
+def curve(outputs: Path) -> list[tuple]:
+    lines = [json.loads(line) for line in (outputs / "run/metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"], line["learning_rate"]) for line in lines]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "stage, ranks, overrides",
+    [
+        ("sft", 1, []),
+        ("vold", 1, ["vold.updates_per_step=2"]),
+        pytest.param("sft", 2, ["parallel=tp2"], marks=pytest.mark.long),
+        pytest.param("vold", 2, ["parallel=tp2"], marks=pytest.mark.long),
+        pytest.param("vold", 2, ["parallel=pp2"], marks=pytest.mark.long),
+        pytest.param("vold", 2, ["parallel=dp2"], marks=pytest.mark.long),
+    ],
+)
+def test_four_steps_equal_two_steps_a_kill_and_two_more(world, tmp_path, stage, ranks, overrides):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(world, stage, ranks, whole, *overrides)
+    run_and_kill(broken, world, stage, ranks, broken, *overrides)
+    run(world, stage, ranks, broken, *overrides)
+    assert curve(broken) == curve(whole) and len(curve(whole)) == 4
+    assert shards(broken) == shards(whole)  # model and optimizer, byte for byte
+    for a, b in zip(rank_states(whole), rank_states(broken), strict=True):
+        assert torch.equal(a["random"]["torch"], b["random"]["torch"])
+        assert a["schedule"] == b["schedule"]
+
+
+@pytest.mark.timeout(600)
+def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_85(world, tmp_path):
+    arguments = command(world, "vold", 1, tmp_path, "vold.steps=500", "checkpoint.every=1000")
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 85, stderr[-3000:]
+    done = len(metrics.read_text().splitlines())
+    assert (tmp_path / f"run/checkpoints/step_{done}/manifest.json").exists()

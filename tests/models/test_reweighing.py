@@ -1,0 +1,112 @@
+"""Masks and rewards that read the teacher: the step's weights are those of transformers' own log-probs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.models.stages import REWARDS, SAMPLES, build_vold, configuration, layout_of, make_world
+
+BETA = 0.05
+SHAPED = ["objective.kl.estimator=k1_reward", "objective.kl.reward_placement=before"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+def weights_of_a_step(folder, *overrides):
+    """What the loss of step 0 read: advantages and KL weights by rollout; and the step's metrics."""
+    from vold_nemo.megatron import parallel
+
+    config = configuration(folder, "rollout.probe_tolerance=1e9", f"objective.kl.beta.value={BETA}", *overrides)
+    model, seen = build_vold(config, layout_of(config)), {}
+    inner = model.get_loss_and_metrics
+
+    def watch(batch, forward_only):
+        selection = batch[2]
+        for micro_batch in batch[0]:
+            for row in micro_batch.rows:
+                seen[row] = selection.advantages[row], selection.kl_weight[row]
+        return inner(batch, forward_only)
+
+    model.get_loss_and_metrics = watch
+    metrics = model.train_step(0)
+    rollouts = model.sampler.generate(0)
+    shared = model.contract.shared.tolist()
+    parallel.destroy()
+    return seen, metrics, [(r.prompt_ids, r.response_ids) for r in rollouts], shared
+
+
+def log_probs(path, rollouts, shared, temperature):
+    """Per rollout, log-probs of the response's tokens over the shared ids, 0 for others; by transformers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = AutoModelForImageTextToText if "vl" in AutoConfig.from_pretrained(path).model_type else AutoModelForCausalLM
+    model, found = kind.from_pretrained(path, dtype=torch.float32), []
+    for prompt, response in rollouts:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double() / temperature
+        outside = ~torch.tensor(shared[: logits.shape[1]] + [False] * (logits.shape[1] - len(shared)))
+        table = logits.masked_fill(outside, -torch.inf).log_softmax(-1)
+        found.append([float(table[t, i]) if shared[i] else 0.0 for t, i in enumerate(response)])
+    return found
+
+
+def groups(values):
+    return np.array(values).reshape(-1, SAMPLES)
+
+
+@pytest.mark.parametrize("average", ["sequence", "token", "constant"])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_kl_inside_the_rewards_is_standardised_with_them(gloo, world, average, updates):
+    options = [*SHAPED, f"objective.kl.average={average}", "objective.kl.teacher_temperature=1.5", "rollout.temperature=0.8"]
+    ((seen, metrics, rollouts, shared),) = gloo(1).run(
+        weights_of_a_step, world, *options, f"vold.updates_per_step={updates}"
+    )
+    student = log_probs(f"{world}/student", rollouts, shared, 0.8)
+    teacher = log_probs(f"{world}/teacher", rollouts, shared, 1.5)
+    k1 = [sum(p) - sum(q) for p, q in zip(student, teacher, strict=True)]
+    counts = np.array([sum(shared[i] for i in response) for _, response in rollouts])
+    count = len(counts) // updates
+    share = counts.reshape(updates, count)
+    per = {"sequence": share, "token": share.sum(1, keepdims=True) / count * np.ones_like(share), "constant": 12}[average]
+    penalty = BETA * (1 - np.array(REWARDS)) * np.array(k1) / np.broadcast_to(per, share.shape).reshape(-1)
+    shaped = groups(np.array(REWARDS) - penalty)
+    expected = (shaped - shaped.mean(1, keepdims=True)) / (shaped.std(1, ddof=1, keepdims=True) + 1e-4)
+    expected[2] = 0.0  # all right: nothing to compare
+    assert sorted(seen) == [row for row in range(16) if row // SAMPLES != 2]  # the all-wrong group has advantages now
+    for row, (advantage, _) in seen.items():
+        assert advantage == pytest.approx(expected.flatten()[row], rel=1e-3, abs=1e-4)
+    tokens = [p - q for row, r in enumerate(REWARDS) if not r for p, q in zip(student[row], teacher[row], strict=True)]
+    assert metrics["loss_kl"] == 0.0
+    if updates == 1:
+        assert metrics["kl_mean"] == pytest.approx(sum(tokens) / counts[np.array(REWARDS) == 0].sum(), rel=1e-4)
+        assert metrics["kl_min"] == pytest.approx(min(tokens), rel=1e-4)
+
+
+def test_a_soft_mask_follows_the_teachers_perplexity_within_each_group(gloo, world):
+    ((hard, *_),) = gloo(1).run(weights_of_a_step, world, "objective.kl.mask=reward")
+    ((soft, _, rollouts, shared),) = gloo(1).run(weights_of_a_step, world, "objective.kl.mask=perplexity")
+    teacher = log_probs(f"{world}/teacher", rollouts, shared, temperature=1.0)
+    perplexity = [
+        math.exp(-sum(said) / sum(shared[i] for i in response))
+        for said, (_, response) in zip(teacher, rollouts, strict=True)
+    ]
+    for row, (advantage, weight) in soft.items():
+        group = range(row // SAMPLES * SAMPLES, row // SAMPLES * SAMPLES + SAMPLES)
+        least = min((perplexity[i] for i in group if not REWARDS[i]), default=1.0)
+        assert weight == pytest.approx(hard[row][1] * least / perplexity[row], rel=1e-4) and advantage == hard[row][0]
+    # 7 wrong ones; in each of 3 groups the one that the teacher knows best keeps its weight
+    assert sum(hard[row][1] > soft[row][1] > 0 for row in soft) == 4
+
+
+def test_where_beta_is_off_the_teacher_rests_and_the_step_is_grpos(gloo, world):
+    ((off, metrics, *_),) = gloo(1).run(weights_of_a_step, world, "objective.kl.beta.off_step=0")
+    ((grpo, plain, *_),) = gloo(1).run(weights_of_a_step, world, "objective=grpo")
+    assert metrics["teacher_tokens"] == 0 and metrics["skipped_groups"] == plain["skipped_groups"] == 2
+    assert off == grpo and metrics["loss"] == plain["loss"] and metrics["grad_norm"] == plain["grad_norm"]

@@ -1,0 +1,66 @@
+"""The mask is a saving: what reaches the teacher, what is trained on, and that neither changes a gradient."""
+
+import numpy as np
+import pytest
+
+from tests.models.stages import REWARDS, SAMPLES, FixedSampler, make_world, vold_steps
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+def test_only_tokens_of_wrong_rollouts_are_scored(gloo, world):
+    said = gloo(1).run(vold_steps, world, REWARDS, "objective=vold_reverse")[0]
+    for step, metrics in enumerate(said["metrics"]):
+        rollouts = FixedSampler().generate(step)
+        wrong = [len(r.ids) for r, reward in zip(rollouts, REWARDS, strict=True) if reward == 0]
+        assert metrics["teacher_tokens"] == sum(wrong) > 0
+        assert metrics["scored_rollouts"] == len(wrong)
+
+
+def test_an_all_right_group_costs_no_training_token(gloo, world):
+    said = gloo(1).run(vold_steps, world, REWARDS, "objective=vold_reverse")[0]
+    for metrics in said["metrics"]:
+        assert metrics["skipped_groups"] == 1
+        assert metrics["trained_rollouts"] == len(REWARDS) - SAMPLES
+
+
+def test_unmasked_kl_scores_everything(gloo, world):
+    said = gloo(1).run(vold_steps, world, REWARDS, "objective=vold_reverse", "objective.kl.mask=none")[0]
+    assert all(metrics["scored_rollouts"] == len(REWARDS) for metrics in said["metrics"])
+
+
+@pytest.mark.parametrize("objective", ["vold_reverse", "vold", "grpo"])
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+def test_skipping_changes_no_gradient(gloo, world, objective, average):
+    options = [f"objective={objective}", f"objective.policy.average={average}", f"objective.kl.average={average}"]
+    skip, whole = (
+        gloo(2).run(vold_steps, world, REWARDS, *options, f"objective.skip={flag}")[0] for flag in ("true", "false")
+    )
+    for a, b in zip(skip["metrics"], whole["metrics"], strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+        assert a["trained_rollouts"] < b["trained_rollouts"] == len(REWARDS)
+    for name, tensor in skip["weights"].items():
+        np.testing.assert_allclose(tensor, whole["weights"][name], atol=2e-7, err_msg=name)
+
+
+def test_teacher_stays_frozen_without_a_byte_of_gradient(gloo, world):
+    for said in gloo(2).run(vold_steps, world, REWARDS, "objective=vold_reverse", "parallel=tp2"):
+        before, after = said["teacher"]
+        assert before == after
+        assert said["memory"]["gradients"] == 0 < said["memory"]["weights"]
+
+
+def test_grpo_loads_no_teacher_and_needs_no_path(gloo, world):
+    said = gloo(1).run(vold_steps, world, REWARDS, "objective=grpo", "teacher.path=/nowhere")[0]
+    assert said["teacher"] == (None, None)
+    assert all(metrics["teacher_tokens"] == 0 and metrics["loss_kl"] == 0 for metrics in said["metrics"])
+
+
+def test_right_answers_alone_teach_the_masked_student_nothing(gloo, world):
+    said = gloo(1).run(vold_steps, world, (1,) * 16, "objective=vold_reverse")[0]
+    assert all(metrics["grad_norm"] == 0 and metrics["teacher_tokens"] == 0 for metrics in said["metrics"])

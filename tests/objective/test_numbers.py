@@ -1,0 +1,185 @@
+"""Ragged shapes, extreme logits, low precision, padding full of NaN, finite differences."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.objective.cases import make_case, ours, reference
+from vold_nemo.objective import KLTerm, PolicyTerm, TokenBatch, VocabularyShard, vold_loss
+
+ESTIMATORS = ("k2", "k3", "vopd", "k1_reward", "reverse", "forward", "jsd", "topk")
+
+
+def compare(case, tolerance, **options):
+    loss, _, d_hidden, d_head = ours(case, **options)
+    expected, _, e_hidden, e_head = reference(case, **options)
+    for got, want in ((loss, expected), (d_hidden, e_hidden), (d_head, e_head)):
+        assert got.isfinite().all()
+        assert (got.double() - want).abs().max() <= tolerance * max(1e-2, want.abs().max())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 40),
+    V=st.integers(9, 67),
+    H=st.integers(1, 9),
+    sequences=st.integers(1, 6),
+    chunk=st.integers(1, 41),
+    temperature=st.floats(0.2, 3.0),
+    estimator=st.sampled_from(ESTIMATORS),
+    loss=st.sampled_from(["grpo", "gspo"]),
+    old=st.booleans(),
+    one_sided=st.booleans(),
+)
+def test_any_shape_and_any_ragged_mask_equals_the_dense_reference(
+    seed, n, V, H, sequences, chunk, temperature, estimator, loss, old, one_sided
+):
+    case = make_case(seed, n=n, V=V, H=H, sequences=sequences, old=old, one_sided=one_sided)
+    kl = KLTerm(estimator, top_k=4)
+    compare(case, 1e-9, policy=PolicyTerm(loss), kl=kl, temperature=temperature, chunk_tokens=chunk)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+def test_logits_of_ten_thousand_stay_finite_and_exact(estimator, dtype, tolerance):
+    case = make_case(3, scale=4000.0, dtype=dtype, old=False)
+    logits = case[0][0] @ case[0][1].T
+    assert logits.abs().max() > 1e4
+    if estimator == "k3":  # q/p overflows here, and is bounded: finite is all there is to ask
+        _, _, d_hidden, d_head = ours(case, policy=PolicyTerm(), kl=KLTerm("k3"))
+        assert d_hidden.isfinite().all() and d_head.isfinite().all()
+    else:
+        compare(case, tolerance, policy=PolicyTerm(), kl=KLTerm(estimator, top_k=4), chunk_tokens=7)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
+def test_low_precision_inputs_lose_only_the_rounding_of_their_gradients(estimator, dtype, tolerance):
+    """The reference sees the same rounded inputs in float64: bf16 products are summed in float32 on our side."""
+    case = make_case(5, n=40, V=90, H=16, dtype=dtype)
+    compare(case, tolerance, policy=PolicyTerm(), kl=KLTerm(estimator, top_k=4), chunk_tokens=16)
+
+
+class Fresh(torch.autograd.Function):
+    """gradcheck asks for a backward more than once; our graph gives its gradients away, so each asks a new one."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, function):
+        with torch.enable_grad():
+            inputs = hidden.detach().requires_grad_(), head.detach().requires_grad_()
+            loss = function(*inputs)
+            ctx.save_for_backward(*torch.autograd.grad(loss, inputs))
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, scale):
+        return *(scale * g for g in ctx.saved_tensors), None
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3", "reverse", "forward", "jsd", "topk"])
+@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+def test_gradients_are_those_of_finite_differences(estimator, loss):
+    """For every term that is a plain function of the weights (vopd and k1_reward hold a detached coefficient)."""
+    (hidden, head, teacher_hidden, teacher_head), batch, sampleable, shared = make_case(1, n=8, V=14, H=3, sequences=2)
+    shard = VocabularyShard.of(0, 1, sampleable, shared)
+
+    def value(h, w):
+        return vold_loss(
+            h, w, batch, shard, policy=PolicyTerm(loss), kl=KLTerm(estimator, top_k=3),
+            teacher_hidden=teacher_hidden, teacher_head=teacher_head, chunk_tokens=3, temperature=0.8,
+        )[0]  # fmt: skip
+
+    assert torch.autograd.gradcheck(
+        lambda h, w: Fresh.apply(h, w, value), (hidden.requires_grad_(), head.requires_grad_()), atol=1e-6
+    )
+
+
+def poison(case):
+    """NaN and infinity wherever a token has no weight."""
+    (hidden, head, teacher_hidden, teacher_head), batch, sampleable, shared = case
+    idle = (batch.policy_weight == 0) & (batch.kl_weight == 0)
+    assert idle.any()
+    hidden, teacher_hidden, targets = hidden.clone(), teacher_hidden.clone(), batch.targets.clone()
+    hidden[idle], teacher_hidden[batch.kl_weight == 0], targets[idle] = torch.nan, torch.inf, -100
+    advantages, old, rollout = (t.clone() for t in (batch.advantages, batch.old_logprobs, batch.rollout_logprobs))
+    advantages[batch.policy_weight == 0], old[idle], rollout[idle] = torch.nan, -torch.inf, torch.nan
+    poisoned = TokenBatch(targets, batch.sequence, batch.policy_weight, batch.kl_weight, advantages, old, rollout)
+    return (hidden, head, teacher_hidden, teacher_head), poisoned, sampleable, shared
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+def test_nothing_in_padding_reaches_a_gradient(estimator, loss):
+    options = {"policy": PolicyTerm(loss), "kl": KLTerm(estimator, top_k=4), "chunk_tokens": 4}
+    clean = make_case(7)
+    for dirty, pure in zip(ours(poison(clean), **options)[2:], ours(clean, **options)[2:], strict=True):
+        assert torch.equal(dirty, pure)
+
+
+def test_a_tied_embedding_receives_both_gradients():
+    (_, head, teacher_hidden, teacher_head), batch, sampleable, shared = make_case(2)
+    ids = torch.randint(0, len(head), (len(batch.targets),))
+    options = {"policy": PolicyTerm(), "kl": KLTerm("reverse")}
+    table = head.clone().requires_grad_()
+    loss, _ = vold_loss(
+        table[ids].tanh(), table, batch, VocabularyShard.of(0, 1, sampleable, shared),
+        teacher_hidden=teacher_hidden, teacher_head=teacher_head, **options,
+    )  # fmt: skip
+    loss.backward()
+    from tests.objective import dense
+
+    other = head.clone().requires_grad_()
+    dense.loss(
+        other[ids].tanh(), other, batch, sampleable, shared,
+        teacher_hidden=teacher_hidden, teacher_head=teacher_head, **options,
+    )[0].backward()  # fmt: skip
+    torch.testing.assert_close(table.grad, other.grad)
+
+
+def _ragged_on_rank(estimator):
+    """60 rows on each of 2 or 4 ranks, all ids of the last ranks padding: a rank may hold no id that counts."""
+    case = make_case(11, V=48)
+    sampleable, shared = case[2], case[3]
+    sampleable[20:], shared[20:] = False, False
+    case[1].targets.remainder_(17)
+    while not shared[case[1].targets].any():
+        case[1].targets.add_(1)
+    case[1].targets[~sampleable[case[1].targets]] = 0
+    options = {"policy": PolicyTerm(), "kl": KLTerm(estimator, top_k=4), "chunk_tokens": 6}
+    world = dist.get_world_size()
+    loss, _, d_hidden, d_head = ours(case, dist.group.WORLD, dist.get_rank(), world, **options)
+    expected, _, e_hidden, e_head = reference(case, **options)
+    errors = [(loss - expected).abs(), (d_hidden - e_hidden).abs().max()]
+    return float(max(*errors, (d_head - e_head.chunk(world)[dist.get_rank()]).abs().max()))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_rank_that_holds_padding_only_joins_and_adds_nothing(gloo, estimator):
+    assert max(gloo(4).run(_ragged_on_rank, estimator)) < 1e-10
+
+
+def _idle_on_rank():
+    case = make_case(0)
+    case[1].policy_weight.zero_(), case[1].kl_weight.zero_()
+    loss, statistics, d_hidden, d_head = ours(
+        case, dist.group.WORLD, dist.get_rank(), dist.get_world_size(), policy=PolicyTerm("gspo"), kl=KLTerm("k2")
+    )
+    return float(loss), float(d_hidden.abs().sum()), float(d_head.abs().sum()), int(statistics.sums()["tokens"])
+
+
+def test_a_batch_without_a_weight_has_zero_loss_and_zero_gradients(gloo):
+    assert gloo(2).run(_idle_on_rank) == [(0.0, 0.0, 0.0, 0)] * 2
+
+
+@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+def test_a_micro_batch_without_any_token_is_legal(loss):
+    (hidden, head, *_), _, sampleable, shared = make_case()
+    none = torch.zeros(0)
+    batch = TokenBatch(none.long(), none.long(), none, none, none)
+    hidden, head = hidden[:0].requires_grad_(), head.requires_grad_()
+    value, statistics = vold_loss(hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), policy=PolicyTerm(loss))
+    value.backward()
+    assert float(value) == 0.0 and head.grad.eq(0).all() and float(statistics.extremes()["kl_min"]) == torch.inf

@@ -1,0 +1,38 @@
+"""What the plan says of activations and of the objective is within a tenth of what a tracker of every allocation counts."""
+
+import pytest
+
+from tests.planning.allocations import training_peak
+from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.planning import activations
+from vold_nemo.planning.activations import Numerics, Tokens
+
+SHAPE = dict(family="qwen3", layers=2, heads=8, kv_groups=2, head_dim=32, tied=True, qkv_bias=False, rope_theta=1e4,
+             rms_eps=1e-6, max_positions=4096)  # fmt: skip
+CASES = {  # vocabulary, hidden, feed-forward, length of two sequences, chunk, query and key norms, estimator
+    "activations dominate": (512, 256, 768, 128, 64, True, "reverse"),
+    "LM head dominates": (16384, 256, 512, 64, 64, False, "k2"),
+    "logits dominate": (8192, 64, 128, 256, 256, False, "reverse"),
+}
+
+
+@pytest.mark.parametrize("tensor, sequence", [(1, False), (2, False), (2, True)], ids=["tp1", "tp2", "tp2_sp"])
+@pytest.mark.parametrize("case, precision, size", [
+    ("activations dominate", "bf16", 2), ("LM head dominates", "bf16", 2), ("logits dominate", "fp32", 4),
+])  # fmt: skip
+def test_peaks_are_those_of_the_tracker(gloo, case, precision, size, tensor, sequence):
+    vocabulary, hidden, ffn, length, chunk, qk_norm, estimator = CASES[case]
+    shape = dict(SHAPE, vocabulary=vocabulary, hidden=hidden, ffn=ffn, qk_norm=qk_norm)
+    args = (shape, tensor, sequence, precision, length, 2, chunk, estimator)
+    measured = max(gloo(tensor).run(training_peak, *args), key=lambda found: found["peak"])
+
+    arch, tokens, how = Architecture(**shape), Tokens(2 * length, length), Numerics(size, fused_norms=False)
+    rows = vocabulary // tensor
+    kept = activations.saved(arch, arch.layers, tokens, tensor, sequence, True, how)
+    loss = activations.objective(
+        hidden, rows, tokens.count, sequence, chunk, 2 * hidden, estimator == "reverse", how, cuda=False
+    )
+    behind = loss.kept + activations.layer_backward(arch, tokens, tensor, how)
+    peak = max(kept + max(loss.peak, behind), activations.embedding_backward(arch, rows, 1, how))
+    assert kept == pytest.approx(measured["saved"], rel=0.05)
+    assert peak == pytest.approx(measured["peak"], rel=0.10)

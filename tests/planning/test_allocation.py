@@ -1,0 +1,36 @@
+"""Parameter, gradient and optimizer bytes of the plan are what megatron-core allocates, to the byte, on every rank."""
+
+import pytest
+
+from tests.megatron import tiny
+from tests.planning.allocations import allocated
+from vold_nemo.megatron import architecture
+from vold_nemo.planning import allocation
+from vold_nemo.planning.allocation import Placement, stage_parameters, trained
+
+KINDS = {"qwen2_5_vl": True, "qwen3": False}  # kind: tied
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("allocation")
+    for kind, tied in KINDS.items():
+        tiny.save(kind, folder / kind, tied=tied)
+    return folder
+
+
+@pytest.mark.parametrize("kind, precision", [("qwen2_5_vl", "bf16"), ("qwen3", "fp32")])
+@pytest.mark.parametrize("distributed", [False, True], ids=["plain", "distributed"])
+@pytest.mark.parametrize(
+    "tensor, pipeline, world", [(1, 1, 1), (1, 1, 2), (2, 1, 2), (1, 2, 2), (1, 2, 4), (2, 2, 4), (4, 1, 4)]
+)
+def test_bytes_are_megatron_cores(gloo, checkpoints, kind, distributed, precision, tensor, pipeline, world):
+    path = checkpoints / kind
+    arch = architecture.read(path)
+    padded = allocation.padded_vocabulary([arch.vocabulary], tensor)
+    found = gloo(world).run(allocated, str(path), tensor, pipeline, precision == "bf16", distributed)
+    for stage, data_rank, named, *measured in found:
+        at = Placement(tensor, pipeline, world // (tensor * pipeline), stage, data_rank)
+        assert [(p.name, p.numel) for p in stage_parameters(arch, at, padded)] == named
+        plan = trained(arch, at, padded, precision, distributed)
+        assert [plan.parameters, plan.gradients, plan.optimizer] == measured

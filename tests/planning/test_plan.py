@@ -1,0 +1,211 @@
+"""The plan of an experiment: what it says, what it refuses, and that it needs neither torch nor checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.megatron import tiny
+from vold_nemo.composition import CONF, compose
+from vold_nemo.config import ConfigError
+from vold_nemo.megatron import architecture
+from vold_nemo.planning import allocation, memory, text, timing
+from vold_nemo.planning.memory import GIB
+from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, places, stage_gpus
+from vold_nemo.planning.published import architecture_of, vision_parameters
+from vold_nemo.planning.resolved import parameters
+from vold_nemo.planning.search import assign, candidates, cheapest_changes, fewest_gpus, ranked
+from vold_nemo.planning.tokens import contract
+from vold_nemo.planning.validity import Pending, Unbuilt, findings, pending
+
+# Parameter counts that the models' hub pages print.
+HUB = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976, "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen2.5-VL-32B-Instruct": 33_452_718_336, "Qwen/Qwen2.5-VL-72B-Instruct": 73_410_777_344,
+    "Qwen/Qwen3-4B": 4_022_468_096, "Qwen/Qwen3-8B": 8_190_735_360, "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264, "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+}  # fmt: skip
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if not file.stem.startswith("miniature"))
+NOT_BUILT = {"qwen2_5_vl_72b_from_235b": {"parallel.expert", "rollout.engine", "teacher.precision"}}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_published_shapes_add_up_to_the_published_parameter_counts(name):
+    arch = architecture_of(name)
+    assert parameters(arch) + vision_parameters(name) == HUB[name]
+    whole = allocation.frozen(arch, allocation.Placement(1, 1, 1, 0), arch.vocabulary, "bf16")
+    assert whole.parameters == 2 * parameters(arch)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_valid_fits_and_says_what_is_not_built(experiment):
+    config = compose([f"experiment={experiment}"])
+    errors = findings(config, "plan")
+    assert [error for error in errors if not isinstance(error, Pending)] == []
+    assert {error.key for error in errors if isinstance(error, Unbuilt)} == NOT_BUILT.get(experiment, set())
+    if experiment in NOT_BUILT:
+        return
+    models = models_of(config)
+    for stage in STAGES:
+        assert layout_findings(config, models, stage, stage_gpus(config, stage)) == []
+    plan = make_plan(config, models)
+    assert plan.fits, "\n".join(text.memory_table(plan))
+    assert plan.gpu_hours > 0
+
+
+def test_a_run_refuses_what_a_plan_only_warns_of():
+    config = compose(["experiment=qwen2_5_vl_72b_from_235b", "dry_run=true"])
+    keys = {error.key for error in findings(config, "vold", 128)}
+    assert NOT_BUILT["qwen2_5_vl_72b_from_235b"] | {"student.path", "teacher.path"} <= keys
+
+
+@pytest.fixture
+def paper():
+    return compose(["experiment=paper_3b"])
+
+
+def test_stages_add_up_to_the_model(paper):
+    models = models_of(compose(["experiment=qwen2_5_vl_7b_from_32b_h100"]))
+    for arch in (models.student, models.teacher):
+        padded = allocation.padded_vocabulary(models.padded_rows, 4)
+        split = sum(
+            allocation.frozen(arch, allocation.Placement(4, 2, 1, stage), padded, "bf16").elements for stage in (0, 1)
+        )
+        norms = sum(size for name, size in allocation.layer_parameters(arch, 4) if "norm" in name)
+        padding = 2 * (padded - arch.vocabulary) * arch.hidden
+        assert 4 * split - 3 * (norms * arch.layers + arch.hidden) == parameters(arch) + padding
+
+
+def test_the_teacher_is_charged_for_only_where_a_kl_needs_one(paper):
+    grpo = compose(["experiment=paper_3b", "objective=grpo"])
+    with_teacher, without = (make_plan(c, models_of(c)).stages[2] for c in (paper, grpo))
+    assert "teacher" in with_teacher.peak.parts and "teacher" in with_teacher.time.seconds
+    assert "teacher" not in without.peak.parts and "teacher" not in without.time.seconds
+
+
+def test_the_mask_saves_more_the_more_rollouts_are_right(paper):
+    rows = timing.mask_saving(paper, models_of(paper), 4)
+    saved = [whole - step for _, step, whole in rows]
+    assert saved[0] == pytest.approx(0) and saved == sorted(saved)
+    assert timing.shares(paper, 0.5) == (0.5, 1 - 0.5**5)
+    assert timing.shares(compose(["experiment=paper_3b", "objective=grpo"]), 0.5) == (0.0, 1 - 2 * 0.5**5)
+    assert timing.shares(compose(["experiment=paper_3b", "objective.skip=false"]), 0.5) == (1.0, 1.0)
+
+
+def test_every_rank_holds_something_and_every_layer_is_held(paper):
+    config = compose(["experiment=qwen2_5_vl_7b_from_32b_h100"])
+    first, second = places(config, models_of(config), 64)
+    assert first.startswith("ranks 0-31: 1/4 of student layers 0-13, teacher layers 0-31, embeddings; 8 copies")
+    assert second.startswith("ranks 32-63: 1/4 of student layers 14-27, teacher layers 32-63") and "LM heads" in second
+
+
+def test_a_plan_that_does_not_fit_names_three_changes_that_do(paper):
+    tight = assign(assign(paper, "parallel.sequence", False), "vold.micro_batch_tokens", 32768)
+    models = models_of(tight)
+    plan = make_plan(tight, models)
+    assert not plan.fits
+    offers = cheapest_changes(tight, models)
+    assert len(offers) == 3
+    for names, changed in offers:
+        assert changed.fits and 1 <= len(names) <= 3
+        given = dict(name.split("=") for name in ("parallel.sequence=false", "vold.micro_batch_tokens=32768", *names))
+        again = compose(["experiment=paper_3b", *(f"{key}={value}" for key, value in given.items())])
+        assert make_plan(again, models).fits
+    error = text.refusal(tight, models, plan)
+    assert error.key == "memory of vold train" and offers[0][0][0] in error.mend
+
+
+def test_the_search_ranks_every_legal_layout_and_only_those(paper):
+    models = models_of(paper)
+    found = ranked(paper, models, "vold", 4)
+    for _, config in candidates(paper, models, "vold", 4):
+        assert all(isinstance(error, Pending) for error in findings(config, "plan", 4))
+    fits = [layout.plan.fits for layout in found]
+    assert fits == sorted(fits, reverse=True) and any(fits) and not all(fits)
+    steps = [layout.plan.time.step for layout in found if layout.plan.fits]
+    assert steps == sorted(steps)
+    least = fewest_gpus(paper, models, "vold")
+    assert least.plan.fits
+    assert not any(layout.plan.fits for layout in ranked(paper, models, "vold", least.plan.gpus // 2))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    from vold_nemo.miniature.random_models import write_random_student, write_random_teacher
+
+    folder = tmp_path_factory.mktemp("plan")
+    write_random_student(folder / "base")
+    write_random_teacher(folder / "teacher")
+    return folder
+
+
+def test_the_contract_is_the_one_that_runs_check(world):
+    from transformers import AutoTokenizer
+
+    from vold_nemo.data.vocabulary import VocabularyContract
+
+    config = compose(["experiment=miniature", f"miniature.path={world}"])
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (config.student.path, config.teacher.path)]
+    rows = [architecture.read(path).vocabulary for path in (config.student.path, config.teacher.path)]
+    said = VocabularyContract.from_tokenizers(tokenizers[0], rows[0], tokenizers[1], rows[1], padded=max(rows))
+    (line,) = contract(config)
+    assert f"share {int(said.shared.sum())} ids" in line
+    assert f"{len(said.student_only)} only the student has, {len(said.teacher_only)} only the teacher has" in line
+
+
+def test_an_id_that_means_two_tokens_is_refused(world, tmp_path):
+    file = json.loads((world / "teacher" / "tokenizer.json").read_text())
+    file["added_tokens"][0]["content"] = "<else>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    config = compose(["experiment=miniature", f"miniature.path={world}", f"teacher.path={tmp_path}"])
+    with pytest.raises(ConfigError) as caught:
+        contract(config)
+    assert caught.value.key == "teacher.path" and "<else>" in caught.value.value
+
+
+def test_the_command_answers_without_torch_and_leaves_2_where_it_does_not_fit(tmp_path):
+    program = (
+        "import sys, runpy, atexit\n"
+        "atexit.register(lambda: print('HEAVY', sorted({'torch', 'nemo', 'megatron', 'transformers'} & set(sys.modules))))\n"
+        "sys.argv = ['recipes/plan.py', *sys.argv[1:]]\n"
+        "runpy.run_path('recipes/plan.py', run_name='__main__')\n"
+    )
+
+    def run(*overrides):
+        command = [sys.executable, "-c", program, "experiment=paper_3b", f"outputs={tmp_path}", *overrides]
+        return subprocess.run(command, capture_output=True, text=True, cwd=CONF.parent, env={**os.environ, "PYTHONPATH": "."})
+
+    good = run("explain=true")
+    assert good.returncode == 0, good.stderr
+    assert "HEAVY []" in good.stdout
+    assert "GPU hours" in good.stdout and "plan.straggler = 2.0" in good.stdout
+    assert "warning: student.path" in good.stderr
+    data = json.loads((tmp_path / "paper_3b" / "plan" / "plan.json").read_text())
+    assert data["fits"] and not data["measured"]
+    page = (tmp_path / "paper_3b" / "plan" / "plan.html").read_text()
+    assert "optimizer" in page and "Planned, not measured" in page
+    bad = run("vold.micro_batch_tokens=65536")
+    assert bad.returncode == 2 and "micro_batch_tokens=" in bad.stderr.split("mend:")[-1]
+    assert run("strict=true").returncode == 2
+    assert run("parallel.tensor=3").returncode == 2
+
+
+def test_a_cluster_without_rates_gets_memory_and_no_verdict():
+    config = compose(["experiment=paper_3b", "cluster=local"])
+    plan = make_plan(config, models_of(config))
+    assert plan.fits and plan.gpu_hours is None
+    assert any("unknown" in line for line in text.time_table(plan))
+    assert not memory.on_cuda(config) and plan.stages[2].peak.total > GIB
+
+
+def test_data_that_is_not_fetched_is_a_warning(tmp_path):
+    keys = {error.key for error in pending(compose(["experiment=paper_3b", f"data.prompts.path={tmp_path}"]))}
+    assert "data.trace_prompts.path" in keys and "data.prompts.path" not in keys
+
+
+def test_a_student_with_experts_is_not_planned(tmp_path):
+    tiny.save("qwen3_moe", tmp_path, tied=False)
+    with pytest.raises(ConfigError, match="dense"):
+        models_of(compose(["experiment=miniature", f"student.path={tmp_path}", f"teacher.path={tmp_path}"]))

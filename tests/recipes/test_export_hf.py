@@ -1,0 +1,90 @@
+"""recipes/export_hf.py: trained weights, from a run's checkpoint or a .nemo file, come back as transformers reads them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vold_nemo.miniature.random_models import write_random_student
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_run(source: str, folder: str, nemo: str) -> None:
+    """On a gloo rank: the weights of ``source`` as the checkpoint ``folder``/checkpoints/step_3 and as a .nemo archive."""
+    import hashlib
+    import json
+    import tarfile
+
+    import torch.distributed as dist
+
+    from vold_nemo.megatron import architecture, build, checkpoint, parallel, sharded, weights
+
+    world = dist.get_world_size()
+    layout = parallel.initialize(world, 1, seed=1, device="cpu")
+    arch = architecture.read(source)
+    padded = build.padded_vocabulary([arch.vocabulary, 64], world)  # padded for a larger teacher, unlike the export's
+    model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=torch.float32, trainable=False)
+    weights.load_hf(model, arch, layout, source)
+    final = Path(folder) / "checkpoints" / "step_3"
+    archive = Path(nemo).with_suffix("")
+    if layout.rank == 0:
+        (final / "shards").mkdir(parents=True)
+        (archive / "weights").mkdir(parents=True)
+    dist.barrier()
+    sharded.save_model(model, final / "shards")
+    sharded.save_model(model, archive / "weights")
+    dist.barrier()
+    if layout.rank == 0:
+        listed = {
+            str(path.relative_to(final)): {
+                "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+            }
+            for path in final.rglob("*") if path.is_file()
+        }  # fmt: skip
+        manifest = {"format": checkpoint.FORMAT, "step": 3, "layout": {}, "files": listed}
+        (final / "manifest.json").write_text(json.dumps(manifest))
+        with tarfile.open(nemo, "w:") as tar:
+            tar.add(archive, arcname=".")
+    dist.barrier()
+    parallel.destroy()
+
+
+def export(*overrides: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "recipes" / "export_hf.py"), "experiment=miniature", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
+
+
+@pytest.mark.parametrize("kind", ["run", "nemo"])
+def test_weights_that_two_ranks_trained_come_back_for_transformers(gloo, tmp_path, kind):
+    source = write_random_student(tmp_path / "base")
+    trained = write_random_student(tmp_path / "trained", seed=7)
+    run, nemo = tmp_path / "outputs" / "run", tmp_path / "student.nemo"
+    gloo(2).run(write_run, str(trained), str(run), str(nemo))
+    out = tmp_path / "exported"
+    done = export(
+        f"outputs={tmp_path / 'outputs'}", f"export.run={'run' if kind == 'run' else nemo}", f"export.source={source}",
+        f"export.path={out}", "export.verify=true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "transformers agrees" in done.stdout and ("step_3" in done.stdout) == (kind == "run")
+    card = (out / "README.md").read_text()
+    assert str(source) in card and "arxiv.org/abs/2510.23497" in card and ("step_3" if kind == "run" else nemo.name) in card
+    found, before, after = (load_file(str(p / "model.safetensors")) for p in (out, source, trained))
+    assert found.keys() == before.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, before[name] if name.startswith("visual.") else after[name]), name
+
+
+def test_a_run_that_does_not_exist_leaves_with_2_and_says_how_to_mend_it(tmp_path):
+    done = export(
+        f"outputs={tmp_path}", "export.run=nothing", f"export.source={write_random_student(tmp_path / 'base')}"
+    )
+    assert done.returncode == 2 and "export.run" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,66 @@
+"""The launchers and the scripts that are made from a configuration: clean for shellcheck, whole in themselves."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import ROOT
+from vold_nemo.composition import compose
+from vold_nemo.config import ConfigError
+from vold_nemo.planning.launch import nodes, stages, write_chain
+
+OVERRIDES = [
+    "experiment=miniature", "parallel=tp2", "traces.shards=3", "cluster.gpus_per_node=2", "cluster.gpus.sft=4",
+    "cluster.launch.account=a1", "cluster.launch.gres=gpu:h100", "cluster.launch.setup=['module load cuda', 'x=\"a b\"']",
+    "++cluster.launch.environment.NCCL_SOCKET_IFNAME=ib0", "cluster.launch.options=['--exclusive']",
+]  # fmt: skip
+
+
+@pytest.fixture
+def chain(tmp_path) -> dict[str, str]:
+    here = tmp_path / "it's a place"
+    here.mkdir()
+    written = write_chain(compose(OVERRIDES), OVERRIDES, here)
+    return {stage.name: path.read_text() for stage, path in written} | {"folder": str(written[0][1].parent)}
+
+
+def test_every_stage_has_its_tasks_site_and_overrides(chain):
+    assert list(chain) == ["traces", "sft", "export_sft", "vold", "export_vold", "evaluate", "report", "folder"]
+    for line in ("--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--gres=gpu:h100:2", "--account=a1", "--exclusive"):
+        assert f"#SBATCH {line}\n" in chain["sft"]
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks=2\n" in chain["vold"]  # one copy of the model: tensor 2
+    assert "#SBATCH --array=0-2\n" in chain["traces"] and '"traces.shard=${SLURM_ARRAY_TASK_ID}"' in chain["traces"]
+    assert "export NCCL_SOCKET_IFNAME=ib0\n" in chain["sft"] and "checkpoints/latest" in chain["sft"]
+    assert "~evaluate.models.sft_grpo" in chain["evaluate"]  # an arm that this chain does not train
+
+
+def test_bash_reads_back_what_was_meant(chain, tmp_path):
+    """The script's own text, with a stage.sbatch that prints what it was given."""
+    root = tmp_path / "root"
+    (root / "slurm").mkdir(parents=True)
+    (root / "slurm/stage.sbatch").write_text('printf "%s\\n" "${VOLD_SETUP}" "${VOLD_LOGS}" "$@"')
+    text = chain["sft"].replace(f"export VOLD_ROOT={ROOT}\n", f"export VOLD_ROOT={root}\n")
+    said = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True).stdout.splitlines()
+    logs = Path(chain["folder"]).parent / "logs"
+    assert said == ["module load cuda", 'x="a b"', str(logs), "sft", *OVERRIDES]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
+def test_shellcheck_finds_nothing(chain):
+    scripts = [*ROOT.glob("slurm/*.sh"), ROOT / "slurm/stage.sbatch", *ROOT.glob("tests/slurm/*.sh"), ROOT / ".ci/run"]
+    scripts += Path(chain["folder"]).glob("*.sbatch")
+    assert len(scripts) >= 12
+    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_ranks_fill_whole_nodes_and_a_container_needs_an_image(tmp_path):
+    config = compose([*OVERRIDES, "cluster.gpus_per_node=4"])
+    assert [nodes(config, tasks) for tasks in (1, 4, 12)] == [(1, 1), (1, 4), (3, 4)]
+    with pytest.raises(ConfigError, match="fill whole nodes"):
+        nodes(config, 6)
+    assert {stage.tasks for stage in stages(config)} == {1, 2, 4}
+    with pytest.raises(ConfigError, match=r"cluster\.launch\.container"):
+        write_chain(compose([*OVERRIDES, "cluster.launch.runtime=pyxis"]), OVERRIDES, tmp_path)

@@ -1,0 +1,47 @@
+"""The benchmarks compare like with like, and end with the line that others read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import objective
+from benchmarks.measure import parse
+
+SMALL = ["tokens=48", "chunk=16", "vocabulary=512", "hidden=16", "teacher_hidden=24", "threads=1", "json=true", "results="]
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("estimator", "tensor"), [("jsd", 1), ("reverse", 2)])
+def test_dense_and_ours_solve_the_same_problem(capsys, estimator, tensor):
+    objective.main([*SMALL, "methods=dense,single_pass", f"estimator={estimator}", f"tensor={tensor}"])
+    line = last_line(capsys)
+    dense, ours = line["results"]
+    assert ours["loss"] == pytest.approx(dense["loss"], rel=1e-5)
+    assert ours["gradient_norm"] == pytest.approx(dense["gradient_norm"], rel=1e-5)
+    assert line["peak_ratio_vs_dense"] > 0 and line["time_ratio_vs_dense"] > 0
+
+
+def test_an_unknown_or_mistyped_setting_says_what_is_allowed():
+    with pytest.raises(SystemExit, match="unknown key; allowed: tokens, vocabulary"):
+        parse(["token=1"], objective.DEFAULTS)
+    with pytest.raises(SystemExit, match="must be a int"):
+        parse(["tokens=many"], objective.DEFAULTS)
+
+
+@pytest.mark.long
+def test_a_grpo_step_has_no_teacher_and_a_vold_step_has_one():
+    root = Path(__file__).parents[1]
+    arguments = ["prompts=4", "samples=4", "max_tokens=8", "repeats=1", "rates=0.5", "rows=64", "results=", "json=true"]
+    said = subprocess.run(
+        [sys.executable, "benchmarks/step.py", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=280
+    )
+    (run,) = json.loads(said.stdout.splitlines()[-1])["results"]
+    assert run["arms"]["vold"]["teacher"] > 0 == run["arms"]["grpo"]["teacher"]
+    assert run["arms"]["grpo_whole"]["trained_rollouts"] == 16 > run["arms"]["vold"]["trained_rollouts"]
+    assert run["train_ratio"]["grpo"] > 0

@@ -1,0 +1,50 @@
+"""Where a checkpoint lies: a folder stays a folder, a hub id becomes its snapshot in the local cache.
+
+Nothing is ever downloaded here: compute nodes have no network, and a download that starts in the middle of a job, on
+every rank, is worse than an error at the door.  ``hf download`` fills the cache beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from vold_nemo.config import Config
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def local_folder(path: str, revision: str | None = None) -> str:
+    """The folder of ``path``; ``path`` itself where there is none, for the check that names the key."""
+    if Path(path).is_dir() or not _HUB_ID.fullmatch(path):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(path, revision=revision, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return path
+
+
+def with_local_folders(config: Config) -> Config:
+    """``config`` with the folders of student, teacher, start and evaluated models in place of hub ids."""
+    student = dataclasses.replace(config.student, path=local_folder(config.student.path, config.student.revision))
+    teacher = dataclasses.replace(config.teacher, path=local_folder(config.teacher.path, config.teacher.revision))
+    # Keys that are interpolations of student.path by default must follow it.
+    moved = {config.student.path: student.path, config.teacher.path: teacher.path}
+
+    def follow(path: str) -> str:
+        return moved.get(path) or local_folder(path)
+
+    return dataclasses.replace(
+        config,
+        student=student,
+        teacher=teacher,
+        export=dataclasses.replace(config.export, source=follow(config.export.source)),
+        vold=dataclasses.replace(config.vold, start=follow(config.vold.start)),
+        evaluate=dataclasses.replace(
+            config.evaluate, models={arm: follow(path) for arm, path in config.evaluate.models.items()}
+        ),
+    )

@@ -1,0 +1,145 @@
+"""The command line of every recipe: ``python recipes/<verb>.py key=value ...``.
+
+    @recipe(training=True)
+    def main(config: Config) -> None: ...
+
+    if __name__ == "__main__":
+        main()
+
+The order of events is chosen so that a mistake costs a second and not a queue: compose and check the whole
+configuration first, then import NeMo (about 12 s), then call ``main``.  A recipe leaves with one of four codes:
+
+    0   done
+    2   configuration or input error: one message with key, value, what is allowed, how to mend
+    85  stopped by a signal with a checkpoint written: submit again to go on
+    1   anything else: a crash with its traceback
+
+Hydra's own errors leave with 2 as well.  torchrun turns every child's code into 1; ``srun`` passes it on.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from vold_nemo.checkpoint_source import with_local_folders
+from vold_nemo.composition import CONF, HydraArguments, as_config_error, compose, register_schema
+from vold_nemo.config import Config, ConfigError, to_config
+from vold_nemo.quiet import quiet
+
+CONFIGURATION_ERROR = 2
+STOPPED_BY_SIGNAL = 85
+
+
+def launched_rank() -> int:
+    """Global rank given by torchrun or srun; 0 for a process started by hand."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def recipe(training: bool = False, plan: Callable[[Config], None] | None = None):
+    """Make ``main(config: Config) -> None`` a command.
+
+    ``training``: run under NeMo's ``hydra_runner``, imported only once the configuration is known to be good; otherwise
+    under Hydra alone.  ``plan(config)``: what ``dry_run=true`` prints besides the resolved configuration and the plan
+    of the stages; it must not touch a device.  ``--help`` prints the docstring of the recipe's module and every key.
+    """
+
+    def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
+        verb = Path(inspect.getfile(main)).stem
+
+        @functools.wraps(main)
+        def command() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and leaving with 1
+            try:
+                _run(main, verb, training, plan)
+            except Exception as error:
+                errors = as_config_error(error, sys.argv[1:])
+                if not errors:
+                    raise
+                _report(errors)
+                sys.exit(CONFIGURATION_ERROR)
+
+        return command
+
+    return decorate
+
+
+def _run(main: Callable[[Config], None], verb: str, training: bool, plan: Callable[[Config], None] | None) -> None:
+    arguments = HydraArguments.parse(sys.argv[1:])
+    if arguments.help:
+        from vold_nemo.key_help import help_text
+
+        print(help_text(verb, inspect.getmodule(main).__doc__ or ""))
+        return
+    if not arguments.inspects:  # --cfg, --info and the like only ask Hydra to print
+        config = with_local_folders(compose(arguments.overrides, arguments.config_dir))
+        _check(config, verb)
+        if config.dry_run:
+            if launched_rank() == 0:
+                _print_plan(config, verb, plan)
+            return
+        sys.argv[1:] = arguments.argv()
+        quiet()
+
+    def task(composed) -> None:
+        main(with_local_folders(to_config(composed)))
+
+    # Hydra names the job after the function's module, and refuses "__main__" without a file.
+    task = functools.update_wrapper(task, main)
+    _runner(training and not arguments.inspects)(task)()
+
+
+def _check(config: Config, verb: str) -> None:
+    """Raise every finding about this configuration at once."""
+    from vold_nemo.planning.validity import Pending, findings
+
+    errors = findings(config, verb)
+    if verb == "plan" and not config.strict:  # a plan is made before anything is fetched; it prints these as warnings
+        errors = [error for error in errors if not isinstance(error, Pending)]
+    if errors:
+        raise ExceptionGroup("configuration", errors)
+
+
+def _print_plan(config: Config, verb: str, plan: Callable[[Config], None] | None) -> None:
+    from vold_nemo.planning.resolved import describe
+
+    print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    print(describe(config, verb))
+    if plan is not None:
+        plan(config)
+
+
+def _runner(training: bool):
+    register_schema()
+    if not training:
+        import hydra
+
+        return hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    import hydra.version
+
+    hydra.version.setbase("1.3")  # hydra_runner sets none, and Hydra then warns and changes the working directory
+    from nemo.core.config import hydra_runner
+
+    from vold_nemo.quiet import quiet_nemo
+
+    quiet_nemo()
+    return hydra_runner(config_path=str(CONF), config_name="config")
+
+
+def _report(errors: list[ConfigError]) -> None:
+    """Rank 0 tells all; the others add one line each, and only where rank 0 may not have met the same error."""
+    if launched_rank() == 0:
+        print("\n\n".join(f"error: {error}" for error in errors), file=sys.stderr, flush=True)
+    elif _world_is_up():
+        print(f"rank {launched_rank()}: error: {errors[0].key} = {errors[0].value!r}", file=sys.stderr, flush=True)
+
+
+def _world_is_up() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,77 @@
+"""Bad rows: written down with their reason, counted, never lost silently, never fatal below a set share.
+
+One :class:`Rejected` serves one run.  Every loader hands it the rows that it cannot use and then calls
+:meth:`Rejected.check` with the number of rows that it read; above ``max_share`` the run stops, because a dataset that
+is wrong in more places than that is more likely misunderstood (a wrong field name) than dirty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from vold_nemo.config import ConfigError
+
+KEPT_CHARACTERS = 2_000  # of a rejected row: enough to recognise it, also when the row is a gigabyte
+
+
+class Rejected:
+    """The rejected rows of a run.
+
+    Args:
+        path: ``rejected.jsonl``; a file left by an earlier run is replaced.  None = only count (ranks other than 0).
+        max_share: largest share of rejected rows that a source may have.
+    """
+
+    def __init__(self, path: str | Path | None, max_share: float):
+        self.path = Path(path) if path is not None else None
+        self.max_share = max_share
+        self.reasons: dict[str, Counter[str]] = {}  # source -> reason -> rows
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def begin(self, source: str) -> None:
+        """``source`` is read from its first row on: its counts start again."""
+        self.reasons.pop(source, None)
+
+    def add(self, row: int, reason: str, content: Any, source: str = "") -> None:
+        """Record row number ``row`` (from 0) of ``source``; ``content`` is the row as it was read, shortened."""
+        self.reasons.setdefault(source, Counter())[reason] += 1
+        if self.path is None:
+            return
+        # JSON with ASCII escapes can hold lone surrogates and NULs; str() covers bytes and images.
+        text = content if isinstance(content, str) else json.dumps(content, default=lambda value: str(value)[:200])
+        line = {"source": source, "row": row, "reason": reason, "content": text[:KEPT_CHARACTERS]}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="ascii") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def count(self, source: str | None = None) -> int:
+        """Rejected rows of ``source``; of all sources without one."""
+        return sum(sum(c.values()) for name, c in self.reasons.items() if source in (None, name))
+
+    def summary(self, source: str | None = None) -> str:
+        """``answer: empty 3, not JSON 1``; empty without rejected rows."""
+        total: Counter[str] = Counter()
+        for name, counts in self.reasons.items():
+            if source in (None, name):
+                total.update(counts)
+        return ", ".join(f"{reason} {rows}" for reason, rows in total.most_common())
+
+    def check(self, total: int, source: str = "") -> None:
+        """Stop if more than ``max_share`` of the ``total`` rows read from ``source`` were rejected, or all of them.
+
+        Raises:
+            ConfigError: naming the source, the counts by reason and the file that holds the rows.
+        """
+        bad = self.count(source)
+        if total > 0 and (bad > self.max_share * total or bad == total):
+            where = f"; the rows are in {self.path}" if self.path is not None else ""
+            raise ConfigError(
+                source or "data",
+                f"{bad} of {total} rows rejected ({self.summary(source)})",
+                f"at most data.max_rejected_share = {self.max_share:g} of the rows",
+                f"correct the rows or the field names (data.*.fields.*), or raise data.max_rejected_share{where}",
+            )

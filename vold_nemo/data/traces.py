@@ -1,0 +1,252 @@
+"""Traces: the teacher's answers on disk, and how they become the examples of stage 1.
+
+One JSON object a line.  Every answered (prompt, sample) has one line, also the ones that are dropped, so that a resumed
+generation knows what is done:
+
+    id, sample          which prompt, which answer to it
+    messages            the prompt, as chat messages: each model renders it under its own template
+    response            text, special tokens left out
+    response_ids        the teacher's token ids, with the end of sequence; null where the trace was dropped
+    response_tokens     their number
+    finish              stop | length (dropped: longer than the limit)
+    teacher, thinking, template, sampling, seed         where it came from
+
+No trace is verified: stage 1 aligns the student with the teacher's distribution, right or wrong (paper, section 4.1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vold_nemo.config import ConfigError
+from vold_nemo.data.rejected import Rejected
+from vold_nemo.data.templates import render_prompt
+
+
+@dataclass(frozen=True)
+class SFTExample:
+    """``ids`` = prompt under the student's template, then the teacher's response; int32, 4 bytes a token."""
+
+    ids: np.ndarray
+    prompt_length: int
+    name: str  # "<prompt id>/<sample>"
+
+    @property
+    def response_length(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+
+@dataclass
+class TraceCounts:
+    """What became of the lines of a trace file."""
+
+    lines: int = 0
+    kept: int = 0
+    truncated: int = 0  # the teacher reached its limit
+    too_long: int = 0  # prompt and response exceed sft.max_length
+    foreign: int = 0  # holds ids that the student's tokenizer does not share (<think> of Qwen3)
+    response_tokens: int = 0
+
+    def describe(self) -> str:
+        return (
+            f"traces: {self.kept} of {self.lines} kept, {self.response_tokens} response tokens; dropped "
+            f"{self.truncated} truncated, {self.too_long} too long, {self.foreign} with ids that the student lacks"
+        )
+
+
+def shard_path(path: str | Path, shard: int, shards: int) -> Path:
+    """``traces.jsonl`` itself for one shard, else ``traces.2-of-8.jsonl`` beside it."""
+    path = Path(path)
+    return path if shards == 1 else path.with_name(f"{path.stem}.{shard}-of-{shards}{path.suffix}")
+
+
+def trace_files(path: str | Path) -> list[Path]:
+    """The files of a (possibly sharded) trace set.
+
+    Raises:
+        ConfigError: none there, or shards missing, or both a whole file and shards.
+    """
+    path = Path(path)
+    shards = sorted(path.parent.glob(f"{path.stem}.*-of-*{path.suffix}"))
+    mend = "run recipes/generate_traces.py for every shard, or correct traces.path"
+    if path.is_file() and shards:
+        raise ConfigError("traces.path", str(path), "a whole file or its shards", f"it lies beside {shards[0].name}")
+    if path.is_file():
+        return [path]
+    if not shards:
+        raise ConfigError("traces.path", str(path), "a file written by recipes/generate_traces.py", mend)
+    count = int(shards[0].stem.rpartition("-")[2])
+    wanted = [shard_path(path, shard, count) for shard in range(count)]
+    missing = sorted({*wanted} ^ {*shards})
+    if missing:
+        raise ConfigError("traces.path", missing[0].name, f"the {count} shards of {path.name}, and no others", mend)
+    return wanted
+
+
+def load_traces(
+    path: str | Path,
+    tokenizer,
+    *,
+    max_length: int,
+    rejected: Rejected,
+    end_ids: Sequence[int],
+    shared: Sequence[bool] | None = None,
+) -> tuple[list[SFTExample], TraceCounts]:
+    """Read traces into examples for the student.
+
+    Args:
+        tokenizer: the student's; renders the prompt.  Response ids are taken as they are: the vocabulary contract says
+            that they mean the same.
+        max_length: prompt + response; longer traces are dropped and counted.
+        end_ids: ids that end an answer.  A response that ended on an id of the teacher alone gets the student's own.
+        shared: [V] whether an id means the same to both (:class:`VocabularyContract`); None = the tokenizer's ids.
+
+    Raises:
+        ConfigError: no file, too many bad lines, or no trace left.
+    """
+    examples: list[SFTExample] = []
+    counts = TraceCounts()
+    allowed = np.asarray(shared if shared is not None else np.ones(len(tokenizer), dtype=bool))
+    prompts: dict[str, list[int]] = {}  # the samples of a prompt follow each other: keep the last rendering
+    rejected.begin(str(path))
+    for file in trace_files(path):
+        for number, line in enumerate(_lines(file)):
+            counts.lines += 1
+            try:
+                row = _checked(line)
+            except ValueError as error:
+                rejected.add(number, str(error), line, str(path))
+                continue
+            if row["finish"] != "stop":
+                counts.truncated += 1
+                continue
+            key = json.dumps(row["messages"])
+            if key not in prompts:
+                prompts = {key: render_prompt(tokenizer, row["messages"])}
+            response = row["response_ids"]
+            if response[-1] not in end_ids:
+                response = np.append(response, tokenizer.eos_token_id)
+            ids = np.concatenate([prompts[key], response]).astype(np.int32)
+            if response.max() >= len(allowed) or not allowed[response].all():
+                counts.foreign += 1
+            elif len(ids) > max_length:
+                counts.too_long += 1
+            else:
+                counts.kept += 1
+                counts.response_tokens += len(response)
+                examples.append(SFTExample(ids, len(prompts[key]), f"{row['id']}/{row['sample']}"))
+    rejected.check(counts.lines, str(path))
+    if not examples:
+        raise ConfigError(
+            "traces.path", f"{path}: {counts.describe()}", "at least one usable trace",
+            "raise sft.max_length or traces.max_tokens; for ids that the student lacks set teacher.thinking=false",
+        )  # fmt: skip
+    return examples, counts
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as lines:
+        yield from (line for line in lines if line.strip())
+
+
+def _checked(line: bytes) -> dict[str, Any]:
+    """A trace, its ids as int64 array, or a ValueError with the reason.  A line cut off by a kill is not JSON."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    for field, kind in (("id", str), ("sample", int), ("messages", list), ("finish", str)):
+        if not isinstance(row.get(field), kind):
+            raise ValueError(f"{field}: missing or not {kind.__name__}")
+    if row["finish"] == "stop":
+        try:
+            ids = np.asarray(row.get("response_ids"))
+        except ValueError:  # lists of unequal length inside
+            ids = np.zeros(0)
+        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind != "i" or ids.min() < 0 or ids.max() >= 2**31:
+            raise ValueError("response_ids: not a list of ids")
+        row["response_ids"] = ids
+    return row
+
+
+class TraceWriter:
+    """Appends traces to one shard's file and knows what it already holds.
+
+    A last line torn by a kill is cut off when the file is opened; every batch is flushed to the disk (fsync) before the
+    next one starts.  One process a file: an exclusive lock is held until :meth:`close`.
+
+    Raises:
+        ConfigError: another process writes this file, it was made with other settings, or a line inside it is broken.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]):
+        import fcntl
+
+        self.path, self.settings = Path(path), settings
+        self.done: set[tuple[str, int]] = set()
+        self.dropped = 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                "traces.path", str(self.path), "a file that no other process writes",
+                "wait for the other job, or give every job its own traces.shard",
+            ) from None  # fmt: skip
+        self._read()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        whole = 0  # bytes up to which every line is a trace
+        torn = None
+        for number, line in enumerate(self._file):
+            if torn is not None:
+                raise ConfigError(
+                    "traces.path", f"{self.path}, line {torn + 1}", "one trace a line; the last may be cut off",
+                    "remove that line (its prompt is then answered again), or the file",
+                )  # fmt: skip
+            try:
+                row = _checked(line if line.endswith(b"\n") else b"")
+            except ValueError:
+                torn = number
+                continue
+            for key, value in self.settings.items():
+                if row.get(key) != value:
+                    raise ConfigError(
+                        f"trace setting {key}", value, f"{row.get(key)!r}, with which {self.path} was begun",
+                        "give the same settings, another traces.path, or remove the file",
+                    )  # fmt: skip
+            self._note(row)
+            whole += len(line)
+        self._file.truncate(whole)
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self.done.add((row["id"], row["sample"]))
+        self.dropped += row["finish"] != "stop"
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append ``rows``, each with the settings beside it; on return they are on the disk."""
+        self._file.write("".join(json.dumps({**row, **self.settings}) + "\n" for row in rows).encode("ascii"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for row in rows:
+            self._note(row)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()

@@ -1,0 +1,124 @@
+"""What the numbers say, in plain words.  No sentence here is written before its numbers are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LABELS = {"base": "Base", "sft": "SFT", "sft_grpo": "SFT + GRPO", "sft_vold": "SFT + VOLD"}
+PLURAL = {"image": "image questions", "text": "text questions"}
+
+
+def label(arm: str) -> str:
+    return LABELS.get(arm, arm)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """``tone``: good (a difference in the method's favour), bad (against it), open (none that could be shown)."""
+
+    text: str
+    tone: str
+    detail: str = ""
+
+
+def find_difference(results: dict, kind: str, first: str, second: str) -> dict | None:
+    """``first`` minus ``second`` on ``kind``; turned around if the file has it the other way."""
+    for entry in results["differences"].get(kind, []):
+        if (entry["first"], entry["second"]) == (first, second):
+            return entry
+        if (entry["first"], entry["second"]) == (second, first):
+            turned = {"value": -entry["value"], "low": -entry["high"], "high": -entry["low"]}
+            sides = {"only_first": entry["only_second"], "only_second": entry["only_first"]}
+            return {**entry, **turned, **sides, "first": first, "second": second, "sampled": None}
+    return None
+
+
+def tone_of(entry: dict) -> str:
+    """Both the bootstrap interval and McNemar's test (where there is one) must speak for a difference at 5 %."""
+    if entry["p"] is not None and entry["p"] >= 0.05:
+        return "open"
+    return "good" if entry["low"] > 0 else "bad" if entry["high"] < 0 else "open"
+
+
+def p_text(p: float | None) -> str:
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def evidence(entry: dict) -> str:
+    test = f", McNemar {p_text(entry['p'])}" if entry["p"] is not None else ""
+    return f"{points(entry['value'])} points, 95 % interval {points(entry['low'])} to {points(entry['high'])}{test}"
+
+
+def headline(results: dict) -> Sentence:
+    """VOLD against GRPO, on images if there are any: the question this page exists for."""
+    accuracy = results["accuracy"]
+    missing = [label(arm) for arm in ("sft_vold", "sft_grpo") if arm not in accuracy]
+    kind = next((k for k in ("image", "text") if results["differences"].get(k)), None)
+    entry = find_difference(results, kind, "sft_vold", "sft_grpo") if kind and not missing else None
+    if entry is None:
+        return Sentence(
+            f"VOLD and GRPO cannot be compared here: {' and '.join(missing) or 'paired answers'} missing.", "open"
+        )
+    vold, grpo = (accuracy[arm][kind]["value"] for arm in ("sft_vold", "sft_grpo"))
+    numbers = f"{vold:.1%} against {grpo:.1%} of {entry['n']} {PLURAL[kind]}"
+    tone = tone_of(entry)
+    if tone == "good":
+        return Sentence(f"VOLD beat GRPO in this run: {numbers}.", tone)
+    if tone == "bad":
+        return Sentence(f"VOLD did not beat GRPO in this run; it was worse: {numbers}.", tone)
+    excuse = "no difference" if entry["value"] == 0 else "a difference that chance alone could make"
+    return Sentence(f"VOLD did not beat GRPO in this run: {numbers}, {excuse}.", tone)
+
+
+def sentences(results: dict) -> list[Sentence]:
+    """One sentence for each comparison that the method makes a claim about."""
+    found = []
+    claims = (
+        ("image", "sft_vold", "sft_grpo", "What distillation adds to reward alone, on images"),
+        ("text", "sft_vold", "sft_grpo", "The same on text, where both were trained"),
+        ("image", "sft_vold", "sft", "What stage 2 with VOLD adds to the cold start, on images"),
+        ("image", "sft_grpo", "sft", "What stage 2 with GRPO adds to the cold start, on images"),
+        ("image", "sft", "base", "What the cold start on text traces does to images"),
+        ("image", "sft_vold", "base", "Both stages together, on images, which neither stage trained on"),
+    )
+    for kind, first, second, topic in claims:
+        entry = find_difference(results, kind, first, second)
+        if entry is None:
+            continue
+        tone = tone_of(entry)
+        says = {"good": "is better than", "bad": "is worse than", "open": "cannot be told from"}[tone]
+        detail = f"Greedy: {evidence(entry)}."
+        if entry.get("sampled"):
+            detail += f" Temperature 1: {evidence(entry['sampled'])}."
+        found.append(Sentence(f"{topic}: {label(first)} {says} {label(second)}.", tone, detail))
+    found += transfer(results)
+    return found
+
+
+def transfer(results: dict) -> list[Sentence]:
+    """How much of what was learned on text arrives on images."""
+    accuracy = results["accuracy"]
+    if not all(kind in accuracy.get(arm, {}) for arm in ("base", "sft_vold") for kind in ("text", "image")):
+        return []
+    gain = {k: accuracy["sft_vold"][k]["value"] - accuracy["base"][k]["value"] for k in ("text", "image")}
+    if gain["text"] <= 0:
+        return [
+            Sentence(
+                f"On text SFT + VOLD gained {points(gain['text'])} points over the base: nothing to transfer.", "bad"
+            )
+        ]
+    share = gain["image"] / gain["text"]
+    detail = f"SFT + VOLD over the base: {points(gain['text'])} points on text, {points(gain['image'])} on images."
+    return [
+        Sentence(f"{share:.0%} of what was gained on text arrived on images.", "good" if share > 0 else "bad", detail)
+    ]
+
+
+CAVEATS = (
+    "Intervals and tests speak of the questions drawn, not of other training seeds: every arm is one run.",
+    "p-values are not corrected for the number of comparisons.",
+)

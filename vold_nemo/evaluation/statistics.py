@@ -1,0 +1,94 @@
+"""How sure an accuracy is, and whether two models that answered the same questions differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval over ``n`` questions."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
+    """Share of ``successes`` among ``n`` with Wilson's score interval.
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n): unlike p ± z·se it holds near 0 and 1, too.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes among {n}")
+    p, q = successes / n, z * z / n
+    middle, half = p + q / 2, z * math.sqrt(p * (1 - p) / n + q / (4 * n))
+    # at 0 and n the bound is p itself; rounding must not push it past
+    return Estimate(p, min(p, (middle - half) / (1 + q)), max(p, (middle + half) / (1 + q)), n)
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean over questions of values in [0, 1], m ± z·sd/√n cut to [0, 1].
+
+    For an accuracy averaged over samples: samples of one question are not independent, so the question is the unit and
+    its mean the value.
+    """
+    row = np.asarray(values, dtype=np.float64)
+    mean, half = float(row.mean()), Z95 * float(row.std(ddof=1)) / math.sqrt(len(row)) if len(row) > 1 else 1.0
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), len(row))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``first`` minus ``second`` on the same questions; ``p`` from McNemar's exact test (None for averaged samples)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    only_first: int  # questions that only the first answered right
+    only_second: int
+    p: float | None
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p: chance that a fair coin splits the questions on which two models differ at least this unevenly."""
+    n, k = only_first + only_second, min(only_first, only_second)
+    if n == 0:
+        return 1.0
+    log_half = n * math.log(0.5)
+    tail = sum(
+        math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + log_half) for i in range(k + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], *, resamples: int = 4000) -> Difference:
+    """Difference of two accuracies over the same questions, in the same order.
+
+    The 95 % interval is the percentile bootstrap over questions (fixed seed): what both models find easy or hard cancels,
+    which makes it narrower than two separate intervals suggest.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ValueError(f"paired answers of {a.shape} and {b.shape} questions")
+    difference = a - b
+    draws = np.random.default_rng(0).integers(0, len(a), size=(resamples, len(a)), dtype=np.int32)
+    low, high = np.quantile(difference[draws].mean(axis=1), [0.025, 0.975])
+    only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
+    binary = bool(np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all())
+    p = mcnemar(only_first, only_second) if binary else None
+    return Difference(float(difference.mean()), float(low), float(high), len(a), only_first, only_second, p)

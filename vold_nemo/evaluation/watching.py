@@ -1,0 +1,119 @@
+"""A run seen through its files alone: what it last did, how fast, how long still, and which rank is behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+_RECENT = 20  # steps that a rate is taken over
+_SILENT = 60.0  # seconds without a heartbeat after which a rank is called silent; it beats every 10
+
+
+@dataclass
+class Sight:
+    """One look at a run folder."""
+
+    folder: Path
+    steps: list[dict[str, Any]]  # of metrics.jsonl, in order
+    ranks: list[dict[str, Any]]  # heartbeats
+    total: int | None  # steps of the whole run
+    checkpoint: str | None
+    stacks: list[str]  # dumped by ranks that were stuck
+    started: float | None  # newest attempt
+    now: float
+
+
+def look(folder: Path, *, now: float) -> Sight:
+    """Read ``folder``; lines that are half written are left for the next look."""
+    ranks = [beat for path in sorted(folder.glob("heartbeat/rank_*.json")) for beat in _json(path.read_text())]
+    latest, config = folder / "checkpoints" / "latest", folder / "config.yaml"
+    metrics = folder / "metrics.jsonl"
+    return Sight(
+        folder=folder,
+        steps=[step for line in metrics.read_text().splitlines() for step in _json(line)] if metrics.exists() else [],
+        ranks=sorted(ranks, key=lambda beat: beat["rank"]),
+        # The ranks say how many steps they mean to do: config.yaml alone does not tell stage 1 from stage 2.
+        total=max((beat["total"] for beat in ranks if beat["total"]), default=None),
+        checkpoint=latest.read_text().strip() if latest.exists() else None,
+        stacks=sorted(path.name for path in folder.glob("stacks/rank_*.txt")),
+        started=config.stat().st_mtime if config.exists() else None,
+        now=now,
+    )
+
+
+def _json(text: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield json.loads(text)
+    except ValueError:
+        return
+
+
+def render(sight: Sight) -> str:
+    """Lines for a terminal."""
+    lines = [f"{sight.folder}"]
+    if sight.started is not None:
+        lines[0] += f"   last started {_duration(sight.now - sight.started)} ago"
+    if not sight.steps:
+        lines.append("no step yet")
+    else:
+        lines += list(_progress(sight)) + list(_numbers(sight.steps))
+    lines.append(f"checkpoint  {sight.checkpoint or 'none yet'}")
+    lines += list(_ranks(sight))
+    if sight.stacks:
+        lines.append(f"STUCK       stacks of {len(sight.stacks)} rank(s): {sight.folder / 'stacks'}")
+    return "\n".join(lines)
+
+
+def _progress(sight: Sight) -> Iterator[str]:
+    done = sight.steps[-1]["step"]
+    seconds = [sum(step["seconds"].values()) for step in sight.steps[-_RECENT:] if step.get("seconds")]
+    pace = f"{median(seconds):.1f} s a step" if seconds else ""
+    if sight.total:
+        filled = int(30 * done / sight.total)
+        left = f", about {_duration((sight.total - done) * median(seconds))} left" if seconds and done < sight.total else ""
+        yield f"step        {done}/{sight.total} [{'#' * filled}{'.' * (30 - filled)}] {pace}{left}"
+    else:
+        yield f"step        {done}   {pace}"
+
+
+def _numbers(steps: list[dict[str, Any]]) -> Iterator[str]:
+    """The last value of each, with the mean over the recent steps."""
+    recent = steps[-_RECENT:]
+    for name in ("loss", "reward_mean", "kl_mean", "entropy", "grad_norm", "learning_rate", "tokens_per_second"):
+        values = [step[name] for step in recent if isinstance(step.get(name), int | float)]
+        if values:
+            yield f"{name:<19} {values[-1]:<12.5g} mean of {len(values)}: {sum(values) / len(values):.5g}"
+    shares = steps[-1].get("seconds") or {}
+    whole = sum(shares.values()) or 1.0
+    if shares:
+        yield "seconds     " + ", ".join(f"{phase} {value:.2f} ({value / whole:.0%})" for phase, value in shares.items())
+    peak = (steps[-1].get("memory") or {}).get("peak_bytes")
+    if peak:
+        yield f"memory      {peak / 2**30:.2f} GiB at most on rank 0"
+    skipped = sum(bool(step.get("update_skipped")) for step in steps)
+    if skipped:
+        yield f"SKIPPED     {skipped} update(s) that were not finite"
+
+
+def _ranks(sight: Sight) -> Iterator[str]:
+    if not sight.ranks:
+        return
+    behind = min(beat["step"] for beat in sight.ranks)
+    silent = [beat for beat in sight.ranks if sight.now - beat["time"] > _SILENT]
+    phases = sorted({beat["phase"] for beat in sight.ranks if beat["step"] == behind})
+    yield f"ranks       {len(sight.ranks)}, the last in step {behind + 1}: {', '.join(phases)}"
+    # A rank that waits in a collective has been in its phase for less long than the one that it waits for.
+    slowest = max(sight.ranks, key=lambda beat: beat["seconds_in_phase"])
+    yield f"longest     rank {slowest['rank']} on {slowest['host']}: {slowest['phase']}, {slowest['seconds_in_phase']:.0f} s"
+    for beat in silent[:4]:
+        yield f"SILENT      rank {beat['rank']} on {beat['host']} for {_duration(sight.now - beat['time'])}, {beat['phase']}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(max(0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

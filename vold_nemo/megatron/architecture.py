@@ -1,0 +1,270 @@
+"""What a language backbone looks like, read from a Hugging Face ``config.json``.  No torch, no transformers.
+
+The families are those of :data:`FAMILIES`; a vision-language model counts by its language backbone.  Anything that would
+make our model compute something else than the checkpoint's authors did (another activation, sliding windows, scaled
+RoPE) is refused here, by name.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from vold_nemo.config import ConfigError, ParallelConfig
+from vold_nemo.megatron import tensors
+
+
+@dataclass(frozen=True)
+class Family:
+    """What ``config.json`` does not say: it follows from ``model_type``."""
+
+    qkv_bias: bool
+    qk_norm: bool
+    experts: bool = False  # every layer's feed-forward part is a mixture of experts
+    packed: bool = False  # all experts of a layer lie in one tensor on disk
+
+
+FAMILIES = {
+    "qwen2": Family(qkv_bias=True, qk_norm=False),
+    "qwen2_5_vl": Family(qkv_bias=True, qk_norm=False),
+    "qwen2_5_vl_text": Family(qkv_bias=True, qk_norm=False),
+    "qwen3": Family(qkv_bias=False, qk_norm=True),
+    # DeepStack adds image features to the first layers' outputs at image positions; text has none, and is Qwen3's.
+    "qwen3_vl": Family(qkv_bias=False, qk_norm=True),
+    "qwen3_vl_text": Family(qkv_bias=False, qk_norm=True),
+    "qwen3_moe": Family(qkv_bias=False, qk_norm=True, experts=True),
+    "qwen3_vl_moe": Family(qkv_bias=False, qk_norm=True, experts=True, packed=True),
+    "qwen3_vl_moe_text": Family(qkv_bias=False, qk_norm=True, experts=True, packed=True),
+}
+
+# Where a checkpoint's files keep the language backbone: the classic layout, and that of transformers 5's modules.
+TEXT_PREFIXES = ("model.", "model.language_model.")
+HEAD = "lm_head.weight"
+PUBLISHED = Path(__file__).parent / "published"  # values of published config.json files, each saying where it was read
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A pre-norm, gated, rotary decoder with grouped-query attention; dense, or a mixture of experts in every layer."""
+
+    family: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_groups: int
+    head_dim: int
+    ffn: int
+    vocabulary: int  # rows of the embedding in the checkpoint, padding rows of its authors included
+    tied: bool  # the LM head is the embedding
+    qkv_bias: bool
+    qk_norm: bool
+    rope_theta: float
+    rms_eps: float
+    max_positions: int
+    text_prefix: str = TEXT_PREFIXES[0]  # of the names on disk
+    head_on_disk: bool = True  # a tied head may still be stored; then it is written back, too
+    experts: int = 0  # in each layer; 0 = dense, and `ffn` is the width of the feed-forward part
+    experts_per_token: int = 0
+    expert_ffn: int = 0  # width of one expert; `ffn` is unused then
+    router_normalised: bool = True  # the chosen experts' probabilities are scaled to sum to 1
+    experts_packed: bool = False  # on disk: one tensor [E, ...] per layer instead of one per expert
+    experts_transposed: bool = False  # packed as [E, in, out] (the published Qwen3-VL files) instead of [E, out, in]
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], source: str = "config.json") -> Architecture:
+        """From a parsed ``config.json``; names on disk as the classic layout has them.
+
+        :raises ConfigError: for a model type or a setting that the Megatron model does not have.
+        """
+        family = config.get("model_type")
+        if family not in FAMILIES:
+            raise ConfigError(f"{source}: model_type", family, " | ".join(FAMILIES), "use a model of these families")
+        text = config.get("text_config") or config  # older Qwen2.5-VL configs are flat
+        _refuse(source, text, "hidden_act", ("silu",), absent="silu")
+        _refuse(source, text, "use_sliding_window", (False, None), absent=None)
+        _refuse(source, text, "attention_dropout", (0, 0.0, None), absent=None)
+        if not FAMILIES[family].qkv_bias:
+            _refuse(source, text, "attention_bias", (False, None), absent=None)
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        _refuse(source, rope, "rope_type", ("default", "mrope"), absent=rope.get("type", "default"))
+        tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+        mixture = {}
+        if FAMILIES[family].experts:
+            _refuse(source, text, "decoder_sparse_step", (1,), absent=1)
+            _refuse(source, text, "mlp_only_layers", ([], None), absent=None)
+            mixture = dict(
+                # transformers 5 writes num_experts as num_local_experts
+                experts=_integer(source, text, "num_experts" if "num_experts" in text else "num_local_experts"),
+                experts_per_token=_integer(source, text, "num_experts_per_tok"),
+                expert_ffn=_integer(source, text, "moe_intermediate_size"),
+                # Qwen3-VL's code always normalises and its config class has no such key
+                router_normalised=family != "qwen3_moe" or bool(text.get("norm_topk_prob", False)),
+                experts_packed=FAMILIES[family].packed,
+                experts_transposed=FAMILIES[family].packed,
+            )
+        heads = _integer(source, text, "num_attention_heads")
+        hidden = _integer(source, text, "hidden_size")
+        return cls(
+            family=family,
+            hidden=hidden,
+            layers=_integer(source, text, "num_hidden_layers"),
+            heads=heads,
+            kv_groups=text.get("num_key_value_heads") or heads,
+            head_dim=text.get("head_dim") or hidden // heads,
+            ffn=_integer(source, text, "intermediate_size"),
+            vocabulary=_integer(source, text, "vocab_size"),
+            tied=tied,
+            qkv_bias=FAMILIES[family].qkv_bias,
+            qk_norm=FAMILIES[family].qk_norm,
+            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 10000.0))),
+            rms_eps=float(text.get("rms_norm_eps", 1e-6)),
+            max_positions=_integer(source, text, "max_position_embeddings"),
+            head_on_disk=not tied,
+            **mixture,
+        )
+
+    def stages(self, pipeline: int) -> tuple[int, ...]:
+        """Layers on each of ``pipeline`` stages; empty if this number of stages does not work out.
+
+        Equal shares where they divide.  Otherwise ceil(layers / pipeline) on each middle stage and what is left halved
+        between the first stage, which also holds the embedding, and the last, which also holds the head:
+        94 layers on 4 stages are 23 + 24 + 24 + 23.
+        """
+        share = -(-self.layers // pipeline)
+        if self.layers % pipeline == 0:
+            return (share,) * pipeline
+        left = self.layers - share * (pipeline - 2)
+        if left < 2:
+            return ()
+        return (left - left // 2, *[share] * (pipeline - 2), left // 2)
+
+    def stage_of(self, layer: int, pipeline: int) -> int:
+        """Pipeline stage that holds ``layer`` (0-based over the model)."""
+        return bisect_right(list(accumulate(self.stages(pipeline))), layer)
+
+
+def _integer(source: str, config: dict, key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{source}: {key}", value, "a positive integer", "give the checkpoint's own config.json")
+    return value
+
+
+def _refuse(source: str, config: dict, key: str, allowed: tuple, absent: Any) -> None:
+    value = config.get(key, absent)
+    if value not in allowed:
+        raise ConfigError(
+            f"{source}: {key}", value, " | ".join(map(str, allowed)), "this is not implemented: use another model"
+        )
+
+
+def read(path: str | Path) -> Architecture:
+    """Architecture of the checkpoint folder ``path``: ``config.json``, and where its files keep the language backbone.
+
+    :raises ConfigError: if the folder, its config or its tensors are missing or of an unknown kind.
+    """
+    folder = Path(path)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError("checkpoint", str(path), "a folder with config.json", "give a Hugging Face checkpoint folder")
+    try:
+        config = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(str(file), str(error), "a JSON object", "download the checkpoint again") from error
+    arch = Architecture.from_hf(config, source=str(file))
+    names = tensors.listing(folder)
+    for prefix in TEXT_PREFIXES:
+        if embedding := names.get(f"{prefix}embed_tokens.weight"):
+            if embedding.shape != (arch.vocabulary, arch.hidden):
+                raise ConfigError(f"{file}: vocab_size, hidden_size", [arch.vocabulary, arch.hidden],
+                                  f"{list(embedding.shape)}, the shape of {prefix}embed_tokens.weight",
+                                  "config.json is another model's: copy it again from where the weights came from")
+            return _with_layout(arch, prefix, names)
+    expected = " | ".join(f"{prefix}embed_tokens.weight" for prefix in TEXT_PREFIXES)
+    raise ConfigError(str(folder), "no token embedding", expected, "give a complete checkpoint in safetensors format")
+
+
+def published() -> dict[str, Architecture]:
+    """Architectures of the published checkpoints in :data:`PUBLISHED`, by hub name without the organisation.
+
+    Names on disk are those that the publishers' files have.
+    """
+    found = {}
+    for file in sorted(PUBLISHED.glob("*.json")):
+        arch = Architecture.from_hf(json.loads(file.read_text())["config"], source=str(file))
+        modern = arch.family.startswith("qwen3_vl")
+        found[file.stem] = replace(arch, text_prefix=TEXT_PREFIXES[modern])
+    return found
+
+
+def _with_layout(arch: Architecture, prefix: str, entries: dict[str, tensors.Entry]) -> Architecture:
+    packed = entries.get(f"{prefix}layers.0.mlp.experts.gate_up_proj")
+    return replace(
+        arch,
+        text_prefix=prefix,
+        head_on_disk=HEAD in entries or not arch.tied,
+        experts_packed=packed is not None,
+        # hidden = 2 x expert_ffn fits both; then the published order holds
+        experts_transposed=packed is not None and packed.shape[1:] == (arch.hidden, 2 * arch.expert_ffn),
+    )
+
+
+def check_layout(
+    arch: Architecture, parallel: ParallelConfig, world: int, *, beside_experts: bool = False
+) -> list[ConfigError]:
+    """Every reason why ``arch`` cannot run in this layout on ``world`` ranks; empty if it can.
+
+    ``beside_experts``: another model of the run has experts, so that parallel.expert > 1 is not for nothing.
+    """
+    errors = [
+        ConfigError(f"parallel.{key}", getattr(parallel, key), "a positive integer", "set it to 1 or more")
+        for key in ("tensor", "pipeline", "context", "expert")
+        if getattr(parallel, key) < 1
+    ]
+    if errors:
+        return errors
+    tensor, pipeline = parallel.tensor, parallel.pipeline
+
+    def need(fits: bool, key: str, allowed: str, mend: str) -> None:
+        if not fits:
+            errors.append(ConfigError(f"parallel.{key}", getattr(parallel, key), allowed, mend))
+
+    def divisors(number: int) -> str:
+        return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+    need(arch.heads % tensor == 0, "tensor", f"a divisor of {arch.heads} attention heads: {divisors(arch.heads)}",
+         f"lower parallel.tensor ({arch.family})")
+    need(arch.kv_groups % tensor == 0 or tensor % arch.kv_groups == 0, "tensor",
+         f"a divisor or a multiple of {arch.kv_groups} key-value heads", f"change parallel.tensor ({arch.family})")
+    rows = (arch.heads + 2 * arch.kv_groups) * arch.head_dim  # only tiny heads fail this where the two above hold
+    need(bool(errors) or rows % tensor == 0, "tensor", f"a divisor of {rows} query, key and value rows",
+         f"lower parallel.tensor ({arch.family})")
+    need(bool(arch.experts) or arch.ffn % tensor == 0, "tensor", f"a divisor of the feed-forward size {arch.ffn}",
+         f"lower parallel.tensor ({arch.family})")
+    fitting = ", ".join(str(n) for n in range(1, arch.layers + 1) if arch.stages(n))
+    need(bool(arch.stages(pipeline)), "pipeline", f"what {arch.layers} layers can be shared out over: {fitting}",
+         f"change parallel.pipeline ({arch.family})")
+    need(parallel.context == 1, "context", "1", "context parallelism is not available: set it to 1")
+    if arch.experts:
+        need(arch.experts % parallel.expert == 0, "expert", f"a divisor of {arch.experts} experts",
+             f"lower parallel.expert ({arch.family})")
+        # Without it every tensor rank would send the same tokens to the experts (and megatron-core refuses to train).
+        need(tensor == 1 or parallel.sequence, "sequence", f"true where {arch.family} has parallel.tensor > 1",
+             "set parallel.sequence=true")
+    else:
+        need(parallel.expert == 1 or beside_experts, "expert", "1", f"{arch.family} has no experts: set it to 1")
+    need(not parallel.sequence or tensor > 1, "sequence", "false where parallel.tensor is 1",
+         "raise parallel.tensor or turn sequence parallelism off")
+    if world % (tensor * pipeline):
+        errors.append(
+            ConfigError("world size", world, f"a multiple of tensor x pipeline = {tensor} x {pipeline}",
+                        "start as many processes as that, or lower parallel.tensor or parallel.pipeline")
+        )
+    else:
+        need(world // pipeline % parallel.expert == 0, "expert", f"a divisor of the {world // pipeline} ranks of a stage",
+             "lower parallel.expert, or start more processes")
+    return errors

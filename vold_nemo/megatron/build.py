@@ -1,0 +1,146 @@
+"""The Megatron model: this rank's part of a decoder that hands over hidden states, never logits.
+
+With Transformer Engine installed (GPU) its fused layers are used, otherwise those of :mod:`vold_nemo.megatron.layers`;
+the rest of the path is the same.  Weights always come from a checkpoint (:func:`vold_nemo.megatron.weights.load_hf`), so
+parameters are born as zeros.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vold_nemo.config import ConfigError
+from vold_nemo.megatron import cpu
+from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.parallel import Layout
+
+
+def padded_vocabulary(rows: list[int], tensor: int) -> int:
+    """Rows that every LM head of the run is padded to: the largest vocabulary, up to a multiple of 8 x ``tensor``.
+
+    Student and teacher share it, so that shard i of both heads covers the same ids; 8 rows are 16 bytes of bf16, which
+    matrix units ask for.
+    """
+    step = 8 * tensor
+    return -(-max(rows) // step) * step
+
+
+@cache
+def _model_class() -> type:
+    """``GPTModel`` whose forward returns hidden states (made late: importing megatron-core takes seconds)."""
+    from megatron.core.models.gpt import GPTModel
+
+    class HiddenStateModel(GPTModel):
+        """One pipeline stage.
+
+        ``forward(ids[b, s], position_ids[b, s], attention_mask=None, packed_seq_params=None)`` gives the stage's output
+        [s, b, H] ([s / T, b, H] under sequence parallelism); on the last stage this is the final hidden state, after the
+        final norm.  megatron-core's own post-processing would apply the LM head there: logits [s, b, V] are what this
+        project never makes, so the head is met chunk by chunk in the loss (:func:`lm_head_weight`).
+        """
+
+        def forward(self, input_ids, position_ids, attention_mask=None, **kwargs) -> Tensor:
+            return super().forward(input_ids, position_ids, attention_mask, **kwargs)
+
+        def _postprocess(self, hidden_states, *args, **kwargs) -> Tensor:
+            return hidden_states
+
+    return HiddenStateModel
+
+
+def has_transformer_engine() -> bool:
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype):
+    """megatron-core's ``TransformerConfig`` for ``arch`` in this layout."""
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    # Zeros as initialiser, not perform_initialization=False: that would also leave out the tensor-parallel marks on the
+    # parameters, and every gradient norm would count one shard only.
+    zeros = torch.nn.init.zeros_
+    engine = has_transformer_engine()
+    special: dict = {}
+    if arch.experts:
+        special |= dict(
+            num_moe_experts=arch.experts, moe_router_topk=arch.experts_per_token, moe_ffn_hidden_size=arch.expert_ffn,
+            # softmax over the chosen experts only = softmax over all, then scaled to sum to 1
+            moe_router_pre_softmax=not arch.router_normalised, moe_router_dtype="fp32",
+            moe_router_load_balancing_type="none", moe_aux_loss_coeff=0.0, moe_grouped_gemm=engine,
+            expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1,
+        )
+    stages = arch.stages(layout.pipeline)
+    if len(set(stages)) > 1:
+        special |= dict(num_layers_in_first_pipeline_stage=stages[0], num_layers_in_last_pipeline_stage=stages[-1])
+    return TransformerConfig(
+        num_layers=arch.layers, hidden_size=arch.hidden, ffn_hidden_size=arch.ffn, num_attention_heads=arch.heads,
+        num_query_groups=arch.kv_groups, kv_channels=arch.head_dim,
+        normalization="RMSNorm", layernorm_epsilon=arch.rms_eps, qk_layernorm=arch.qk_norm,
+        add_bias_linear=False, add_qkv_bias=arch.qkv_bias,
+        gated_linear_unit=True, activation_func=F.silu, hidden_dropout=0.0, attention_dropout=0.0,
+        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
+        sequence_parallel=layout.sequence,
+        params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype is torch.bfloat16,
+        init_method=zeros, output_layer_init_method=zeros, embedding_init_method=zeros,
+        use_cpu_initialization=layout.device.type == "cpu",
+        variable_seq_lengths=True,  # micro-batches are padded to their own longest sequence
+        moe_token_dispatcher_type="alltoall",  # variable lengths refuse the default even without experts
+        calculate_per_token_loss=True,  # all normalisation is in the token weights; see the step plan
+        gradient_accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        masked_softmax_fusion=False, bias_activation_fusion=False, bias_dropout_fusion=False,
+        apply_rope_fusion=False, persist_layer_norm=engine,
+        batch_p2p_sync=layout.device.type == "cuda",
+        **special,
+    )
+
+
+def build_model(
+    arch: Architecture, layout: Layout, *, padded_vocabulary: int, dtype: torch.dtype, trainable: bool = True
+) -> torch.nn.Module:
+    """This rank's pipeline stage of ``arch``, on ``layout.device``; weights are zeros until loaded.
+
+    Collective over the pipeline where the embedding is tied.  ``trainable=False`` freezes it (``eval``, no gradient).
+
+    :raises ConfigError: if ``padded_vocabulary`` does not hold the checkpoint's rows or cannot be split.
+    """
+    if padded_vocabulary < arch.vocabulary or padded_vocabulary % layout.tensor:
+        raise ConfigError("padded vocabulary", padded_vocabulary,
+                          f"at least {arch.vocabulary} rows and a multiple of tensor = {layout.tensor}",
+                          "use vold_nemo.megatron.build.padded_vocabulary over all models of the run")
+    cpu.enable()
+    config = transformer_config(arch, layout, dtype=dtype)
+    if has_transformer_engine():
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+        spec = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=arch.experts or None, moe_grouped_gemm=bool(arch.experts), qk_layernorm=arch.qk_norm
+        )
+    else:
+        from vold_nemo.megatron.layers import local_block_spec
+
+        spec = local_block_spec(config, layout.pipeline_rank)
+    # Text has equal temporal, height and width positions, where Qwen2.5-VL's multimodal RoPE is plain RoPE.
+    model = _model_class()(
+        config=config, transformer_layer_spec=spec,
+        vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
+        pre_process=layout.is_first_stage, post_process=layout.is_last_stage, parallel_output=True,
+        share_embeddings_and_output_weights=arch.tied, position_embedding_type="rope", rotary_base=arch.rope_theta,
+    ).to(layout.device)
+    if not trainable:
+        model.requires_grad_(False)
+        model.eval()
+    return model
+
+
+def lm_head_weight(model: torch.nn.Module) -> torch.nn.Parameter:
+    """This rank's rows [v, H] of the LM head, on the last pipeline stage; the embedding itself if it is tied there."""
+    if not model.post_process:
+        raise ValueError("the LM head lives on the last pipeline stage")
+    if model.share_embeddings_and_output_weights:
+        return model.shared_embedding_or_output_weight()
+    return model.output_layer.weight

@@ -1,0 +1,95 @@
+"""The transformer layer on plain torch: used on the CPU, and on a GPU without Transformer Engine.
+
+megatron-core's own local layer cannot do two things that we need: its norm refuses sequence parallelism, and its
+attention refuses packed sequences and holds the full score matrix.  Both parts are replaced; the rest is megatron-core's.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.moe import moe_utils, token_dispatcher
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from torch import Tensor
+
+if not hasattr(moe_utils, "te_general_gemm"):
+    # The router asks for this name; megatron-core 0.16.1 defines it only with Transformer Engine.
+    moe_utils.te_general_gemm = None
+
+
+def _splits_as_numbers(tensor, as_numpy=False, record_stream=False, move=token_dispatcher.maybe_move_tensor_to_cpu):
+    """megatron-core's function for all-to-all sizes, which leaves a tensor that is on the CPU already as it is: gloo, like
+    NCCL, wants numbers."""
+    moved = move(tensor, as_numpy, record_stream)
+    return moved.numpy() if as_numpy and torch.is_tensor(moved) else moved
+
+
+token_dispatcher.maybe_move_tensor_to_cpu = _splits_as_numbers
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
+
+    Under sequence parallelism a rank sees only its slice of the tokens, so the weight's gradient is a partial sum;
+    ``weight.sequence_parallel`` tells megatron-core's ``finalize_model_grads`` to all-reduce it over the TP group.
+    """
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-6):
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=torch.cuda.current_device())
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+class CoreAttention(torch.nn.Module):
+    """softmax(Q K^T * scale + mask) V on ``scaled_dot_product_attention``, causal.
+
+    Three masks, all exact: plain causal (``attention_mask=None``), an explicit boolean mask (True = hidden,
+    megatron-core's convention, [b or 1, 1, sq, sk]), and packed sequences, whose block-diagonal causal mask is never
+    built: each block is one call.  No parameters, no collectives, no dropout.
+    """
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None,
+                 pg_collection=None):
+        super().__init__()
+        self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, attn_mask_type=None,
+        attention_bias=None, packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Query [s, b, n, d], key and value [s, b, g, d] -> [s, b, n*d]; packed [t, n, d], [t, g, d] -> [t, n*d]."""
+        if packed_seq_params is not None:
+            bounds = packed_seq_params.cu_seqlens_q.tolist()
+            blocks = [
+                self._attend(query[a:z, None], key[a:z, None], value[a:z, None], None)
+                for a, z in itertools.pairwise(bounds)
+                if z > a
+            ]
+            return torch.cat(blocks).squeeze(1)
+        return self._attend(query, key, value, attention_mask)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=None if hidden is None else ~hidden, is_causal=hidden is None,
+            scale=self.scale, enable_gqa=query.size(1) != key.size(1),
+        )
+        return out.permute(2, 0, 1, 3).flatten(2)  # [s, b, n*d]
+
+
+def local_block_spec(config, pipeline_rank: int) -> TransformerBlockSubmodules:
+    """This pipeline stage's layers, and the final norm, from the parts above."""
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, qk_layernorm=config.qk_layernorm, normalization="RMSNorm"
+    )
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = CoreAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    count = get_num_layers_to_build(config, vp_stage=None, pp_rank=pipeline_rank)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)

@@ -1,0 +1,205 @@
+"""Process groups: from ``torchrun`` or plain ``srun`` variables to megatron-core's tensor x pipeline x data layout.
+
+Ranks are numbered tensor first, then data, then pipeline (megatron-core's ``tp-cp-ep-dp-pp``), so that the ranks of a
+tensor group share a node.  gloo on the CPU; with CUDA, NCCL for device tensors and gloo for those on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from vold_nemo.config import ConfigError
+from vold_nemo.megatron import cpu
+
+_current: Layout | None = None  # what initialize() made last
+_own_default_group = False  # whether destroy() may take the default group down, too
+_groups_before: set = set()  # process groups that were there before ours
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This rank's place.  ``world = tensor x pipeline x data``; ``expert`` divides tensor x data."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    world: int
+    rank: int
+    sequence: bool
+    device: torch.device
+    tensor_group: dist.ProcessGroup = field(repr=False)
+    pipeline_group: dist.ProcessGroup = field(repr=False)
+    data_group: dist.ProcessGroup = field(repr=False)
+    model_group: dist.ProcessGroup = field(repr=False)  # tensor x pipeline: the ranks that hold one copy of the model
+    # Experts are spread over `expert` of a stage's tensor x data ranks, each whole on its rank.
+    expert: int = 1
+    expert_rank: int = 0
+    expert_group: dist.ProcessGroup | None = field(default=None, repr=False)
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.pipeline - 1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says about this process."""
+
+    rank: int
+    world: int
+    local_rank: int
+    host: str | None  # of rank 0; None = a lone process
+    port: int
+
+
+def first_host(nodes: str) -> str:
+    """First host of a Slurm node list: ``gpu[003-006,9],x1`` -> ``gpu003``."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    if not match:
+        raise ConfigError("SLURM_STEP_NODELIST", nodes, "a Slurm node list", "start with srun or torchrun")
+    return match[1] + (match[2] or "") + (match[3] or "")
+
+
+def launch(environment: dict[str, str] | None = None) -> Launch:
+    """Read torchrun's variables, else srun's (one task per GPU), else be alone.
+
+    :raises ConfigError: if a variable is missing or not a number.
+    """
+    env = os.environ if environment is None else environment
+
+    def number(key: str) -> int:
+        try:
+            return int(env[key])
+        except (KeyError, ValueError):
+            raise ConfigError(key, env.get(key), "an integer", "start with torchrun or with srun") from None
+
+    if "RANK" in env and "WORLD_SIZE" in env:
+        local = number("LOCAL_RANK") if "LOCAL_RANK" in env else 0
+        return Launch(number("RANK"), number("WORLD_SIZE"), local, env.get("MASTER_ADDR", "127.0.0.1"),
+                      int(env.get("MASTER_PORT", "29500")))
+    # SLURM_PROCID is set inside a batch script, too; only a step (srun) has a step id and tasks of its own.
+    if "SLURM_PROCID" in env and "SLURM_STEP_NODELIST" in env and env.get("SLURM_STEP_ID", "").isdigit():
+        nodes = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
+        # One port per job step, the same on every rank without asking anybody.
+        port = 20000 + (number("SLURM_JOB_ID") * 7 + number("SLURM_STEP_ID")) % 20000
+        return Launch(number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS"), number("SLURM_LOCALID"), nodes,
+                      int(env.get("MASTER_PORT", port)))
+    return Launch(0, 1, 0, None, 0)
+
+
+def pick_device(device: str, local_rank: int) -> torch.device:
+    """``auto | cpu | cuda`` -> this rank's device.  A step that sees one GPU per task uses that one."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError("device", device, "auto | cpu | cuda", "set device to one of these")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", device, "auto | cpu", "no CUDA device is visible: set device=cpu, or find one")
+    if device == "cpu" and torch.cuda.is_available():
+        raise ConfigError("device", device, "auto | cuda",
+                          "megatron-core uses a CUDA device that it sees: hide it with CUDA_VISIBLE_DEVICES= first")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = local_rank if torch.cuda.device_count() > 1 else 0
+    return torch.device("cuda", index)
+
+
+def initialize(
+    tensor: int, pipeline: int, *, context: int = 1, expert: int = 1, sequence: bool = False, seed: int,
+    device: str = "auto", timeout_minutes: float = 30.0,
+) -> Layout:
+    """Join the world (unless it is joined already), make megatron-core's groups, seed every generator.
+
+    Collective over the world.  May be called again in one process after :func:`destroy`.
+
+    :raises ConfigError: if the world is no multiple of the model's ranks, or the launcher's variables are unusable.
+    """
+    global _own_default_group, _groups_before, _current
+    place = launch()
+    where = pick_device(device, place.local_rank)
+    cpu.enable()
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    from megatron.core import parallel_state, tensor_parallel
+
+    if not dist.is_initialized():
+        timeout = timedelta(minutes=timeout_minutes)
+        backend = "gloo" if where.type == "cpu" else "cpu:gloo,cuda:nccl"
+        if place.host is None:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, init_method=f"tcp://{place.host}:{place.port}", rank=place.rank,
+                                    world_size=place.world, timeout=timeout)
+        _own_default_group = True
+    world = dist.get_world_size()
+    if world % (tensor * pipeline * context):
+        raise ConfigError("world size", world,
+                          f"a multiple of tensor x pipeline x context = {tensor} x {pipeline} x {context}",
+                          "start as many processes as that, or lower parallel.tensor or parallel.pipeline")
+    if world // pipeline % expert:
+        raise ConfigError("parallel.expert", expert, f"a divisor of the {world // pipeline} ranks of a stage",
+                          "lower parallel.expert, or start more processes")
+    _groups_before = set(dist.distributed_c10d._world.pg_map)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, context_parallel_size=context,
+        expert_model_parallel_size=expert, expert_tensor_parallel_size=1, distributed_timeout_minutes=timeout_minutes,
+        # Object collectives and checkpoints on a GPU go through gloo; on the CPU every group is gloo already.
+        create_gloo_process_groups=where.type == "cuda",
+    )
+    random.seed(seed)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    _current = Layout(
+        tensor=tensor, pipeline=pipeline, data=parallel_state.get_data_parallel_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        world=world, rank=dist.get_rank(), sequence=sequence and tensor > 1, device=where,
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+        data_group=parallel_state.get_data_parallel_group(),
+        model_group=parallel_state.get_model_parallel_group(),
+        expert=expert, expert_rank=parallel_state.get_expert_model_parallel_rank(),
+        expert_group=parallel_state.get_expert_model_parallel_group(),
+    )
+    return _current
+
+
+def current() -> Layout:
+    """The layout in force, for code that is called by others' code (NeMo restores models through their constructors)."""
+    if _current is None:
+        raise RuntimeError("no layout: call vold_nemo.megatron.parallel.initialize first")
+    return _current
+
+
+def destroy() -> None:
+    """Take down what :func:`initialize` made; the default group only if it was made there.  Collective."""
+    global _own_default_group, _current
+    _current = None
+    if not dist.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    dist.barrier()  # nobody closes a connection that another rank is still using
+    # megatron-core forgets its groups without closing them; tests that start many layouts would run out of sockets.
+    ours = [group for group in dist.distributed_c10d._world.pg_map if group not in _groups_before]
+    parallel_state.destroy_model_parallel()
+    for group in ours:
+        # megatron-core has closed its gloo groups itself
+        if group in dist.distributed_c10d._world.pg_map:
+            dist.destroy_process_group(group)
+    if _own_default_group:
+        dist.destroy_process_group()
+        _own_default_group = False

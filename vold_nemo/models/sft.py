@@ -1,0 +1,107 @@
+"""Stage 1: supervised fine-tuning on the teacher's own traces (eq. 4), the cold start that makes distillation work.
+
+    L_SFT = - sum over traces and response tokens t of  w * log pi_theta(y_t | q, y_<t),    w = 1 / (tokens of the batch)
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from vold_nemo.config import OptimizerConfig
+from vold_nemo.data.micro_batch import fingerprint
+from vold_nemo.data.order import Order
+from vold_nemo.data.sft_batches import sft_batch
+from vold_nemo.data.traces import SFTExample
+from vold_nemo.data.vocabulary import VocabularyContract
+from vold_nemo.models import heartbeat
+from vold_nemo.models.agreement import assert_same
+from vold_nemo.models.student import MegatronStudent
+from vold_nemo.objective import nll_loss
+
+
+class MegatronSFTModel(MegatronStudent):
+    """The student in stage 1.  Call :meth:`attach` before :meth:`fit`."""
+
+    def __init__(self, cfg: DictConfig, trainer=None):
+        super().__init__(cfg=cfg, trainer=trainer)
+        self.examples: Sequence[SFTExample] = ()
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        return self.config.sft.optimizer
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.sft.steps
+
+    def attach(self, examples: Sequence[SFTExample], contract: VocabularyContract) -> None:
+        """Training data, and which ids count in the softmax: those the rollout engine will be able to sample."""
+        self.examples = examples
+        self.order = Order(len(examples), self.config.sft.batch, self.config.seed)
+        self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
+
+    def get_loss_and_metrics(self, batch, forward_only: bool):
+        """Eq. 4 over this data rank's micro-batches of ``batch`` (:class:`SFTBatch`); gradients stay in the DDP buffers."""
+
+        def loss(hidden, micro_batch, index):
+            positions, _ = micro_batch.selection()
+            targets = micro_batch.targets.t().reshape(-1)[positions]
+            weight = micro_batch.predicts.t().reshape(-1)[positions].float() * batch.weight
+            value, _ = nll_loss(
+                hidden, self.head, targets, weight, self.shard,
+                chunk_tokens=self.config.objective.chunk_tokens, group=self.layout.tensor_group,
+                head_gradient=None if forward_only else self.head.main_grad,
+            )  # fmt: skip
+            return value, None
+
+        passed = self.run_schedule(batch.micro_batches, loss, forward_only=forward_only)
+        return passed, {"loss": passed.loss, "tokens": batch.response_tokens}
+
+    def train_step(self, step: int) -> dict[str, Any]:
+        """One optimizer step on the global batch of ``step``."""
+        began = time.perf_counter()
+        heartbeat.note("data")
+        batch = sft_batch(
+            self.examples, self.order.indices(step), data_rank=self.layout.data_rank, data_ranks=self.layout.data,
+            micro_batch=self.config.sft.micro_batch, pad_multiple=self.layout.tensor if self.layout.sequence else 1,
+        )  # fmt: skip
+        assert_same(fingerprint(batch.micro_batches), self.layout, f"the batch of step {step}")
+        ready = time.perf_counter()
+        heartbeat.note("train")
+        passed, metrics = self.get_loss_and_metrics(batch, forward_only=False)
+        update = self.optimizer_step(step, passed, self._name_examples(batch))
+        trained = time.perf_counter()
+        tokens = batch.tokens
+        return {
+            **metrics,
+            "grad_norm": update.grad_norm,
+            "learning_rate": update.learning_rate,
+            "update_skipped": update.skipped,
+            "epoch": self.order.epoch(step + 1),
+            "padding_efficiency": tokens / max(1, batch.padded_tokens),
+            "tokens_per_second": tokens / (trained - began),
+            "seconds": {"data": ready - began, "train": trained - ready},
+            "memory": {"peak_bytes": peak_bytes(self.layout.device)},
+        }
+
+    def _name_examples(self, batch):
+        def describe(item) -> str:
+            if item.micro_batch is None or item.rank != self.layout.rank:
+                return str(item)
+            rows = batch.micro_batches[item.micro_batch].rows
+            return f"{item} (traces {', '.join(self.examples[row].name for row in rows[:4])})"
+
+        return describe
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory this process has held so far: on the device, or resident in the host's memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

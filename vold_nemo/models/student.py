@@ -1,0 +1,296 @@
+"""The student as a NeMo model: a ``ModelPT`` around the language backbone in megatron-core.
+
+``ModelPT`` gives configuration, ``.nemo`` save and restore, and the place where NeMo users look for things.  The training loop
+(:meth:`MegatronStudent.fit`) is ours, in NeMo-Aligner's shape, around megatron-core's schedules: Lightning's ``Trainer.fit``
+is never called, because it knows neither pipeline stages nor rollouts.
+
+Only the language model is here.  The vision tower stays in the source checkpoint, byte for byte, until export; the rollout
+engine, which sees images, holds the whole model and is fed from :meth:`MegatronStudent.hf_weights`.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from nemo.core.classes import ModelPT
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from vold_nemo.config import Config, ConfigError, OptimizerConfig, to_config
+from vold_nemo.data.micro_batch import MicroBatch
+from vold_nemo.megatron import architecture, build, checkpoint, nemo_connector, parallel, sharded, training, weights
+from vold_nemo.megatron.heads import meet_head
+from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
+from vold_nemo.megatron.runs import Run
+from vold_nemo.models.heartbeat import Heartbeat
+from vold_nemo.models.stopping import Stop
+
+logger = logging.getLogger(__name__)
+
+STOPPED_BY_SIGNAL = 85
+
+
+class MegatronStudent(ModelPT):
+    """Language backbone of the student: this rank's tensor shard of this rank's pipeline stage.
+
+    ``megatron.parallel.initialize`` must have run.  A new model has no weights yet: call :meth:`load_pretrained`, or use
+    ``restore_from`` on a ``.nemo`` file of any layout.  Subclasses say what one step is.
+
+    Args:
+        cfg: the whole configuration (``config.Config`` as an OmegaConf tree).
+        trainer: as NeMo's ``restore_from`` passes it on; not used.
+    """
+
+    nemo_folders: tuple[str, ...] = ("student.path",)  # kept in the .nemo file: tokenizer, processor, config.json
+
+    def __init__(self, cfg: DictConfig, trainer=None):
+        super().__init__(cfg=cfg, trainer=trainer)
+        self.config = typed(cfg)
+        self.layout = parallel.current()
+        self.architecture = architecture.read(self.source_path())
+        self.padded_vocabulary = build.padded_vocabulary(self.vocabulary_rows(), self.layout.tensor)
+        self.dtype_in_training = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
+        self.gpt = build.build_model(
+            self.architecture, self.layout, padded_vocabulary=self.padded_vocabulary, dtype=self.dtype_in_training
+        )
+        nemo_connector.attach(self, self.layout)
+        self.optimizer_in_training = None  # with its schedule, set by prepare_for_training
+
+    # -- what the two stages differ in -------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def optimizer_config(self) -> OptimizerConfig:
+        """The stage's own section of the configuration."""
+
+    @property
+    @abstractmethod
+    def total_steps(self) -> int: ...
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps in one :meth:`train_step`."""
+        return 1
+
+    @abstractmethod
+    def train_step(self, step: int) -> dict[str, Any]:
+        """Do step ``step`` (from 0) and return its metrics.  Collective over the world."""
+
+    def source_path(self) -> str:
+        """Hugging Face folder that names the architecture."""
+        return self.config.student.path
+
+    def vocabulary_rows(self) -> list[int]:
+        """Rows of every LM head that must line up with the student's."""
+        return [self.architecture.vocabulary]
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def load_pretrained(self, path: str) -> None:
+        """Weights from a Hugging Face checkpoint; each rank reads its own slices."""
+        weights.load_hf(self.gpt, self.architecture, self.layout, path)
+
+    def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The one stream of (name on disk, full tensor); collective, every rank must exhaust it."""
+        return weights.stream_hf(self.gpt, self.architecture, self.layout)
+
+    def save_weights(self, folder) -> None:
+        sharded.save_model(self.gpt, folder)
+
+    def load_weights(self, folder) -> None:
+        sharded.load_model(self.gpt, folder)
+
+    # -- one pass ----------------------------------------------------------------------------------------------------
+
+    def prepare_for_training(self) -> None:
+        """Wrap the model in DDP and make optimizer and schedule; allocates all that training needs."""
+        config = self.optimizer_config
+        self.stage = training.wrap_ddp(self.gpt, distributed_optimizer=config.distributed)
+        self.optimizer_in_training = build_optimizer(config, self.stage)
+        self.schedule = LearningRate(config, self.total_steps * self.updates_per_step)
+        self.guard = training.NonFiniteGuard(config.max_skipped)
+
+    def run_schedule(
+        self,
+        batches: Sequence[MicroBatch],
+        loss: Callable[[Tensor, MicroBatch, int], tuple[Tensor, Any]],
+        *,
+        forward_only: bool = False,
+    ) -> training.Pass:
+        """Forward, and backward unless ``forward_only``, over this data rank's micro-batches.
+
+        ``loss(hidden, batch, index)`` gets the last stage's hidden states of the trained positions, [n, H] after the LM
+        head's collective (see :func:`megatron.heads.meet_head`), and returns the weighted loss and its statistics.
+        """
+
+        def forward(stage, indexed):
+            index, batch = indexed
+            batch = batch.to(self.layout.device)
+            output = stage(batch.ids, batch.position_ids, None)
+            return output, partial(on_last_stage, batch=batch, index=index)
+
+        def on_last_stage(output, *, batch, index):
+            positions, _ = batch.selection()
+            return loss(meet_head(output, self.layout).index_select(0, positions), batch, index)
+
+        model = self.gpt if forward_only else self.stage
+        return training.forward_backward(
+            model, list(enumerate(batches)), forward, layout=self.layout, forward_only=forward_only
+        )
+
+    @property
+    def head(self) -> Tensor:
+        """This rank's rows of the LM head, [v, H]; last stage only."""
+        return build.lm_head_weight(self.gpt)
+
+    def optimizer_step(self, step: int, passed: training.Pass, describe=str) -> training.Update:
+        """Clip, step, advance the schedule; a non-finite gradient skips the update and is named (see NonFiniteGuard)."""
+        update = training.update(self.optimizer_in_training, self.schedule, passed, layout=self.layout)
+        self.guard.check(step, update, describe)
+        return update
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def fit(self, run: Run) -> None:
+        """Train to ``total_steps``, from where the run's newest checkpoint stands.
+
+        Leaves ``student.nemo`` when done.  On USR1 or TERM, or when ``limits.wall_minutes`` are nearly over, the current
+        step is finished, a checkpoint written, and the process leaves with 85: submit again to go on.  A rank that hangs
+        takes the run down with 86 (:mod:`models.heartbeat`); any other error names the step and phase it met.
+        """
+        limits, layout = self.config.limits, self.layout
+        limit = limits.stuck_minutes * 60 if limits.stuck_minutes else None
+        with Heartbeat(
+            run.folder, rank=layout.rank, world=layout.world, limit=limit, total=self.total_steps
+        ) as heart:
+            try:
+                self._fit(run, heart)
+            except Exception as error:
+                error.add_note(f"rank {layout.rank} of {layout.world}: {heart.where()}")
+                raise
+
+    def _fit(self, run: Run, heart: Heartbeat) -> None:
+        from tqdm import tqdm
+
+        heart.note("resume")
+        start = self.resume(run)
+        if start >= self.total_steps:
+            if self.layout.rank == 0:
+                logger.info("nothing to do: the run has done %d of %d steps", start, self.total_steps)
+            archive = run.folder / "student.nemo"
+            there = [archive.exists()]
+            dist.broadcast_object_list(there, src=0)  # one rank looks: a shared folder may show others an older state
+            if not there[0]:  # the attempt before was killed between its last checkpoint and the archive
+                heart.note("export")
+                self.save_to(str(archive))
+            run.close()
+            return
+        heart.note("sync", start)
+        self.on_loop_start(start)
+        every, wall = self.config.checkpoint.every, self.config.limits.wall_minutes
+        with Stop(wall * 60 if wall else None) as stop, tqdm(
+            total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=self.layout.rank != 0
+        ) as bar:
+            for step in range(start, self.total_steps):
+                heart.note("step", step)
+                metrics = self.train_step(step)
+                run.log(step + 1, metrics)
+                bar.set_postfix_str(self.progress_text(metrics), refresh=False)
+                bar.update(1)
+                heart.note("agree")  # where ranks wait for one that stays away
+                stopping = stop.agreed(self.layout.device)
+                done = step + 1
+                last = stopping or done == self.total_steps
+                if last or (every and done % every == 0):
+                    heart.note("checkpoint")
+                    self.save_checkpoint(run, done, metrics, needed=last)
+                if stopping and done < self.total_steps:
+                    if self.layout.rank == 0:
+                        reason = stop.reason or "another rank's signal"
+                        logger.warning("stopped (%s) after step %d; submit again to go on", reason, done)
+                    run.close()
+                    raise SystemExit(STOPPED_BY_SIGNAL)
+        heart.note("export")
+        self.save_to(str(run.folder / "student.nemo"))
+        run.close()
+
+    def on_loop_start(self, step: int) -> None:
+        """Called once, after a resume and before the first step."""
+
+    def progress_text(self, metrics: dict[str, Any]) -> str:
+        """What the progress bar shows."""
+        return f"loss {metrics['loss']:.4f}"
+
+    def save_checkpoint(self, run: Run, done: int, metrics: dict[str, Any], *, needed: bool) -> None:
+        """Write the state after ``done`` steps.  A disk that is full ends the run only where this one is ``needed``."""
+        options = self.config.checkpoint
+        try:
+            checkpoint.save(
+                run.checkpoints, done, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule,
+                layout=self.layout, extra={"data_position": done}, keep=options.keep, keep_every=options.keep_every,
+                keep_best=options.keep_best, metric=number_at(metrics, options.metric), highest=options.metric_best == "max",
+            )  # fmt: skip
+        except checkpoint.CheckpointNotWritten as error:
+            if needed:
+                raise
+            if self.layout.rank == 0:
+                logger.error("%s; the ones before it are kept, and the run goes on", error)
+
+    def resume(self, run: Run) -> int:
+        """First step to do: after the newest whole checkpoint, or 0.
+
+        Raises:
+            ConfigError: ``checkpoint.resume=required`` and there is none, or a checkpoint of another layout.
+        """
+        mode = self.config.checkpoint.resume
+        found = checkpoint.find_latest(run.checkpoints) if mode != "never" else None
+        if found is None:
+            if mode == "required":
+                raise ConfigError(
+                    "checkpoint.resume", mode, "a checkpoint in the run folder",
+                    f"there is none in {run.checkpoints}: use checkpoint.resume=auto to start from step 0",
+                )  # fmt: skip
+            run.resume_at(0)
+            return 0
+        step, _ = checkpoint.load(
+            found, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule, layout=self.layout
+        )
+        run.resume_at(step)
+        if self.layout.rank == 0:
+            logger.info("resumed from %s", found)
+        return step
+
+    # -- what ModelPT asks for: data comes through the recipes, not through Lightning's loaders ----------------------------
+
+    def setup_training_data(self, train_data_config) -> None:
+        """Data is handed to the subclass's constructor-like ``attach``; there is no Lightning loader."""
+
+    def setup_validation_data(self, val_data_config) -> None:
+        """See :meth:`setup_training_data`."""
+
+    @classmethod
+    def list_available_models(cls) -> list:
+        """No weights are published."""
+        return []
+
+
+def number_at(metrics: dict[str, Any], name: str) -> float | None:
+    """``metrics["seconds"]["train"]`` for ``"seconds.train"``; None where this step has no such number."""
+    value: Any = metrics
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The configuration without what NeMo adds to it."""
+    plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    for key in ("target", "nemo_version"):
+        plain.pop(key, None)
+    return to_config(plain)

@@ -1,0 +1,97 @@
+"""The teacher: a frozen megatron-core model on the student's ranks, under the student's process groups.
+
+It is not a ``ModelPT`` and is never trained: no gradient buffer, no optimizer state, no DDP wrapper.  It gives final hidden
+states, which stay on the rank that made them; its LM head meets them chunk by chunk inside the objective, so that logits
+never exist.  Student and teacher read the same micro-batch tensors, hence the same positions and the same padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vold_nemo.config import TeacherConfig, require_choice
+from vold_nemo.data.micro_batch import MicroBatch
+from vold_nemo.megatron import architecture, build, training, weights
+from vold_nemo.megatron.heads import meet_head
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Teacher:
+    """Frozen scorer.
+
+    Args:
+        config: where it is and in which precision; ``auto`` takes the student's.
+        layout: the student's.
+        padded_vocabulary: rows of the student's padded LM head, so that shard i of both covers the same ids.
+        student_precision: ``fp32`` | ``bf16``.
+    """
+
+    def __init__(self, config: TeacherConfig, layout, *, padded_vocabulary: int, student_precision: str):
+        require_choice("teacher.precision", config.precision, ("auto", *PRECISIONS))
+        self.precision = student_precision if config.precision == "auto" else config.precision
+        self.layout = layout
+        self.architecture = architecture.read(config.path)
+        self.model = build.build_model(
+            self.architecture, layout, padded_vocabulary=padded_vocabulary, dtype=PRECISIONS[self.precision],
+            trainable=False,
+        )  # fmt: skip
+        weights.load_hf(self.model, self.architecture, layout, config.path)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())  # on this rank
+        self.tokens_scored = 0  # real tokens, padding and other data ranks not counted
+
+    @property
+    def head(self) -> Tensor:
+        """This rank's rows [v, H_teacher] of the LM head; last stage only."""
+        return build.lm_head_weight(self.model)
+
+    def hidden_states(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+        """Final hidden states of the scored micro-batches, as the pipeline leaves them: [S (/ T), B, H_teacher].
+
+        One entry for every micro-batch, None where it is unscored or this is not the last stage.  The forward-only schedule
+        runs over the scored ones alone.  Collective over the world: the step plan sees to it that either every data rank has
+        a scored micro-batch or none has.
+
+        Raises:
+            RuntimeError: a hidden state that is not finite, with rank and micro-batch.
+        """
+        wanted = [index for index, batch in enumerate(batches) if batch.scored]
+        found: list[Tensor | None] = [None] * len(batches)
+        if not wanted:
+            return found
+        self.tokens_scored += sum(sum(batches[i].lengths) for i in wanted)
+
+        def forward(model, batch):
+            batch = batch.to(self.layout.device)
+            return model(batch.ids, batch.position_ids, None), keep
+
+        def keep(hidden):
+            # The schedule wants a scalar; this one is 0, or NaN where a hidden state is not finite.
+            return hidden.float().sum() * 0.0, hidden
+
+        passed = training.forward_backward(
+            self.model, [batches[i] for i in wanted], forward, layout=self.layout, forward_only=True
+        )
+        if passed.non_finite:
+            where = "; ".join(str(item) for item in passed.non_finite[:4])
+            raise RuntimeError(f"the teacher's hidden states are not finite: {where}; precision {self.precision}")
+        for index, hidden in zip(wanted, passed.statistics, strict=False):
+            found[index] = hidden
+        return found
+
+    def selected(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
+        """[S (/ T), B, H_teacher] -> [n, H_teacher] at the trained positions, as the objective wants them."""
+        positions, _ = batch.selection()
+        with torch.no_grad():
+            return meet_head(hidden, self.layout).index_select(0, positions.to(hidden.device))
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of weights and of gradients on this rank; the second must be 0."""
+        parameters = list(self.model.parameters())
+        return {
+            "weights": sum(p.numel() * p.element_size() for p in parameters),
+            "gradients": sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None),
+        }

@@ -1,0 +1,83 @@
+"""Log-probs without a gradient, and the plain negative log-likelihood of stage 1 (eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vold_nemo.objective.vocabulary import VocabularyShard
+from vold_nemo.objective.walk import Walk, formed_in_forward
+
+
+@torch.no_grad()
+def token_logprobs(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    shard: VocabularyShard,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int = 512,
+    group: dist.ProcessGroup | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log π(target) and entropy, [n] each, of softmax(hidden · headᵀ / temperature) over the sampleable ids.
+
+    Use ``shard.over_shared`` for log-probs as the KL sees them.  With ``mask`` (bool [n]) other tokens are never read and
+    come back as 0.
+
+    Collectives: one MAX and one SUM all-reduce of a few [c] rows per chunk, over ``group``; results equal on all its ranks.
+
+    Raises:
+        ValueError: shapes that do not fit, or a target that is not a sampleable id.
+    """
+    walk = Walk(hidden, head, targets, shard, temperature=temperature, chunk_tokens=chunk_tokens, group=group)
+    logprobs, entropy = (hidden.new_zeros(len(targets), dtype=walk.dtype) for _ in range(2))
+    chosen = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
+    for chunk in walk.chunks(chosen.nonzero().flatten()):
+        logprobs[chunk.rows] = chunk.summary.logprob
+        entropy[chunk.rows] = chunk.summary.entropy
+    return logprobs, entropy
+
+
+def nll_loss(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    shard: VocabularyShard,
+    *,
+    chunk_tokens: int = 512,
+    group: dist.ProcessGroup | None = None,
+    head_gradient: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Eq. 4: Σ_t weight_t · -log π(target_t), and the detached per-token NLL [n] (0 where the weight is 0).
+
+    Tokens of weight 0 are never read: their targets, hidden states and gradients may be anything and stay exactly 0.
+    Gradient contract, ``head_gradient`` and collectives as :func:`loss.vold_loss`; one pass, no logits kept.
+
+    Raises:
+        ValueError: shapes that do not fit, a weight that is not finite, or a weighted target that cannot be sampled.
+    """
+    if weight.shape != targets.shape:
+        raise ValueError(f"weight {tuple(weight.shape)} must be {tuple(targets.shape)}, one per target")
+    if not bool(weight.isfinite().all()):
+        raise ValueError("a token weight is not finite")
+    nll = None
+
+    def run(need_hidden: bool, need_head: bool):
+        nonlocal nll
+        walk = Walk(
+            hidden.detach(), head.detach(), targets, shard,
+            temperature=1.0, chunk_tokens=chunk_tokens, group=group, gradients=(need_hidden, need_head),
+            head_gradient=head_gradient,
+        )  # fmt: skip
+        weights = weight.detach().to(walk.dtype)
+        nll = torch.zeros_like(weights)
+        for chunk in walk.chunks((weights != 0).nonzero().flatten()):
+            nll[chunk.rows] = -chunk.summary.logprob
+            walk.backward(chunk, -weights[chunk.rows])
+        return (nll * weights).sum(), *walk.gradients()
+
+    return formed_in_forward(hidden, head, run), nll

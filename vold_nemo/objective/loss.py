@@ -1,0 +1,301 @@
+"""Eq. 5 and 6: clipped policy gradient plus β × masked KL to the teacher, on the student's own rollouts, chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vold_nemo.objective.divergence import Divergence, KLTerm, diverge
+from vold_nemo.objective.policy import (
+    CorrectionTerm,
+    PolicyTerm,
+    mean_by_sequence,
+    return_to_go,
+    sum_by_sequence,
+    surrogate,
+)
+from vold_nemo.objective.vocabulary import VocabularyShard
+from vold_nemo.objective.walk import Chunk, Teacher, Walk, formed_in_forward
+
+
+@dataclass
+class TokenBatch:
+    """The n predicted tokens of one micro-batch, flat, in the right frame: ``hidden[i]`` predicts ``targets[i]``.
+
+    Attributes:
+        targets: int64 [n].
+        sequence: int64 [n], index of the token's sequence; whole sequences, their tokens in order.
+        policy_weight: [n], mask × global normalisation (`weights.py`); 0 = not trained on.
+        kl_weight: [n], β × reward mask × global normalisation; 0 = no KL.
+        advantages: [n].
+        old_logprobs: [n], of the weights that this batch of rollouts met first; None = on-policy, the detached current ones.
+        rollout_logprobs: [n], the engine's.
+        response: bool [n], tokens of responses, over which sequence means and sums run; None = those with a weight.
+    """
+
+    targets: Tensor
+    sequence: Tensor
+    policy_weight: Tensor
+    kl_weight: Tensor
+    advantages: Tensor
+    old_logprobs: Tensor | None = None
+    rollout_logprobs: Tensor | None = None
+    response: Tensor | None = None
+
+
+@dataclass
+class TokenStatistics:
+    """What each token said, detached, [n]; 0 / False for tokens that took no part.  Equal on all ranks of the TP group."""
+
+    active: Tensor  # bool: response tokens (or those with a weight)
+    logprob: Tensor  # over the sampleable ids
+    entropy: Tensor
+    ratio: Tensor  # π / π_old: the token's, or its sequence's under gspo
+    clipped: Tensor  # bool
+    rollout_ratio: Tensor  # π_old / π_engine, before truncation
+    kl: Tensor  # value of the estimator, unweighted
+    kl_active: Tensor  # bool: tokens whose KL was formed
+    kl_clamped: Tensor  # bool
+    policy_loss: Tensor  # weighted: sums to the policy part of the loss
+    kl_loss: Tensor  # weighted: sums to the KL part; under k1_reward what the penalty adds to the policy's
+
+    @classmethod
+    def empty(cls, like: Tensor) -> TokenStatistics:
+        boolean = {"active", "clipped", "kl_active", "kl_clamped"}
+        zeros = {f.name: torch.zeros_like(like, dtype=torch.bool if f.name in boolean else None) for f in fields(cls)}
+        return cls(**zeros)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Scalars to be *summed* over micro-batches and data-parallel ranks; divide by ``tokens`` and ``kl_tokens``."""
+        return {
+            "tokens": self.active.sum(),
+            "entropy": self.entropy.sum(),
+            "clipped": self.clipped.sum(),
+            "ratio_rollout_vs_train": self.rollout_ratio.sum(),
+            "loss_policy": self.policy_loss.sum(),
+            "loss_kl": self.kl_loss.sum(),
+            "kl": self.kl.sum(),
+            "kl_tokens": self.kl_active.sum(),
+            "kl_clamped": self.kl_clamped.sum(),
+        }
+
+    def extremes(self) -> dict[str, Tensor]:
+        """``kl_min`` is to be *minimised*, ``ratio_rollout_vs_train_max`` *maximised*; +inf / 0 where no token has one."""
+        kl = self.kl.masked_fill(~self.kl_active, torch.inf)
+        none = kl.new_tensor(torch.inf)
+        return {
+            "kl_min": kl.min() if len(kl) else none,
+            "ratio_rollout_vs_train_max": self.rollout_ratio.max() if len(kl) else 0 * self.rollout_ratio.sum(),
+        }
+
+
+def vold_loss(
+    hidden: Tensor,
+    head: Tensor,
+    batch: TokenBatch,
+    shard: VocabularyShard,
+    *,
+    policy: PolicyTerm | None,
+    kl: KLTerm | None = None,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: Tensor | None = None,
+    correction: CorrectionTerm | None = None,
+    temperature: float = 1.0,
+    teacher_temperature: float | None = None,
+    chunk_tokens: int = 512,
+    group: dist.ProcessGroup | None = None,
+    head_gradient: Tensor | None = None,
+) -> tuple[Tensor, TokenStatistics]:
+    """loss = Σ_t policy_weight_t · L_t + kl_weight_t · KL_t, and what each token said.
+
+    L_t is `policy.surrogate` of the token's (or sequence's) ratio and advantage; KL_t one of `divergence`'s estimators.
+    ``k1_reward`` is no loss but an addition of -kl_weight_t · k1_t (or its return-to-go) to the weighted advantage.
+    Importance corrections multiply the advantage, and the KL if ``correction.on_kl``.
+
+    Shapes: hidden [n, H], head [v, H], teacher_hidden [n, Ht], teacher_head [v, Ht]; v rows of this rank, the same token ids
+    for both heads.  ``policy=None`` trains on the KL alone, ``kl=None`` on rewards alone (no teacher is needed).
+
+    Gradient contract: ∂hidden is this rank's *partial* sum over its vocabulary rows, for the caller to reduce over TP;
+    ∂head is whole.  With ``head_gradient`` (float32 [v, H], Megatron's ``main_grad``) ∂head is added to it in place while the
+    loss is formed, and autograd gets none: no buffer of its size is ever made.  The loss must then not be scaled.
+
+    The loss is the same on every rank of ``group``.  Tokens without weight (and without ``response``) are never read.  One
+    pass; a no-grad pass comes first where a token's coefficient needs its whole sequence: off-policy GSPO, on-policy
+    sequence-level correction, returns-to-go.
+
+    Collectives: per chunk one MAX and one SUM all-reduce of a few [c] rows over ``group`` (jsd: one more SUM; topk: one more
+    of each and an all-gather of [c, k]).
+
+    Raises:
+        ValueError: lengths that differ, weights that are not finite, weight outside ``response``, a target that cannot be
+            sampled, a KL weight without a KL term or on a token whose teacher row is missing (all zero or not finite).
+    """
+    correction = correction or CorrectionTerm()
+    teacher_temperature = temperature if teacher_temperature is None else teacher_temperature
+    _check(hidden, batch, policy, kl, teacher_hidden, teacher_head, head, correction, teacher_temperature)
+    teacher = None
+    if kl is not None and teacher_hidden is not None:
+        teacher = Teacher(teacher_hidden.detach(), teacher_head.detach(), teacher_temperature)
+    statistics = None
+
+    def run(need_hidden: bool, need_head: bool):
+        nonlocal statistics
+        walk = Walk(
+            hidden.detach(), head.detach(), batch.targets, shard,
+            temperature=temperature, chunk_tokens=chunk_tokens, group=group, gradients=(need_hidden, need_head),
+            head_gradient=head_gradient,
+        )  # fmt: skip
+        step = _Step(walk, batch, policy, kl, teacher, correction)
+        statistics = step.statistics
+        step.run()
+        return (statistics.policy_loss + statistics.kl_loss).sum(), *walk.gradients()
+
+    return formed_in_forward(hidden, head, run), statistics
+
+
+class _Step:
+    """One evaluation of the objective: coefficients of tokens and the chunks that use them."""
+
+    def __init__(self, walk, batch, policy, kl, teacher, correction):
+        self.walk, self.policy, self.kl, self.teacher, self.correction = walk, policy, kl, teacher, correction
+        optional = lambda t: None if t is None else t.detach().to(walk.dtype)  # noqa: E731
+        self.sequence, self.advantages = batch.sequence, optional(batch.advantages)
+        self.policy_weight, self.kl_weight = optional(batch.policy_weight), optional(batch.kl_weight)
+        self.old, self.rollout = optional(batch.old_logprobs), optional(batch.rollout_logprobs)
+        self.reward_kl = kl is not None and kl.estimator == "k1_reward"
+        self.statistics = TokenStatistics.empty(self.policy_weight)
+        weighted = (self.policy_weight != 0) | (self.kl_weight != 0)
+        self.statistics.active = weighted if batch.response is None else batch.response
+        self.rows = self.statistics.active.nonzero().flatten()
+
+    def run(self) -> None:
+        gspo = self.policy is not None and self.policy.loss == "gspo"
+        horizon = self.reward_kl and self.kl.reward_horizon == "return_to_go"
+        by_sequence = self.correction.whole_sequence
+        whole = gspo or horizon  # a token's coefficient depends on other tokens of its sequence
+        # on-policy and uncorrected, gspo's ratio is 1: its coefficients follow from the advantages without a pass
+        moving = self.old is not None or self.reward_kl or self.correction.mode != "none"
+        with_kl = (self.kl_weight[self.rows] != 0) & (self.kl is not None)
+        kl_rows, other_rows = self.rows[with_kl], self.rows[~with_kl]
+        slopes, logprob, k1 = (torch.zeros_like(self.policy_weight) for _ in range(3))
+        if horizon or (gspo and moving) or (by_sequence and self.old is None):
+            first, second = (kl_rows, other_rows) if whole and self.reward_kl else (kl_rows[:0], self.rows)
+            for rows, teacher in ((first, self.teacher), (second, None)):
+                for chunk in self.walk.chunks(rows, teacher):
+                    logprob[chunk.rows] = chunk.summary.logprob
+                    if teacher is not None:
+                        k1[chunk.rows] = self._k1(chunk)
+        if by_sequence:
+            gap = ((logprob if self.old is None else self.old) - self.rollout)[self.rows]
+            self.sequence_importance = torch.ones_like(logprob)
+            self.sequence_importance[self.rows] = self.correction.weight(sum_by_sequence(gap, self.sequence[self.rows]))
+        if whole:
+            slopes[self.rows] = self._policy(self.rows, logprob[self.rows], k1[self.rows])
+            if self.reward_kl:  # by now part of the advantages: the second pass needs no teacher
+                kl_rows, other_rows = kl_rows[:0], self.rows
+        for rows, teacher in ((kl_rows, self.teacher), (other_rows, None)):
+            for chunk in self.walk.chunks(rows, teacher, self.kl.summary if teacher else None):
+                self._chunk(chunk, slopes if whole else None)
+
+    def _chunk(self, chunk: Chunk, slopes: Tensor | None) -> None:
+        rows, summary = chunk.rows, chunk.summary
+        self.statistics.logprob[rows], self.statistics.entropy[rows] = summary.logprob, summary.entropy
+        divergence, weight, k1 = None, None, None
+        if summary.teacher is not None and self.reward_kl:
+            k1 = self._k1(chunk)
+        elif summary.teacher is not None:
+            divergence, weight = diverge(self.kl, summary, self.walk.group), self.kl_weight[rows]
+            if self.correction.on_kl:
+                weight = weight * self._importance(rows, summary.logprob)
+            self._record_kl(chunk, divergence)
+            self.statistics.kl_loss[rows] = weight * divergence.value
+        slope = self._policy(rows, summary.logprob, k1) if slopes is None else slopes[rows]
+        self.walk.backward(chunk, slope, divergence, weight)
+
+    def _policy(self, rows: Tensor, logprob: Tensor, k1: Tensor | None) -> Tensor:
+        """∂(policy loss)/∂logprob of ``rows``: of a chunk, or of all rows where whole sequences matter."""
+        statistics, policy_weight = self.statistics, self.policy_weight[rows]
+        old = logprob if self.old is None else self.old[rows]
+        log_ratio, importance = logprob - old, self._importance(rows, logprob)
+        if self.rollout is not None:
+            statistics.rollout_ratio[rows] = (old - self.rollout[rows]).exp()
+        if self.policy is None and not self.reward_kl:
+            statistics.ratio[rows] = log_ratio.exp()
+            return torch.zeros_like(logprob)
+        advantage = torch.zeros_like(logprob)
+        if self.policy is not None:  # what stands beside a weight of 0 may be anything
+            advantage = torch.where(policy_weight == 0, 0.0, policy_weight * self.advantages[rows] * importance)
+        gspo = self.policy is not None and self.policy.loss == "gspo"
+        if gspo:
+            log_ratio = mean_by_sequence(log_ratio, self.sequence[rows])
+        out = surrogate(self.policy, log_ratio, advantage)
+        statistics.policy_loss[rows] = out.loss
+        if self.reward_kl and k1 is not None:
+            cost = self.kl_weight[rows] * k1
+            if self.correction.on_kl:
+                cost = cost * importance
+            if self.kl.reward_horizon == "return_to_go":
+                cost = return_to_go(cost, self.sequence[rows])
+            without, out = out, surrogate(self.policy, log_ratio, advantage - cost)
+            statistics.kl_loss[rows] = out.loss - without.loss  # what the penalty adds
+        statistics.clipped[rows], statistics.ratio[rows] = out.clipped, out.ratio
+        return mean_by_sequence(out.slope, self.sequence[rows]) if gspo else out.slope
+
+    def _importance(self, rows: Tensor, logprob: Tensor) -> Tensor:
+        if self.correction.mode == "none":
+            return torch.ones_like(logprob)
+        if self.correction.whole_sequence:
+            return self.sequence_importance[rows]
+        old = logprob if self.old is None else self.old[rows]
+        return self.correction.weight(old - self.rollout[rows])
+
+    def _k1(self, chunk: Chunk) -> Tensor:
+        divergence = diverge(self.kl, chunk.summary, self.walk.group)
+        self._record_kl(chunk, divergence)
+        return divergence.value
+
+    def _record_kl(self, chunk: Chunk, divergence: Divergence) -> None:
+        self.statistics.kl[chunk.rows] = divergence.value
+        self.statistics.kl_clamped[chunk.rows] = divergence.clamped
+        self.statistics.kl_active[chunk.rows] = chunk.summary.shared
+
+
+def _check(hidden, batch, policy, kl, teacher_hidden, teacher_head, head, correction, teacher_temperature) -> None:
+    n = len(hidden)
+    for f in fields(batch):
+        value = getattr(batch, f.name)
+        if value is not None and value.shape != (n,):
+            raise ValueError(f"{f.name} {tuple(value.shape)} must be [{n}], one per hidden state")
+    if not bool((batch.policy_weight.isfinite() & batch.kl_weight.isfinite()).all()):
+        raise ValueError("a token weight is not finite")
+    if batch.response is not None:
+        outside = ~batch.response & ((batch.policy_weight != 0) | (batch.kl_weight != 0))
+        if bool(outside.any()):
+            raise ValueError(f"{int(outside.sum())} tokens have a weight but are not part of a response")
+    if policy is None and bool((batch.policy_weight != 0).any()):
+        raise ValueError("policy_weight is not 0 although the policy term is off (objective.policy.enabled = false)")
+    if correction.mode != "none" and batch.rollout_logprobs is None:
+        raise ValueError(f"objective.correction.mode = {correction.mode!r} needs the engine's log-probs of the rollouts")
+    needs_teacher = batch.kl_weight != 0
+    if not bool(needs_teacher.any()):
+        return
+    if kl is None:
+        raise ValueError("kl_weight is not 0 although the KL term is off (objective.kl.enabled = false)")
+    if teacher_hidden is None or teacher_head is None:
+        raise ValueError(f"{int(needs_teacher.sum())} tokens have a KL weight but the teacher scored none of them")
+    if teacher_hidden.ndim != 2 or len(teacher_hidden) != n or teacher_head.shape != (len(head), teacher_hidden.shape[1]):
+        raise ValueError(
+            f"teacher_hidden {tuple(teacher_hidden.shape)} and teacher_head {tuple(teacher_head.shape)} must be "
+            f"[{n}, Ht] and [{len(head)}, Ht]"
+        )
+    if not teacher_temperature > 0:
+        raise ValueError(f"objective.kl.teacher_temperature = {teacher_temperature!r}; allowed: a positive number")
+    # a missing score must never pass for a score: zeros would be a uniform teacher
+    norm = teacher_hidden.detach().abs().amax(dim=1)
+    missing = needs_teacher & ~((norm > 0) & norm.isfinite())
+    if bool(missing.any()):
+        at = missing.nonzero().flatten()[:8].tolist()
+        raise ValueError(f"teacher rows of {int(missing.sum())} tokens with a KL weight are missing (tokens {at} ...)")

@@ -1,0 +1,95 @@
+"""Which token ids a rank holds, and which of them count.
+
+Three sets meet in the objective.  Ids the rollout engine can *sample* normalise log-probs and entropy; ids that both
+tokenizers *share* normalise the KL; what remains are rows that only pad the tables and belong to neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+FILL = -1e30  # logit of an id that does not count: finite, so that 0 x FILL is 0 and never NaN
+FLOOR = -1e29  # lowest centre of a rank's logits: a rank without a counting id still gets exp(FILL - FLOOR) = 0
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyShard:
+    """Rows ``start .. start + size`` of both LM heads, and the id sets restricted to them.
+
+    Args:
+        start: first global id of this rank.
+        size: v, rows on this rank (padded vocabulary / TP).
+        sampleable: bool [v], ids the engine can sample.
+        shared: bool [v], ids both tokenizers share; a subset of ``sampleable``.
+
+    Raises:
+        ValueError: masks of another shape or type, or a shared id that cannot be sampled.
+    """
+
+    start: int
+    size: int
+    sampleable: Tensor
+    shared: Tensor
+
+    def __post_init__(self):
+        for name, mask in (("sampleable", self.sampleable), ("shared", self.shared)):
+            if mask.shape != (self.size,) or mask.dtype != torch.bool:
+                raise ValueError(f"{name} is {mask.dtype} {tuple(mask.shape)}; it must be bool [{self.size}]")
+        if bool((self.shared & ~self.sampleable).any()):
+            raise ValueError("shared ids must be a subset of the sampleable ids")
+
+    @classmethod
+    def of(cls, rank: int, ranks: int, sampleable: Tensor, shared: Tensor | None = None) -> VocabularyShard:
+        """Part ``rank`` of ``ranks`` equal parts of global masks [V]; without ``shared`` every sampleable id is shared."""
+        rows = len(sampleable)
+        if rows % ranks:
+            raise ValueError(f"{rows} vocabulary rows do not divide by {ranks} ranks; pad both LM heads to a multiple")
+        size = rows // ranks
+        part = slice(rank * size, (rank + 1) * size)
+        shared = sampleable if shared is None else shared
+        return cls(rank * size, size, sampleable[part].contiguous(), shared[part].contiguous())
+
+    @cached_property
+    def over_sampleable(self) -> VocabularyShard:
+        """The same rows with the sampleable ids in the role of the shared ones: what a pass without a KL needs."""
+        return VocabularyShard(self.start, self.size, self.sampleable, self.sampleable)
+
+    @cached_property
+    def over_shared(self) -> VocabularyShard:
+        """The same rows normalised over the shared ids only: log-probs as the KL sees them."""
+        return VocabularyShard(self.start, self.size, self.shared, self.shared)
+
+    @cached_property
+    def unshared(self) -> Tensor:
+        """Local columns outside the shared set."""
+        return (~self.shared).nonzero().flatten()
+
+    @cached_property
+    def one_sided(self) -> Tensor:
+        """Local columns that can be sampled but are not shared: few in practice, handled apart from the rest."""
+        return (self.sampleable & ~self.shared).nonzero().flatten()
+
+    def locate(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Local column of each target (0 where it lies elsewhere), and whether it is on this rank."""
+        column = targets - self.start
+        here = (column >= 0) & (column < self.size)
+        return column.masked_fill(~here, 0), here
+
+
+def reduce_sum(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sum over the ranks of ``group``, in place, outside autograd; ``None`` is one rank."""
+    if group is not None and group.size() > 1:
+        dist.all_reduce(rows, op=dist.ReduceOp.SUM, group=group)
+    return rows
+
+
+def reduce_max(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Maximum over the ranks of ``group``, in place."""
+    if group is not None and group.size() > 1:
+        dist.all_reduce(rows, op=dist.ReduceOp.MAX, group=group)
+    return rows

@@ -1,0 +1,213 @@
+"""The walk over token chunks: a chunk meets the LM heads, yields its numbers, takes its gradient, and is gone.
+
+Two [c, v] buffers (student, teacher) are all that ever exists of the logits.  Where every token's coefficient is known when
+its chunk is there, the gradient is formed in the same pass, inside ``forward``; ``backward`` only hands it over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vold_nemo.objective.divergence import Divergence
+from vold_nemo.objective.head import add_head_gradient, hidden_gradient, project, working_type
+from vold_nemo.objective.softmax import Summary, row_blocks, summarise
+from vold_nemo.objective.vocabulary import VocabularyShard
+
+
+@dataclass
+class Teacher:
+    """The frozen side: hidden states [n, Ht] in the student's token order, LM head shard [v, Ht]."""
+
+    hidden: Tensor
+    head: Tensor
+    temperature: float
+
+
+@dataclass
+class Chunk:
+    rows: Tensor  # [c], positions in the flat batch
+    summary: Summary
+    shard: VocabularyShard
+
+
+class Walk:
+    """Chunks of chosen tokens through the heads, and their gradients back.
+
+    Args:
+        hidden: [n, H]; only chosen rows are ever read, so what padding holds, NaN included, reaches nothing.
+        head: [v, H].
+        gradients: which of ∂/∂hidden and ∂/∂head to form.
+        head_gradient: [v, H] in the working type, to which ∂/∂head is added in place; None = a new one is made.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        shard: VocabularyShard,
+        *,
+        temperature: float,
+        chunk_tokens: int,
+        group: dist.ProcessGroup | None,
+        gradients: tuple[bool, bool] = (False, False),
+        head_gradient: Tensor | None = None,
+    ):
+        _check_shapes(hidden, head, targets, shard, temperature, chunk_tokens)
+        self.hidden, self.head, self.targets, self.shard = hidden, head, targets, shard
+        self.temperature, self.group, self.chunk_tokens = temperature, group, chunk_tokens
+        self.dtype = working_type(hidden)
+        self._buffers: list[Tensor] = []
+        self.hidden_gradient = torch.zeros_like(hidden) if gradients[0] else None
+        self._given = gradients[1] and head_gradient is not None
+        self._head_gradient = None
+        if gradients[1]:
+            self._head_gradient = head_gradient if self._given else head.new_empty(head.shape, dtype=self.dtype)
+        if self._given and (head_gradient.shape != head.shape or head_gradient.dtype != self.dtype):
+            found = f"{head_gradient.dtype} {tuple(head_gradient.shape)}"
+            raise ValueError(f"head_gradient is {found}; it must be {self.dtype} {tuple(head.shape)}")
+        self._first = not self._given
+
+    def chunks(self, rows: Tensor, teacher: Teacher | None = None, divergence: str | None = None) -> Iterator[Chunk]:
+        """Summaries of ``rows`` [m], chunk by chunk; each is valid until the next is asked for.
+
+        With a teacher the ids are normalised over the shared set too, otherwise over the sampleable ones alone.
+
+        Raises:
+            ValueError: after the last chunk, if a target was not a sampleable id.
+        """
+        shard = self.shard.over_sampleable if teacher is None else self.shard
+        unsampleable = []
+        for part in _even(rows, self.chunk_tokens):
+            logits = project(self.hidden[part], self.head, self._buffer(0, len(part)))
+            other = None
+            if teacher is not None:
+                other = project(teacher.hidden[part], teacher.head, self._buffer(1, len(part)))
+            summary = summarise(
+                logits, other, self.targets[part], shard,
+                temperature=self.temperature,
+                teacher_temperature=teacher.temperature if teacher else 1.0,
+                divergence=divergence if teacher else None,
+                group=self.group,
+            )  # fmt: skip
+            unsampleable.append(~summary.sampleable)
+            yield Chunk(part, summary, shard)
+        if unsampleable and bool(torch.cat(unsampleable).any()):  # asked once: a question stalls a GPU's queue
+            at = int(rows[torch.cat(unsampleable)][0])
+            raise ValueError(f"target id {int(self.targets[at])} of token {at} is not among the sampleable ids")
+
+    def backward(self, chunk: Chunk, slope: Tensor, divergence: Divergence | None = None, weight: Tensor | None = None):
+        """Add the gradient of ``slope``·logprob + ``weight``·KL, [c] each, to both gradients (the chunk is used up).
+
+        On shared ids ∂/∂z_j = slope (δ_jy - π_j) + weight (sampled (δ_jy - p_j) + exact_j), with π_j = shared_mass·p_j;
+        on one-sided ids slope (δ_jy - π_j); on padding 0.
+        """
+        if self.hidden_gradient is None and self._head_gradient is None:
+            return
+        summary, student, teacher = chunk.summary, chunk.summary.student, chunk.summary.teacher
+        slope = slope / self.temperature  # logits are hidden · head / temperature
+        sampled, exact = torch.zeros_like(slope), None
+        if divergence is not None:
+            weight = (weight / self.temperature).masked_fill(~summary.shared, 0.0)
+            if divergence.sampled is not None:
+                sampled = weight * divergence.sampled
+            else:
+                exact = weight.masked_fill(divergence.clamped, 0.0)
+        column = -(slope * summary.shared_mass + sampled)[:, None]
+        gradient = student.logits if exact is None else teacher.logits
+        for rows in row_blocks(gradient):
+            if exact is None:
+                gradient[rows].sub_(student.norm[rows, None]).exp_().mul_(column[rows])
+            else:
+                p = student.logprobs(rows).exp_()
+                divergence.write(student, teacher, rows, p, exact[rows]).addcmul_(p, column[rows])
+        if len(chunk.shard.one_sided):
+            gradient.index_copy_(1, chunk.shard.one_sided, summary.one_sided.exp().mul_(-slope[:, None]))
+        index, here = chunk.shard.locate(self.targets[chunk.rows])
+        gradient.scatter_add_(1, index[:, None], ((slope + sampled) * here)[:, None])
+
+        if self.hidden_gradient is not None:
+            part = hidden_gradient(gradient, self.head)
+            self.hidden_gradient.index_copy_(0, chunk.rows, part.to(self.hidden.dtype))
+        if self._head_gradient is not None:
+            add_head_gradient(self._head_gradient, gradient, self.hidden[chunk.rows], self._first)
+            self._first = False
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """∂/∂hidden (this rank's partial sum) and ∂/∂head (whole; None where it went elsewhere), in their inputs' types."""
+        self._buffers = []
+        if self._head_gradient is None or self._given:
+            return self.hidden_gradient, None
+        if self._first:
+            self._head_gradient.zero_()
+        return self.hidden_gradient, self._head_gradient.to(self.head.dtype)
+
+    def _buffer(self, which: int, rows: int) -> Tensor:
+        while len(self._buffers) <= which:
+            size = min(self.chunk_tokens, len(self.targets))
+            self._buffers.append(self.hidden.new_empty(size, self.shard.size, dtype=self.dtype))
+        return self._buffers[which][:rows]
+
+
+def _even(rows: Tensor, most: int) -> tuple[Tensor, ...]:
+    """As few parts as ``most`` allows, of one size: a short last chunk would pay for reading the heads all the same."""
+    count = -(-len(rows) // most)
+    return rows.split(-(-len(rows) // count)) if count else ()
+
+
+def _check_shapes(hidden, head, targets, shard, temperature, chunk_tokens) -> None:
+    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and head {tuple(head.shape)} must be [n, H] and [v, H]")
+    if head.shape[0] != shard.size:
+        raise ValueError(f"head has {head.shape[0]} rows, the vocabulary shard {shard.size}")
+    if targets.shape != (hidden.shape[0],):
+        raise ValueError(f"targets {tuple(targets.shape)} must be [{hidden.shape[0]}], one per hidden state")
+    if not temperature > 0:
+        raise ValueError(f"temperature = {temperature!r}; allowed: a positive number")
+    if chunk_tokens < 1:
+        raise ValueError(f"objective.chunk_tokens = {chunk_tokens!r}; allowed: 1 or more")
+
+
+_SCALED = "∂head was added to head_gradient with the loss: the loss cannot be scaled afterwards (put factors into the weights)"
+
+
+class _FormedInForward(torch.autograd.Function):
+    """Runs a function that returns (loss, ∂hidden, ∂head) in ``forward``; ``backward`` scales and gives them away.
+
+    They are given away, not kept: autograd can then move ∂head into ``.grad`` instead of copying it.  A second backward
+    through the same graph is therefore an error, as is a double backward.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, run: Callable[[bool, bool], tuple]):
+        loss, *ctx.formed = run(ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        ctx.added = ctx.needs_input_grad[1] and ctx.formed[1] is None  # ∂head is already where it belongs
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale: Tensor):
+        if ctx.formed is None:
+            raise RuntimeError("the gradient of this loss was already handed over; call the loss again")
+        formed, ctx.formed = ctx.formed, None
+        if ctx.added and scale.is_cuda:
+            torch._assert_async(scale == 1.0, _SCALED)
+        elif ctx.added and float(scale) != 1.0:
+            raise RuntimeError(_SCALED)
+        if not scale.is_cuda and float(scale) == 1.0:  # a whole pass over ∂head saved; on a GPU the question costs more
+            return *formed, None
+        return (*(None if g is None else g.mul_(scale.to(g.dtype)) for g in formed), None)
+
+
+def formed_in_forward(hidden: Tensor, head: Tensor, run: Callable[[bool, bool], tuple]) -> Tensor:
+    """``run(need_hidden, need_head) -> (loss, ∂hidden | None, ∂head | None)`` as an autograd node on hidden and head."""
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or head.requires_grad):
+        return run(False, False)[0]
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _FormedInForward.apply(hidden, head, run)

@@ -1,0 +1,140 @@
+"""What a forward pass keeps for its backward pass, and what the objective adds on top; bytes on one rank.
+
+Counted tensor by tensor from the layers this project builds (no recomputation, no fused activation): the formulas are what
+autograd saves, and the tests hold them against a tracker of every allocation.  With ``n`` tokens of a micro-batch, ``e`` bytes
+an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-value heads·d, F feed-forward:
+
+    norm        fp32 copy of its input (the input itself in fp32) 4nH, normalised input 4nH, 1/rms 4n, its output enH
+                Transformer Engine: input enH, output enH, 1/rms 4n
+    attention   qkv e·n(A+2K)/T, rotated q and k e·n(A+K)/T, output e·nA/T, log-sum-exp 4n·heads/T, rotary tables 4·s·d·e
+    qk norms    as a norm without its output: 8nA/T + 8nK/T (Transformer Engine: they add e·n(A+K)/T)
+    MLP         gate and up 2F, gate copied F, silu(gate) F, product F:  5·e·nF/T
+
+Under sequence parallelism n is n/T for the norms, and the gathered input is made again in the backward pass, not kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.planning.allocation import FP32
+
+_CPU_BLOCK = 2 << 20  # objective/softmax.py: rows that stay in a core's cache
+_CPU_ROWS = 8192  # objective/head.py: head rows converted at a time
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How layers run: bytes an element, and whether Transformer Engine's fused norms do (CUDA) or plain torch's (CPU)."""
+
+    size: int
+    fused_norms: bool
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Shape of one micro-batch: ``count`` = sequences x ``length`` tokens, padding included."""
+
+    count: int
+    length: int
+
+
+def _norm(tokens: int, width: int, rows: int, how: Numerics, output: bool = True) -> int:
+    """Saved by RMSNorm over ``rows`` rows a token of ``width`` elements altogether."""
+    if how.fused_norms:
+        return tokens * (width * how.size * (2 if output else 1) + FP32 * rows)
+    return tokens * (2 * FP32 * width + FP32 * rows + (how.size * width if output else 0))
+
+
+def layer(arch: Architecture, tokens: Tokens, tensor: int, sequence: bool, how: Numerics) -> int:
+    """Saved by one decoder layer."""
+    n, e = tokens.count, how.size
+    heads, groups = arch.heads // tensor, max(1, arch.kv_groups // tensor)
+    query, key, ffn = heads * arch.head_dim, groups * arch.head_dim, arch.ffn // tensor
+    total = 2 * _norm(n // tensor if sequence else n, arch.hidden, 1, how)
+    total += e * n * (query + 2 * key) + e * n * (query + key) + e * n * query + FP32 * n * heads
+    total += 4 * e * tokens.length * arch.head_dim
+    if arch.qk_norm:
+        total += _norm(n, query, heads, how, output=False) + _norm(n, key, groups, how, output=False)
+        if how.size == FP32 and not how.fused_norms:  # in fp32 the key norm's input is the qkv tensor that is kept anyway
+            total -= FP32 * n * key
+    return total + 5 * e * n * ffn
+
+
+def saved(
+    arch: Architecture, layers: int, tokens: Tokens, tensor: int, sequence: bool, last: bool, how: Numerics
+) -> int:
+    """Saved by a stage of ``layers`` layers for one micro-batch: its layers, ids, and the final norm on the last stage."""
+    total = layers * layer(arch, tokens, tensor, sequence, how) + 8 * tokens.count
+    if last:
+        total += _norm(tokens.count // tensor if sequence else tokens.count, arch.hidden, 1, how)
+    return total
+
+
+def layer_backward(arch: Architecture, tokens: Tokens, tensor: int, how: Numerics) -> int:
+    """Most that one layer's backward pass adds: each node frees what it kept, so two gradients of the gated MLP, 2F/T wide."""
+    return 2 * how.size * tokens.count * arch.ffn // tensor
+
+
+def embedding_backward(arch: Architecture, rows: int, pipeline: int, how: Numerics) -> int:
+    """The embedding's dense gradient [v, H]; where the LM head is the same parameter, also the head's, and their sum."""
+    return how.size * rows * arch.hidden * (3 if arch.tied and pipeline == 1 else 1)
+
+
+def in_flight(pipeline: int, stage: int, micro_batches: int) -> int:
+    """Micro-batches whose activations stage ``stage`` holds at once under 1F1B."""
+    return min(pipeline - stage, micro_batches)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Working set of the loss on the last stage.
+
+    ``kept`` lives on into the backward pass (∂hidden [m, H], ∂head [v, H] in their own types, and the chosen rows of hidden);
+    ``peak`` is the most that the loss holds while it runs, ``kept`` included.
+    """
+
+    kept: int
+    peak: int
+
+
+def objective(
+    hidden: int, rows: int, tokens: int, gathered: bool, chunk: int, teacher_hidden: int, exact: bool, how: Numerics,
+    cuda: bool,
+) -> Objective:
+    """The chunked loss over ``tokens`` predicted tokens and ``rows`` vocabulary rows (v) of this rank.
+
+    Two [c, v] fp32 logit buffers (one without a teacher), ∂head [v, H] in fp32 and then in the weights' type, ∂hidden, the
+    chosen rows of hidden, the all-gathered hidden under sequence parallelism, and the teacher's chosen rows.  Besides, on a
+    GPU: [c, v] fp32 temporaries (two where a KL sums over the vocabulary, else one), or the bf16 copy of a chunk's ∂logits and
+    a second ∂head, since its product is added from a temporary.  On a CPU: the same temporaries in blocks of 2 MiB, of which
+    two live at once, or blocks of 8192 head rows converted from bf16.
+    """
+    e, c = how.size, min(chunk, tokens)
+    selected = e * tokens * hidden
+    held = 2 * selected + (selected if gathered else 0) + e * tokens * teacher_hidden
+    head, chunk_bytes = FP32 * rows * hidden, FP32 * c * rows
+    temporaries, converted = 2 if exact else 1, 0
+    if cuda:
+        passes = temporaries * chunk_bytes
+        converted = e * c * rows + head if e != FP32 else 0
+    else:
+        passes = temporaries * min(chunk_bytes, 2 * _CPU_BLOCK)
+        wide = max(hidden, teacher_hidden)
+        if e != FP32:
+            converted = FP32 * (min(_CPU_ROWS, rows) * (wide + c) + c * wide)
+    logits = chunk_bytes * (2 if teacher_hidden else 1)
+    running = held + head + max(logits + passes, logits + converted, 0 if e == FP32 else e * rows * hidden)
+    return Objective(held + e * rows * hidden, running)
+
+
+def decoding(arch: Architecture, rows: int, length: int, size: int) -> int:
+    """Key-value cache of the transformers engine and one step's logits, for ``rows`` sequences of ``length`` tokens.
+
+    The cache grows by half, so its buffer is up to 1.5 times as long as the text in it, and while it grows one layer's keys
+    exist twice.  Logits: [rows, V] in the model's type, in fp32, as log-probs, and two float64 copies while a token is drawn.
+    """
+    each = 2 * arch.kv_groups * arch.head_dim * size
+    cache = int(1.5 * length) * rows * each * arch.layers + rows * length * each // 2
+    return cache + rows * arch.vocabulary * (size + 2 * FP32 + 2 * 8)

@@ -1,0 +1,182 @@
+"""What megatron-core allocates before the first step, to the byte: parameters, gradients, optimizer state of one rank.
+
+No torch.  The tests build the same models on 1, 2 and 4 ranks and compare; sizes follow from
+
+* ``GPTModel`` with the layers of :mod:`vold_nemo.megatron.layers`, in ``named_parameters`` order (:func:`stage_parameters`);
+* ``distributed/param_and_grad_buffer.py`` of megatron-core 0.16.1: one fp32 gradient buffer, and under the distributed
+  optimizer one parameter buffer, both padded to 64 elements a parameter and lcm(data, 128) a bucket (:func:`bucket_ranges`);
+* ``optimizer/optimizer.py`` and ``distrib_optimizer.py``: fp32 master weights where the model is bf16, two fp32 moments.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vold_nemo.megatron.architecture import Architecture
+
+FP32 = 4
+BYTES = {"bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a rank stands: its pipeline stage and data-parallel number in a layout."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    stage: int
+    data_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.pipeline - 1
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    numel: int
+    shared: bool = False  # the two copies of a tied embedding, on the first and the last of several stages
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Bytes on one rank.  ``elements``: parameters of this rank's stage and shard."""
+
+    elements: int
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer
+
+
+def padded_vocabulary(rows: list[int], tensor: int) -> int:
+    """:func:`vold_nemo.megatron.build.padded_vocabulary`, which needs torch to be imported; a test holds them together."""
+    step = 8 * tensor
+    return -(-max(rows) // step) * step
+
+
+def layer_parameters(arch: Architecture, tensor: int) -> list[tuple[str, int]]:
+    """(name, elements) of one decoder layer on one tensor-parallel rank.
+
+    Column-parallel rows (query, key, value; gate and up) and row-parallel columns (output projection, down) are divided by
+    ``tensor``; norms are on every rank.  With fewer key-value heads than ranks the qkv rows are still divided evenly.  Experts
+    are whole on every rank (expert tensor parallel size 1; spread over ranks they are not planned).
+    """
+    hidden, heads = arch.hidden, arch.heads * arch.head_dim
+    qkv = (heads + 2 * arch.kv_groups * arch.head_dim) // tensor
+    found = [
+        ("input_layernorm.weight", hidden),
+        ("self_attention.linear_proj.weight", hidden * heads // tensor),
+        ("self_attention.linear_qkv.weight", qkv * hidden),
+    ]
+    if arch.qkv_bias:
+        found.append(("self_attention.linear_qkv.bias", qkv))
+    if arch.qk_norm:
+        found += [("self_attention.q_layernorm.weight", arch.head_dim), ("self_attention.k_layernorm.weight", arch.head_dim)]
+    found.append(("pre_mlp_layernorm.weight", hidden))
+    if arch.experts:
+        found.append(("mlp.router.weight", arch.experts * hidden))
+        for expert in range(arch.experts):
+            name = f"mlp.experts.local_experts.{expert}"
+            found.append((f"{name}.linear_fc1.weight", 2 * arch.expert_ffn * hidden))
+            found.append((f"{name}.linear_fc2.weight", hidden * arch.expert_ffn))
+        return found
+    return [
+        *found,
+        ("mlp.linear_fc1.weight", 2 * arch.ffn // tensor * hidden),
+        ("mlp.linear_fc2.weight", hidden * arch.ffn // tensor),
+    ]
+
+
+@functools.lru_cache(4096)
+def stage_parameters(arch: Architecture, at: Placement, padded: int) -> list[Parameter]:
+    """Parameters of one rank in ``named_parameters`` order.
+
+    The first stage holds ``padded / tensor`` embedding rows, the last one the final norm and the LM head: rows of its own,
+    none (tied, one stage), or a second copy of the embedding (tied, several stages).
+    """
+    rows = padded // at.tensor * arch.hidden
+    copies = arch.tied and at.pipeline > 1
+    found = [Parameter("embedding.word_embeddings.weight", rows, copies)] if at.is_first else []
+    for layer in range(arch.stages(at.pipeline)[at.stage]):
+        found += [Parameter(f"decoder.layers.{layer}.{name}", size) for name, size in layer_parameters(arch, at.tensor)]
+    if at.is_last:
+        found.append(Parameter("decoder.final_layernorm.weight", arch.hidden))
+        if copies or not arch.tied:
+            found.append(Parameter("output_layer.weight", rows, copies))
+    return found
+
+
+def bucket_ranges(parameters: list[Parameter], data: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(buckets, parameters) as element ranges of the distributed optimizer's buffer, which runs from the last parameter back.
+
+    ``_ParamAndGradBuffer.__init__``: a parameter starts at a multiple of 64, a bucket ends at a multiple of lcm(data, 128);
+    without overlapped reductions there is one bucket, but each copy of a tied embedding has its own.
+    """
+    step = math.lcm(data, 128)
+    buckets: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
+    start = end = first = 0
+    filled = False
+    for parameter in reversed(parameters):
+        start = -(-start // 64) * 64
+        if parameter.shared and filled:
+            buckets.append((first, -(-start // step) * step))
+            start = first = buckets[-1][1]
+        end = start + parameter.numel
+        ranges.append((start, end))
+        filled = True
+        if parameter.shared:
+            buckets.append((first, -(-end // step) * step))
+            end = first = buckets[-1][1]
+            filled = False
+        start = end
+    if filled:
+        buckets.append((first, -(-end // step) * step))
+    return buckets, ranges
+
+
+@functools.lru_cache(4096)
+def trained(arch: Architecture, at: Placement, padded: int, precision: str, distributed: bool) -> Allocation:
+    """A rank of a model that is trained.
+
+    Plain: parameters e·P, gradients 4·P, optimizer (4 + 8)·P for bf16 and 8·P for fp32, where the weights are their own
+    masters.  Distributed: both buffers with their padding, optimizer state of this rank's share of each bucket.  AdamW's
+    counters are host scalars and not counted.
+    """
+    parameters = stage_parameters(arch, at, padded)
+    elements = sum(parameter.numel for parameter in parameters)
+    size, state = BYTES[precision], 8 if precision == "fp32" else 12
+    if not distributed:
+        return Allocation(elements, size * elements, FP32 * elements, state * elements)
+    buckets, ranges = bucket_ranges(parameters, at.data)
+    held = sum(_overlap(buckets, ranges, at))
+    length = buckets[-1][1]
+    return Allocation(elements, size * length, FP32 * length, state * held)
+
+
+def _overlap(buckets: list[tuple[int, int]], ranges: list[tuple[int, int]], at: Placement) -> Iterator[int]:
+    for first, last in buckets:
+        share = (last - first) // at.data
+        low = first + share * at.data_rank
+        for start, end in ranges:
+            yield max(0, min(end, low + share) - max(start, low))
+
+
+@functools.lru_cache(4096)
+def frozen(arch: Architecture, at: Placement, padded: int, precision: str) -> Allocation:
+    """A rank of the teacher: weights alone."""
+    elements = sum(parameter.numel for parameter in stage_parameters(arch, at, padded))
+    return Allocation(elements, BYTES[precision] * elements, 0, 0)

@@ -1,0 +1,157 @@
+"""The Slurm scripts of an experiment: one a stage, each whole in itself, in the order of the chain.  No torch.
+
+    traces (an array)  ->  sft  ->  export_sft  ->  vold  ->  export_vold  ->  evaluate  ->  report
+
+A script holds the site's ``#SBATCH`` lines and settings and hands over to slurm/stage.sbatch, which runs the recipe.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from vold_nemo.config import Config, ConfigError
+from vold_nemo.planning.validity import launched_world
+
+ROOT = Path(__file__).resolve().parents[2]
+_SINGLE = ("parallel.tensor=1", "parallel.pipeline=1", "parallel.sequence=false")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job: ``name`` in the chain, the recipe it runs with ``overrides``, on ``tasks`` ranks."""
+
+    name: str
+    recipe: str
+    tasks: int = 1
+    overrides: tuple[str, ...] = ()
+    progress: str = ""  # file that changes whenever work is safe
+    array: int = 0  # tasks of the job array; 0 = no array
+
+
+def stages(config: Config) -> list[Stage]:
+    """The chain of ``config``.  ``cluster.gpus`` says how many ranks a stage gets; null = as many as one copy of the model."""
+    outputs, arm = Path(config.outputs), config.objective.arm
+    copy = config.parallel.tensor * config.parallel.pipeline
+    gpus, shards = config.cluster.gpus, config.traces.shards
+    sft, vold = outputs / config.sft.run, outputs / config.vold.run
+    arms = {"base": config.student.path, "sft": str(sft / "hf"), arm: str(vold / "hf")}
+    traces = Path(config.traces.path)
+    return [
+        Stage(
+            "traces", "generate_traces", gpus.traces or 1, progress="" if shards > 1 else str(traces),
+            overrides=("traces.shard=${SLURM_ARRAY_TASK_ID}",) if shards > 1 else (), array=shards if shards > 1 else 0,
+        ),
+        Stage("sft", "sft", gpus.sft or copy, progress=str(sft / "checkpoints" / "latest")),
+        # An export reads any layout: one process, which holds the student once.
+        Stage("export_sft", "export_hf", overrides=(f"export.run={config.sft.run}", *_SINGLE)),
+        Stage("vold", "vold", gpus.vold or copy, progress=str(vold / "checkpoints" / "latest")),
+        Stage("export_vold", "export_hf", overrides=(f"export.run={config.vold.run}", *_SINGLE)),
+        Stage("evaluate", "evaluate", overrides=(
+            *(f"~evaluate.models.{name}" for name in config.evaluate.models if name not in arms),
+            *(f"evaluate.models.{name}={path}" for name, path in arms.items()), *_SINGLE,
+        )),
+        Stage("report", "report", overrides=(
+            *(f"~report.runs.{name}" for name in config.report.runs if name not in arms),
+            f"report.runs.sft={config.sft.run}", f"report.runs.{arm}={config.vold.run}", *_SINGLE,
+        )),
+    ]  # fmt: skip
+
+
+def nodes(config: Config, tasks: int) -> tuple[int, int]:
+    """(nodes, tasks on each) for ``tasks`` ranks; ConfigError if they do not fill whole nodes."""
+    each = config.cluster.gpus_per_node
+    if tasks <= each:
+        return 1, tasks
+    if tasks % each:
+        raise ConfigError(
+            "cluster.gpus", tasks, f"up to {each}, or a multiple of it (cluster.gpus_per_node)", "fill whole nodes"
+        )
+    return tasks // each, each
+
+
+def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, here: Path) -> str:
+    """The text of ``folder/<stage>.sbatch``.
+
+    Args:
+        overrides: the experiment's command line, which every stage gets; the stage's own come after it.
+        folder: of the scripts, absolute.
+        here: working directory of the job: relative paths of the configuration start there.
+    """
+    launch, (count, each) = config.cluster.launch, nodes(config, stage.tasks)
+    if launch.runtime != "bare" and launch.container is None:
+        raise ConfigError("cluster.launch.container", None, "an image", f"runtime {launch.runtime} needs one")
+    logs = here / config.outputs / config.name / "logs"
+    options = {
+        "job-name": f"{config.name}-{stage.name}", "account": launch.account, "partition": launch.partition,
+        "qos": launch.qos, "constraint": launch.constraint, "nodes": count, "ntasks": stage.tasks, "ntasks-per-node": each,
+        "cpus-per-task": launch.cpus_per_task, "mem": launch.memory,
+        "gres": f"{launch.gres}:{each}" if launch.gres is not None else None, "time": launch.time,
+        "signal": f"B:USR1@{launch.signal_seconds}", "array": f"0-{stage.array - 1}" if stage.array else None,
+        "chdir": here, "output": logs / f"{stage.name}-{'%A_%a' if stage.array else '%j'}.out", "open-mode": "append",
+    }  # fmt: skip
+    name = f"{stage.name}{'.${SLURM_ARRAY_TASK_ID}' if stage.array else ''}"
+    settings = {
+        **{key: _quoted(value) for key, value in launch.environment.items()},
+        "VOLD_ROOT": _quoted(ROOT), "VOLD_LOGS": _quoted(logs), "VOLD_SCRIPT": _quoted(folder / f"{stage.name}.sbatch"),
+        "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', "VOLD_MAX_RESTARTS": launch.max_restarts,
+        "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _quoted(here / stage.progress) if stage.progress else None,
+        "VOLD_SETUP": _quoted("\n".join(launch.setup)) if launch.setup else None,
+        "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,
+        "VOLD_CONTAINER": _quoted(launch.container) if launch.container else None,
+        "VOLD_MOUNTS": _quoted(",".join(launch.mounts)) if launch.mounts else None,
+    }  # fmt: skip
+    array = f"array of {stage.array} jobs of " if stage.array else ""
+    return "\n".join(
+        [
+            "#!/usr/bin/env bash",
+            *(f"#SBATCH --{key}={_option(value)}" for key, value in options.items() if value is not None),
+            "#SBATCH --requeue",
+            *(f"#SBATCH {option}" for option in launch.options),
+            f"# {config.name}: {stage.name}, {array}{count} x {each} task(s).  Written by vold_nemo from its configuration.",
+            *(f"export {key}={value}" for key, value in settings.items() if value is not None),
+            "# shellcheck source=/dev/null",
+            f'source "${{VOLD_ROOT}}/slurm/stage.sbatch" {stage.recipe} \\',
+            " \\\n".join(f"  {_argument(override)}" for override in (*overrides, *stage.overrides)),
+            "",
+        ]
+    )
+
+
+def write_chain(config: Config, overrides: list[str], here: Path) -> list[tuple[Stage, Path]]:
+    """All scripts, and ``chain.tsv`` for slurm/pipeline.sh: name, script, number of jobs in the array (0 = none)."""
+    folder = (here / config.outputs / config.name / "slurm").resolve()
+    written = [
+        (stage, folder / f"{stage.name}.sbatch", script(config, stage, overrides, folder=folder, here=here))
+        for stage in stages(config)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (here / config.outputs / config.name / "logs").mkdir(parents=True, exist_ok=True)
+    for _, path, text in written:
+        path.write_text(text)
+    lines = [f"{stage.name}\t{path}\t{stage.array}\n" for stage, path, _ in written]
+    (folder / "chain.tsv").write_text("".join(lines))
+    return [(stage, path) for stage, path, _ in written]
+
+
+def refuse_inside_a_step() -> None:
+    """A script is written by one process: from ``srun`` each rank would write its own over the others'."""
+    if launched_world() is not None:
+        raise ConfigError("launcher", launched_world(), "none", "run this by hand, on a login node")
+
+
+def _quoted(value: object) -> str:
+    return shlex.quote(str(value))
+
+
+def _option(value: object) -> str:
+    """Slurm takes double quotes in its comment lines, and nothing but blanks needs them."""
+    text = str(value)
+    return f'"{text}"' if any(character.isspace() for character in text) else text
+
+
+def _argument(override: str) -> str:
+    """One shell word; the array's index alone is left for the shell to fill in."""
+    index = "${SLURM_ARRAY_TASK_ID}"
+    return f'"{override}"' if index in override else shlex.quote(override)

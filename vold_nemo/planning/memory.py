@@ -1,0 +1,184 @@
+"""Bytes on every kind of rank in every phase of a stage, by what they are for.
+
+Who holds the device (nothing is offloaded or put to sleep: the loop keeps all of it resident):
+
+    sft train       student weights, gradients, optimizer, activations of the micro-batches in flight, the loss
+    vold generate   all of stage 2's residents (student with gradients and optimizer, teacher, the engine's own copy of the
+                    student, vision tower included) + key-value cache
+    vold teacher    residents + teacher hidden states of the update + one teacher layer's work
+    vold train      residents + those hidden states + activations + the objective
+    vold sync       residents + the largest tensor, whole, twice (gathered and concatenated)
+    traces          the teacher in the rollout engine + key-value cache
+    export          student weights + the largest tensor twice
+
+Longest sequences are supposed everywhere but for the hidden states of an update, where mean lengths add up; at the start of
+a run no rollout is right and all are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from vold_nemo.config import Config
+from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.planning import activations, allocation
+from vold_nemo.planning.activations import Numerics, Tokens
+from vold_nemo.planning.allocation import BYTES, Placement
+
+GIB = 1 << 30
+EXACT_KL = ("reverse", "forward", "jsd", "topk", "vopd")  # estimators that sum over the vocabulary
+
+
+@dataclass(frozen=True)
+class Models:
+    """Shapes of the two models; ``teacher`` None where no KL is asked for."""
+
+    student: Architecture
+    teacher: Architecture | None
+    vision: int  # parameters of the student's vision tower
+    scribe: Architecture | None = None  # who writes the traces: the teacher, with or without a KL
+
+    def parameters(self, which: Architecture) -> int:
+        return allocation.frozen(which, Placement(1, 1, 1, 0), which.vocabulary, "bf16").elements
+
+    @property
+    def padded_rows(self) -> list[int]:
+        return [arch.vocabulary for arch in (self.student, self.teacher) if arch is not None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes of one rank while it does one thing; ``parts`` in the order of the bar."""
+
+    stage: str
+    name: str
+    at: Placement
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def on_cuda(config: Config) -> bool:
+    return config.device != "cpu" and config.cluster.memory_gib is not None
+
+
+def numerics(config: Config) -> Numerics:
+    return Numerics(BYTES[config.precision], fused_norms=on_cuda(config))
+
+
+def teacher_precision(config: Config) -> str:
+    return config.precision if config.teacher.precision == "auto" else config.teacher.precision
+
+
+def reserve(config: Config) -> dict[str, int]:
+    return {"reserve": int(config.plan.reserve_gib * GIB)} if on_cuda(config) else {}
+
+
+def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Phase]:
+    """Every phase of ``stage`` on ``gpus`` ranks, on each pipeline stage (data rank 0, whose shard is never the smaller)."""
+    if stage == "traces":
+        yield _traces(config, models)
+        return
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    for number in range(pipeline):
+        at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number)
+        yield from _sft(config, models, at) if stage == "sft" else _vold(config, models, at, gpus)
+
+
+def _traces(config: Config, models: Models) -> Phase:
+    size = BYTES[teacher_precision(config)]
+    rows = config.traces.batch * config.traces.samples_per_prompt
+    length = config.plan.prompt_tokens + config.traces.max_tokens
+    cache = activations.decoding(models.scribe, min(rows, config.traces.batch), length, size)
+    weights = size * models.parameters(models.scribe)
+    return Phase("traces", "decode", Placement(1, 1, 1, 0), {"engine": weights, "cache": cache, **reserve(config)})
+
+
+def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:
+    """Stage 1: no teacher stands beside the student, so the vocabulary is padded to the student's rows alone."""
+    student, how = models.student, numerics(config)
+    padded = allocation.padded_vocabulary([student.vocabulary], at.tensor)
+    held = allocation.trained(student, at, padded, config.precision, config.sft.optimizer.distributed)
+    tokens = Tokens(config.sft.micro_batch * config.sft.max_length, config.sft.max_length)
+    count = -(-config.sft.batch // (config.sft.micro_batch * at.data))
+    work = _work(config, student, at, tokens, count, padded, 0, how)
+    yield Phase("sft", "train", at, {**_student(held), **work, **reserve(config)})
+    whole = 2 * how.size * _largest(student, padded)
+    yield Phase("sft", "export", at, {"parameters": held.elements * how.size, "gathered": whole, **reserve(config)})
+
+
+def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[Phase]:
+    student, teacher, how = models.student, models.teacher, numerics(config)
+    padded = allocation.padded_vocabulary(models.padded_rows, at.tensor)
+    held = allocation.trained(student, at, padded, config.precision, config.vold.optimizer.distributed)
+    resident = _student(held)
+    if teacher is not None:
+        resident["teacher"] = allocation.frozen(teacher, at, padded, teacher_precision(config)).parameters
+    resident["engine"] = how.size * (models.parameters(student) + models.vision)
+    resident |= reserve(config)
+
+    longest = config.plan.prompt_tokens + config.rollout.max_tokens
+    sampled = config.vold.prompts_per_step * config.rollout.samples_per_prompt
+    here = min(config.rollout.batch, -(-sampled // gpus))
+    yield Phase("vold", "generate", at, resident | {"cache": activations.decoding(student, here, longest, how.size)})
+
+    tokens = Tokens(max(config.vold.micro_batch_tokens, longest), longest)
+    update = rollout_tokens(config) // (config.vold.updates_per_step * at.data)
+    count = max(1, -(-update // tokens.count))
+    stash = {}
+    if teacher is not None:
+        if at.is_last:
+            split = at.tensor if config.parallel.sequence else 1
+            stash = {"hidden states": BYTES[teacher_precision(config)] * update * teacher.hidden // split}
+        wide = teacher.experts_per_token * teacher.expert_ffn if teacher.experts else teacher.ffn // at.tensor
+        work = BYTES[teacher_precision(config)] * tokens.count * (5 * wide + 2 * teacher.hidden)
+        yield Phase("vold", "teacher", at, resident | stash | {"activations": work})
+    width = teacher.hidden if teacher is not None else 0
+    yield Phase("vold", "train", at, resident | stash | _work(config, student, at, tokens, count, padded, width, how))
+    yield Phase("vold", "sync", at, resident | {"gathered": 2 * how.size * _largest(student, padded)})
+
+
+def rollout_tokens(config: Config) -> int:
+    """Mean tokens of all rollouts of a step, prompts included."""
+    response = min(config.plan.response_tokens, config.rollout.max_tokens)
+    sampled = config.vold.prompts_per_step * config.rollout.samples_per_prompt
+    return sampled * (config.plan.prompt_tokens + response)
+
+
+def _student(held: allocation.Allocation) -> dict[str, int]:
+    return {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
+
+
+def _largest(arch: Architecture, padded: int) -> int:
+    """Elements of the largest tensor of the stream: the embedding, or a feed-forward matrix."""
+    return max(padded * arch.hidden, arch.ffn * arch.hidden)
+
+
+def _work(
+    config: Config, arch: Architecture, at: Placement, tokens: Tokens, count: int, padded: int, teacher_hidden: int,
+    how: Numerics,
+) -> dict[str, int]:  # fmt: skip
+    """Activations in flight, and what the loss or the backward pass adds at their height."""
+    tensor, sequence = at.tensor, config.parallel.sequence
+    rows, layers = padded // tensor, arch.stages(at.pipeline)[at.stage]
+    flying = activations.in_flight(at.pipeline, at.stage, count)
+    kept = flying * activations.saved(arch, layers, tokens, tensor, sequence, at.is_last, how)
+    added = activations.layer_backward(arch, tokens, tensor, how)
+    if at.is_last:
+        kl = config.objective.kl
+        loss = activations.objective(
+            arch.hidden, rows, tokens.count, sequence, config.objective.chunk_tokens, teacher_hidden,
+            bool(teacher_hidden) and kl.estimator in EXACT_KL, how, on_cuda(config),
+        )  # fmt: skip
+        added = max(loss.peak, loss.kept + added)
+    if at.is_first:
+        added = max(added, activations.embedding_backward(arch, rows, at.pipeline, how) - kept)
+    return {"activations": kept, "objective": added}
+
+
+def with_layout(config: Config, **changes) -> Config:
+    """``config`` with other values of ``parallel.*``."""
+    return replace(config, parallel=replace(config.parallel, **changes))

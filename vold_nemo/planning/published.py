@@ -1,0 +1,89 @@
+"""Shapes of published checkpoints, so that a plan needs none on this disk.
+
+The values are those of :data:`vold_nemo.megatron.architecture.PUBLISHED`; a checkpoint that does lie here is read instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+from vold_nemo.config import ConfigError
+from vold_nemo.megatron import architecture
+from vold_nemo.megatron.architecture import PUBLISHED, Architecture
+
+_SAME_SHAPE = {"Qwen3-4B": "Qwen3-4B-Instruct-2507"}  # a later training of the same model
+
+
+@functools.cache
+def _config(name: str) -> dict | None:
+    file = PUBLISHED / f"{_SAME_SHAPE.get(name, name)}.json"
+    return json.loads(file.read_text())["config"] if file.is_file() else None
+
+
+def is_published(path: str) -> bool:
+    """Whether ``path`` is the hub id of a known model and not a folder here."""
+    return path.count("/") == 1 and not Path(path).is_dir() and _config(path.rpartition("/")[2]) is not None
+
+
+def config_of(path: str) -> dict | None:
+    """``config.json`` of a folder or of a published hub id; None if it is neither."""
+    if is_published(path):
+        return _config(path.rpartition("/")[2])
+    file = Path(path) / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def architecture_of(path: str) -> Architecture:
+    """Architecture of a checkpoint folder, or of a published hub id that is not on this disk.
+
+    Raises:
+        ConfigError: neither, or a family that the Megatron side does not have.
+    """
+    return Architecture.from_hf(config_of(path), source=path) if is_published(path) else architecture.read(path)
+
+
+def vision_parameters(path: str) -> int:
+    """Parameters of the vision tower and projector, which only the rollout engine holds; 0 for a text-only model.
+
+    Raises:
+        ConfigError: a vision tower of another family.
+    """
+    config = config_of(path) or {}
+    vision = config.get("vision_config")
+    if vision is None:
+        return 0
+    families = {"qwen2_5_vl": _qwen2_5_vision, "qwen3_vl": _qwen3_vision}
+    if config["model_type"] not in families:
+        allowed = " | ".join(families)
+        raise ConfigError(f"{path}: model_type", config["model_type"], allowed, "use a student of these families")
+    return families[config["model_type"]](vision)
+
+
+def _qwen2_5_vision(vision: dict) -> int:
+    """transformers' ``modeling_qwen2_5_vl.py``: patch embedding without a bias, blocks of RMS norms and a gated feed-forward,
+
+    a merger that norms and maps 4w -> 4w -> o, with width w and output o.
+    """
+    width, ffn, out = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
+    pixels = 3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
+    block = 4 * width * width + 4 * width + 3 * width * ffn + 2 * ffn + width + 2 * width
+    return width * pixels + vision["depth"] * block + width + _merger(4 * width, out)
+
+
+def _qwen3_vision(vision: dict) -> int:
+    """transformers' ``modeling_qwen3_vl.py``: learned positions, layer norms, a plain feed-forward, one merger for the output
+
+    and one for each deep-stacked layer.
+    """
+    width, ffn, out = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
+    pixels = 3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 16) ** 2
+    block = 4 * width * width + 4 * width + 2 * width * ffn + ffn + width + 4 * width
+    stem = width * pixels + width + vision["num_position_embeddings"] * width
+    deep = len(vision["deepstack_visual_indexes"]) * (2 * 4 * width + _merger(4 * width, out))
+    return stem + vision["depth"] * block + 2 * width + _merger(4 * width, out) + deep
+
+
+def _merger(merged: int, out: int) -> int:
+    return merged * merged + merged + merged * out + out

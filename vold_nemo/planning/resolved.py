@@ -1,0 +1,114 @@
+"""The resolved plan in words: what ``dry_run=true`` and ``recipes/plan.py`` print.  No torch, no device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vold_nemo.config import Config, OptimizerConfig
+from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.planning.published import architecture_of
+from vold_nemo.planning.validity import STAGES, launched_world, planned_world, submitted_world
+
+
+def describe(config: Config, verb: str) -> str:
+    """Lines on the models, the layout and the stages that ``recipes/<verb>.py`` runs; empty if it runs none.
+
+    The configuration must be free of findings (:func:`vold_nemo.planning.validity.findings`).
+    """
+    stages = STAGES.get(verb, ())
+    if not stages:
+        return ""
+    student = architecture_of(config.student.path)
+    lines = [f"student  {config.student.path}: {_model(student)}"]
+    if "vold" in stages:
+        teacher = "none (objective.kl.enabled=false)"
+        if config.objective.kl.enabled:
+            teacher = f"{config.teacher.path}: {_model(architecture_of(config.teacher.path))}, frozen"
+        lines.append(f"teacher  {teacher}")
+    for stage, described in (("sft", _sft), ("vold", _vold)):
+        if stage in stages:
+            world = submitted_world(config, stage) if verb == "plan" else planned_world(config, verb)
+            lines.extend(_layout(config, student, world))
+            lines.extend(described(config, world // (config.parallel.tensor * config.parallel.pipeline)))
+    return "\n".join(lines)
+
+
+def parameters(arch: Architecture) -> int:
+    """Parameters of the language backbone: embedding (twice if untied), and in each layer
+
+    query, key and value rows, the output projection, three feed-forward matrices, and the norms.
+    """
+    qkv = (arch.heads + 2 * arch.kv_groups) * arch.head_dim
+    layer = qkv * (arch.hidden + arch.qkv_bias) + arch.heads * arch.head_dim * arch.hidden
+    layer += 3 * arch.ffn * arch.hidden + 2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm
+    return arch.vocabulary * arch.hidden * (1 if arch.tied else 2) + arch.layers * layer + arch.hidden
+
+
+def _model(arch: Architecture) -> str:
+    head = "tied" if arch.tied else "own"
+    return (
+        f"{arch.family}, {_amount(parameters(arch))} parameters of text backbone ({arch.layers} layers x "
+        f"{arch.hidden}, {arch.heads} heads / {arch.kv_groups} KV, {arch.vocabulary} rows, {head} LM head)"
+    )
+
+
+def _layout(config: Config, student: Architecture, world: int) -> Iterator[str]:
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    data = world // (tensor * pipeline)
+    launched = "launched" if launched_world() is not None else "not launched"
+    yield f"layout   {world} ranks = tensor {tensor} x pipeline {pipeline} x data {data} ({launched})"
+    split = ", activations split along the sequence" if config.parallel.sequence else ""
+    yield f"         {student.layers // pipeline} student layers and {student.heads // tensor} heads on a rank{split}"
+
+
+def _sft(config: Config, data: int) -> Iterator[str]:
+    sft = config.sft
+    micro_batches = -(-sft.batch // sft.micro_batch)
+    each = -(-micro_batches // data)
+    dummies = each * data - micro_batches
+    yield (
+        f"stage 1  {sft.steps} steps of {sft.batch} traces up to {sft.max_length} tokens; {each} micro-batches of "
+        f"{sft.micro_batch} on each of {data} data-parallel ranks" + (f", {dummies} of them empty" if dummies else "")
+    )
+    yield f"         {_rate(sft.optimizer)}; run {config.outputs}/{sft.run}"
+
+
+def _vold(config: Config, data: int) -> Iterator[str]:
+    vold, objective, rollout = config.vold, config.objective, config.rollout
+    samples, prompts = rollout.samples_per_prompt, vold.prompts_per_step
+    yield (
+        f"stage 2  {vold.steps} steps of {prompts} prompts x {samples} rollouts = {prompts * samples}, up to "
+        f"{rollout.max_tokens} tokens at temperature {rollout.temperature:g}; {vold.updates_per_step} update(s) a step"
+    )
+    terms = []
+    if objective.policy.enabled:
+        policy = objective.policy
+        clip = f"[1-{policy.clip_low:g}, 1+{policy.clip_high:g}]"
+        terms.append(f"{policy.loss} clipped to {clip}, {policy.advantage} advantages")
+    if objective.kl.enabled:
+        terms.append(f"beta {_beta(config)} x KL ({objective.kl.estimator}, mask {objective.kl.mask})")
+    yield f"         {objective.arm}: {' + '.join(terms)}"
+    yield f"         {_rate(vold.optimizer)}; starts from {vold.start}"
+    yield f"         run {config.outputs}/{vold.run}"
+
+
+def _beta(config: Config) -> str:
+    beta = config.objective.kl.beta
+    text = f"{beta.value:g}"
+    if beta.final is not None:
+        text += f" to {beta.final:g} ({beta.schedule}, {beta.steps or config.vold.steps} steps)"
+    return text + (f", 0 from step {beta.off_step}" if beta.off_step is not None else "")
+
+
+def _rate(optimizer: OptimizerConfig) -> str:
+    return (
+        f"AdamW, learning rate {optimizer.learning_rate:g} ({optimizer.schedule} to {optimizer.min_learning_rate:g}, "
+        f"{optimizer.warmup_steps} steps of warm-up)"
+    )
+
+
+def _amount(number: int) -> str:
+    for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.2f} {unit}"
+    return str(number)

@@ -1,0 +1,126 @@
+"""The plan as lines: memory by phase, time by phase, the mask's saving, who holds what, what was supposed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from vold_nemo.config import Config, ConfigError, PlanConfig
+from vold_nemo.key_help import _comments
+from vold_nemo.planning import activations, allocation, memory, timing
+from vold_nemo.planning.memory import GIB, Models, Phase
+from vold_nemo.planning.plan import Plan, StagePlan, places, stage_gpus
+from vold_nemo.planning.search import Layout, cheapest_changes, fewest_gpus, ranked
+
+PARTS = (
+    "parameters", "gradients", "optimizer", "teacher", "engine", "hidden states", "activations", "objective", "cache",
+    "gathered", "reserve",
+)  # fmt: skip
+
+
+def memory_table(plan: Plan) -> Iterator[str]:
+    """GiB on the fullest rank of each phase."""
+    yield f"{'memory (GiB)':<18}" + "".join(f"{name.split()[-1]:>12}" for name in PARTS) + f"{'total':>9}{'free':>8}"
+    for stage in plan.stages:
+        for phase in stage.worst():
+            yield _row(phase, stage.capacity)
+    for stage in plan.stages:
+        peak, where = stage.peak, f" of pipeline stage {stage.peak.at.stage}" if stage.peak.at.pipeline > 1 else ""
+        verdict = ""
+        if stage.capacity is not None:
+            free = (stage.capacity - peak.total) / GIB
+            verdict = f", {free:.1f} GiB free" if stage.fits else f": DOES NOT FIT, {-free:.1f} GiB too much"
+        yield f"  {stage.stage}: peak {peak.total / GIB:.2f} GiB in {peak.name}{where} on each of {stage.gpus} GPU(s){verdict}"
+
+
+def _row(phase: Phase, capacity: int | None) -> str:
+    cells = "".join(f"{phase.parts[name] / GIB:>12.2f}" if name in phase.parts else f"{'-':>12}" for name in PARTS)
+    free = f"{(capacity - phase.total) / GIB:>8.1f}" if capacity is not None else f"{'?':>8}"
+    return f"  {phase.stage + ' ' + phase.name:<16}{cells}{phase.total / GIB:>9.2f}{free}"
+
+
+def time_table(plan: Plan) -> Iterator[str]:
+    """Seconds of a step and hours of each stage, and what dominates."""
+    if plan.gpu_hours is None:
+        yield "time: unknown; cluster.bf16_tflops, memory_gbs, link_gbs and network_gbs are not given"
+        return
+    yield "time (planned, not measured)"
+    for stage in plan.stages:
+        time = stage.time
+        parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in time.seconds.items())
+        yield (
+            f"  {stage.stage:<7}{time.steps} x {time.step:.3g} s ({parts}) = {time.total / 3600:.3g} h on {time.gpus} GPU(s), "
+            f"{time.gpu_hours:.3g} GPU hours"
+        )
+    hours = {
+        f"{stage.stage} {name}": seconds * stage.time.steps * stage.gpus / 3600
+        for stage in plan.stages
+        for name, seconds in stage.time.seconds.items()
+    }
+    most = max(hours, key=hours.get)
+    yield f"  in all {plan.gpu_hours:.3g} GPU hours; {most} takes {hours[most] / plan.gpu_hours:.0%} of them"
+
+
+def saving_table(config: Config, models: Models) -> Iterator[str]:
+    if models.teacher is None or not timing.is_timed(config):
+        return
+    rows = timing.mask_saving(config, models, stage_gpus(config, "vold"))
+    yield "the mask: seconds of a stage 2 step at a reward rate, and what skipping saves of it"
+    yield "  " + ", ".join(f"{rate:.2f}: {step:.4g} s (-{1 - step / whole:.0%})" for rate, step, whole in rows)
+
+
+def holding(config: Config, models: Models) -> Iterator[str]:
+    gpus = stage_gpus(config, "vold")
+    yield "stage 2: who holds what (each rank besides: the rollout engine's whole student)"
+    yield from (f"  {line}" for line in places(config, models, gpus))
+
+
+def ranking(config: Config, models: Models, stage: StagePlan) -> Iterator[str]:
+    """``search=true``: the best layouts of a stage, and the fewest GPUs."""
+    found = ranked(config, models, stage.stage, stage.gpus)
+    fitting = sum(layout.plan.fits for layout in found)
+    yield f"{stage.stage} on {stage.gpus} GPU(s): {len(found)} legal layouts, {fitting} fit"
+    yield from (f"  {number}. {_layout(layout)}" for number, layout in enumerate(found[: config.plan.layouts], 1))
+    least = fewest_gpus(config, models, stage.stage) if stage.capacity is not None else None
+    if least is not None:
+        yield f"  fewest: {least.plan.gpus} GPU(s): {_layout(least)}"
+
+
+def _layout(layout: Layout) -> str:
+    step = f"{layout.plan.time.step:.4g} s: " if layout.plan.time is not None else ""
+    return f"{step}{' '.join(layout.overrides)} ({layout.reason})"
+
+
+def assumptions(config: Config) -> Iterator[str]:
+    """``explain=true``: every supposition with its value, every formula with its source."""
+    yield "supposed (plan.*):"
+    comments = _comments(PlanConfig)
+    for item in dataclasses.fields(PlanConfig):
+        why = f"  ({comments[item.name]})" if comments.get(item.name) else ""
+        yield f"  plan.{item.name} = {getattr(config.plan, item.name)}{why}"
+    cluster = config.cluster
+    yield f"cluster {cluster.name}: " + ", ".join(
+        f"{key} {getattr(cluster, key)}"
+        for key in ("gpus_per_node", "memory_gib", "bf16_tflops", "memory_gbs", "link_gbs", "network_gbs")
+    )
+    for module in (allocation, activations, memory, timing):
+        yield f"\n{module.__name__.rpartition('.')[2]}: {module.__doc__.strip()}"
+    yield (
+        "\nheld to account: allocation exactly, activations and objective within 10 % of tracked CPU allocations "
+        "(tests/planning); GPU columns (fused norms, GPU temporaries, reserve, all times) were never measured"
+    )
+
+
+def refusal(config: Config, models: Models, plan: Plan) -> ConfigError:
+    """The error of a plan that does not fit, with the cheapest changes that make it fit."""
+    full = max((stage for stage in plan.stages if not stage.fits), key=lambda stage: stage.peak.total)
+    changes = cheapest_changes(config, models)
+    offers = "; or ".join(
+        " ".join(names) + (f" ({changed.gpu_hours:.3g} GPU hours)" if changed.gpu_hours is not None else "")
+        for names, changed in changes
+    )
+    return ConfigError(
+        f"memory of {full.stage} {full.peak.name}", f"{full.peak.total / GIB:.1f} GiB",
+        f"at most cluster.memory_gib = {full.capacity / GIB:.1f}",
+        offers or "no three changes make it fit: search=true, or a cluster with larger GPUs",
+    )  # fmt: skip

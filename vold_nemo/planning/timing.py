@@ -1,0 +1,196 @@
+"""Seconds of each phase from FLOPs, bytes and the cluster's rates.  Estimates: nothing here was measured on a GPU.
+
+    matrix products   2 FLOPs a weight and token forward, twice that backward; attention 2·A·context·layers (causal: half of 4)
+    decoding          a step reads all weights and the cache once, and launches every layer: the larger of both times
+    tensor parallel   two all-reduces of [n, H] a layer forward, two backward, 2(T-1)/T of their bytes over the node's links
+    data parallel     4-byte gradients, 2(D-1)/D of their bytes, over the network as soon as the stage spans nodes
+    pipeline          bubble (P - 1)/M of the work, M micro-batches; all stages wait for the last, which has the LM head besides
+
+Rewards (CPU) and validation are not timed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vold_nemo.config import Config
+from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.planning import allocation
+from vold_nemo.planning.allocation import BYTES, Placement
+from vold_nemo.planning.memory import Models, rollout_tokens, teacher_precision
+
+
+@dataclass(frozen=True)
+class Duration:
+    """One step of a stage by phase, and how many steps there are (traces: one)."""
+
+    stage: str
+    gpus: int
+    steps: int
+    seconds: dict[str, float]
+
+    @property
+    def step(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def total(self) -> float:
+        return self.steps * self.step
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.total * self.gpus / 3600
+
+
+def is_timed(config: Config) -> bool:
+    cluster = config.cluster
+    return None not in (cluster.bf16_tflops, cluster.memory_gbs, cluster.link_gbs, cluster.network_gbs)
+
+
+def duration(config: Config, models: Models, stage: str, gpus: int) -> Duration:
+    if stage == "traces":
+        return Duration(stage, gpus, 1, {"generate": _trace_seconds(config, models, gpus)})
+    if stage == "sft":
+        return Duration(stage, gpus, config.sft.steps, _sft(config, models, gpus))
+    return Duration(stage, gpus, config.vold.steps, _vold(config, models, gpus))
+
+
+def matrix_weights(arch: Architecture) -> int:
+    """Weights that every token is multiplied with, the LM head included."""
+    heads = arch.heads * arch.head_dim
+    ffn = arch.experts_per_token * arch.expert_ffn + arch.experts / 3 if arch.experts else arch.ffn  # with the router
+    layer = arch.hidden * (2 * heads + 2 * arch.kv_groups * arch.head_dim) + int(3 * ffn * arch.hidden)
+    return arch.layers * layer + arch.vocabulary * arch.hidden
+
+
+def forward_flops(arch: Architecture, tokens: float, context: float) -> float:
+    """FLOPs of ``tokens`` tokens in sequences of ``context`` tokens."""
+    return tokens * (2 * matrix_weights(arch) + 2 * arch.layers * arch.heads * arch.head_dim * context)
+
+
+def decode_seconds(
+    config: Config, arch: Architecture, weights: int, size: int, sequences: int, batch: int, tokens: float, limit: int
+) -> float:
+    """One GPU answers ``sequences`` prompts, ``batch`` at a time; a batch lasts as long as its longest answer."""
+    plan, cluster = config.plan, config.cluster
+    mean = min(tokens, limit)
+    steps = min(limit, plan.straggler * mean)
+    rows = min(batch, sequences)
+    cache = rows * (plan.prompt_tokens + mean / 2) * 2 * arch.layers * arch.kv_groups * arch.head_dim * size
+    reading = (size * weights + cache) / (cluster.memory_gbs * 1e9 * plan.memory_efficiency)
+    step = max(reading, arch.layers * plan.layer_ms / 1e3)
+    prefill = forward_flops(arch, sequences * plan.prompt_tokens, plan.prompt_tokens)
+    return -(-sequences // batch) * steps * step + prefill / (cluster.bf16_tflops * 1e12 * plan.forward_efficiency)
+
+
+def _trace_seconds(config: Config, models: Models, gpus: int) -> float:
+    limit = config.data.trace_prompts.limit if config.data.trace_prompts is not None else config.data.prompts.limit
+    prompts = min(config.plan.trace_prompts, limit or config.plan.trace_prompts)
+    each = -(-prompts * config.traces.samples_per_prompt // gpus)
+    teacher, size = models.scribe, BYTES[teacher_precision(config)]
+    return decode_seconds(
+        config, teacher, models.parameters(teacher), size, each, config.traces.batch, config.plan.trace_tokens,
+        config.traces.max_tokens,
+    )  # fmt: skip
+
+
+def _sft(config: Config, models: Models, gpus: int) -> dict[str, float]:
+    length = min(config.plan.prompt_tokens + config.plan.trace_tokens, config.sft.max_length)
+    tokens = config.sft.batch * length
+    data = gpus // (config.parallel.tensor * config.parallel.pipeline)
+    count = -(-config.sft.batch // (config.sft.micro_batch * data))
+    return _training(config, models.student, gpus, tokens, length, count, config.sft.optimizer.distributed)
+
+
+def _training(
+    config: Config, arch: Architecture, gpus: int, tokens: float, context: float, micro_batches: int, distributed: bool,
+    updates: int = 1,
+) -> dict[str, float]:  # fmt: skip
+    """Forward and backward of ``tokens`` over the world, and ``updates`` reductions of the gradients."""
+    plan, cluster = config.plan, config.cluster
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    data = gpus // (tensor * pipeline)
+    # The last stage has the LM head besides its layers, and the others wait for it.
+    head, weights = arch.vocabulary * arch.hidden, matrix_weights(arch)
+    bubble = (1 + (pipeline - 1) / max(1, micro_batches)) * (((weights - head) / pipeline + head) * pipeline / weights)
+    compute = 3 * forward_flops(arch, tokens, context) / (gpus * cluster.bf16_tflops * 1e12 * plan.train_efficiency)
+    found = {"compute": compute * bubble, "tensor parallel": _tensor_seconds(config, arch, tokens / data, 4) * bubble}
+    held = max(
+        allocation.frozen(arch, Placement(tensor, pipeline, data, stage), arch.vocabulary // tensor * tensor, "fp32").elements
+        for stage in {0, pipeline - 1}
+    )
+    volume = (4 if not distributed else 2 + BYTES[config.precision] / 2) * held  # reduce-scatter fp32 + gather of weights
+    across = cluster.network_gbs if gpus > cluster.gpus_per_node else cluster.link_gbs
+    found["data parallel"] = updates * 2 * (data - 1) / data * volume / (across * 1e9 * plan.network_efficiency)
+    return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def _tensor_seconds(config: Config, arch: Architecture, tokens: float, reductions: int) -> float:
+    tensor = config.parallel.tensor
+    size = BYTES[config.precision] * tokens * arch.hidden * arch.layers / config.parallel.pipeline
+    bandwidth = config.cluster.link_gbs * 1e9 * config.plan.network_efficiency
+    return reductions * size * 2 * (tensor - 1) / tensor / bandwidth
+
+
+def shares(config: Config, rate: float) -> tuple[float, float]:
+    """(scored, trained on): shares of the rollouts at mean reward ``rate``, supposing that rollouts of a group are independent.
+
+    Under the reward mask 1 - r are scored; a group leaves training when nothing in it can move a gradient: all right, or,
+    without a KL, all wrong too.
+    """
+    kl, samples = config.objective.kl, config.rollout.samples_per_prompt
+    if not config.objective.skip:
+        return (1.0 if kl.enabled else 0.0), 1.0
+    all_right, all_wrong = rate**samples, (1 - rate) ** samples
+    scored = 0.0
+    if kl.enabled:
+        scored = {"none": 1.0, "all_wrong_group": all_wrong}.get(kl.mask, 1 - rate)
+    if not config.objective.policy.enabled:
+        return scored, scored
+    if kl.enabled:
+        return scored, 1.0 if kl.mask == "none" else 1 - all_right
+    return scored, 1 - all_right - all_wrong
+
+
+def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
+    plan, cluster, vold = config.plan, config.cluster, config.vold
+    student, teacher = models.student, models.teacher
+    size = BYTES[config.precision]
+    sampled = vold.prompts_per_step * config.rollout.samples_per_prompt
+    found = {
+        "generate": decode_seconds(
+            config, student, models.parameters(student), size, -(-sampled // gpus), config.rollout.batch,
+            plan.response_tokens, config.rollout.max_tokens,
+        )
+    }  # fmt: skip
+    tokens = rollout_tokens(config)
+    context = tokens / sampled
+    scored, trained = shares(config, plan.reward_rate)
+    if teacher is not None and scored:
+        compute = forward_flops(teacher, scored * tokens, context) / (
+            gpus * cluster.bf16_tflops * 1e12 * plan.forward_efficiency
+        )
+        data = gpus // (config.parallel.tensor * config.parallel.pipeline)
+        found["teacher"] = compute + _tensor_seconds(config, teacher, scored * tokens / data, 2)
+    data = gpus // (config.parallel.tensor * config.parallel.pipeline)
+    count = max(1, int(trained * tokens / (data * vold.micro_batch_tokens * vold.updates_per_step)))
+    train = _training(
+        config, student, gpus, trained * tokens, context, count, vold.optimizer.distributed, vold.updates_per_step
+    )
+    if vold.updates_per_step > 1:  # log-probs of the weights that sampled: one forward pass more
+        train["compute"] *= 4 / 3
+    found["train"] = sum(train.values())
+    spans = config.parallel.tensor * config.parallel.pipeline > cluster.gpus_per_node
+    across = cluster.network_gbs if spans else cluster.link_gbs
+    found["sync"] = size * models.parameters(student) / (across * 1e9 * plan.network_efficiency)
+    return found
+
+
+def mask_saving(config: Config, models: Models, gpus: int) -> list[tuple[float, float, float]]:
+    """(reward rate, seconds of a step, seconds of a step in which all is scored and trained on)."""
+    found = []
+    for rate in (0.0, 0.25, 0.5, 0.75, 0.9):
+        at = replace(config, plan=replace(config.plan, reward_rate=rate))
+        whole = replace(at, objective=replace(at.objective, skip=False))
+        found.append((rate, duration(at, models, "vold", gpus).step, duration(whole, models, "vold", gpus).step))
+    return found

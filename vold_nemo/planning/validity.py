@@ -1,0 +1,325 @@
+"""What can be known to be wrong before a process group is made; every finding at once.
+
+Choices and bounds of single keys are the tables below; what two keys, or a key and a checkpoint's ``config.json``,
+decide together (layouts, schedules, batches) are the functions.  No torch, no device, no launch: a login node finds the
+same.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
+from vold_nemo.megatron import architecture
+from vold_nemo.planning import published
+
+AVERAGES = ("token", "sequence", "constant")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("bf16", "fp32"),
+    "teacher.precision": ("auto", "fp32", "bf16"),
+    "objective.policy.loss": ("grpo", "gspo"),
+    "objective.policy.advantage": ("standardised", "centred"),
+    "objective.policy.average": AVERAGES,
+    "objective.kl.estimator": ("k2", "k1_reward", "k3", "reverse", "forward", "jsd", "topk", "vopd"),
+    "objective.kl.mask": ("reward", "none", "all_wrong_group", "perplexity"),
+    "objective.kl.average": AVERAGES,
+    "objective.kl.reward_horizon": ("immediate", "return_to_go"),
+    "objective.kl.reward_placement": ("before", "after"),
+    "objective.kl.beta.schedule": ("constant", "linear", "exponential"),
+    "objective.correction.mode": ("none", "token", "sequence", "sequence_mask"),
+    "rollout.engine": ("transformers",),
+    "sft.optimizer.schedule": ("constant", "linear", "cosine"),
+    "vold.optimizer.schedule": ("constant", "linear", "cosine"),
+    "checkpoint.resume": ("auto", "never", "required"),
+    "checkpoint.metric_best": ("min", "max"),
+    "cluster.launch.runtime": ("bare", "pyxis", "apptainer"),
+}
+
+_POSITIVE = (lambda x: x >= 1, "1 or more")
+_COUNT = (lambda x: x >= 0, "0 or more")
+_ABOVE_ZERO = (lambda x: x > 0, "above 0")
+_SHARE = (lambda x: 0 <= x <= 1, "0 to 1")
+_EFFICIENCY = (lambda x: 0 < x <= 1, "above 0, at most 1")
+_FRACTION = (lambda x: 0 <= x < 1, "0 to 1, 1 excluded")
+BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null is never out of bounds
+    "objective.chunk_tokens": _POSITIVE,
+    "objective.policy.clip_low": _SHARE,
+    "objective.policy.clip_high": _COUNT,
+    "objective.policy.dual_clip": (lambda x: x > 1, "above 1, or null"),
+    "objective.policy.std_correction": (lambda x: x in (0, 1), "0 (divide by n) | 1 (divide by n-1)"),
+    "objective.policy.std_delta": _COUNT,
+    "objective.kl.clamp": _ABOVE_ZERO,
+    "objective.kl.teacher_temperature": _ABOVE_ZERO,
+    "objective.kl.top_k": _POSITIVE,
+    "objective.kl.jsd_weight": (lambda x: 0 < x < 1, "between 0 and 1, both excluded"),
+    "objective.kl.beta.value": _COUNT,
+    "objective.kl.beta.final": _COUNT,
+    "objective.kl.beta.steps": _POSITIVE,
+    "objective.kl.beta.warmup_steps": _COUNT,
+    "objective.kl.beta.off_step": _COUNT,
+    "objective.correction.cap": _ABOVE_ZERO,
+    "rollout.samples_per_prompt": _POSITIVE,
+    "rollout.temperature": _ABOVE_ZERO,  # the engine samples on-policy: greedy rollouts have no policy gradient
+    "rollout.max_tokens": _POSITIVE,
+    "rollout.batch": _POSITIVE,
+    "rollout.probe_tolerance": _ABOVE_ZERO,
+    "reward.seconds": _ABOVE_ZERO,
+    "reward.workers": _POSITIVE,
+    "data.max_rejected_share": _SHARE,
+    "data.prompts.limit": _POSITIVE,
+    "data.trace_prompts.limit": _POSITIVE,
+    "traces.samples_per_prompt": _POSITIVE,
+    "traces.temperature": _COUNT,
+    "traces.max_tokens": _POSITIVE,
+    "traces.batch": _POSITIVE,
+    "traces.shards": _POSITIVE,
+    "traces.shard": _COUNT,
+    "sft.steps": _POSITIVE,
+    "sft.batch": _POSITIVE,
+    "sft.micro_batch": _POSITIVE,
+    "sft.max_length": (lambda x: x >= 2, "2 or more"),
+    "vold.steps": _POSITIVE,
+    "vold.prompts_per_step": _POSITIVE,
+    "vold.updates_per_step": _POSITIVE,
+    "vold.micro_batch_tokens": _POSITIVE,
+    "vold.rollout_log_every": _COUNT,
+    "vold.validation.every": _COUNT,
+    "vold.validation.max_tokens": _POSITIVE,
+    "checkpoint.every": _POSITIVE,
+    "checkpoint.keep": _POSITIVE,
+    "checkpoint.keep_every": _COUNT,
+    "checkpoint.keep_best": _COUNT,
+    "cluster.launch.max_restarts": _COUNT,
+    "cluster.launch.signal_seconds": _COUNT,
+    "limits.wall_minutes": _ABOVE_ZERO,
+    "limits.stuck_minutes": _ABOVE_ZERO,
+    "export.max_shard_bytes": _POSITIVE,
+    "evaluate.max_tokens": _POSITIVE,
+    "evaluate.batch": _POSITIVE,
+    "evaluate.samples": _COUNT,
+    "verify.limit": _POSITIVE,
+    "report.examples": _COUNT,
+    "cluster.gpus_per_node": _POSITIVE,
+    "cluster.gpus.traces": _POSITIVE,
+    "cluster.gpus.sft": _POSITIVE,
+    "cluster.gpus.vold": _POSITIVE,
+    "cluster.memory_gib": _ABOVE_ZERO,
+    "cluster.bf16_tflops": _ABOVE_ZERO,
+    "cluster.memory_gbs": _ABOVE_ZERO,
+    "cluster.link_gbs": _ABOVE_ZERO,
+    "cluster.network_gbs": _ABOVE_ZERO,
+    "plan.train_efficiency": _EFFICIENCY,
+    "plan.forward_efficiency": _EFFICIENCY,
+    "plan.memory_efficiency": _EFFICIENCY,
+    "plan.network_efficiency": _EFFICIENCY,
+    "plan.layer_ms": _COUNT,
+    "plan.straggler": _POSITIVE,
+    "plan.reserve_gib": _COUNT,
+    "plan.prompt_tokens": _POSITIVE,
+    "plan.response_tokens": _POSITIVE,
+    "plan.trace_tokens": _POSITIVE,
+    "plan.trace_prompts": _POSITIVE,
+    "plan.reward_rate": _SHARE,
+    "plan.layouts": _POSITIVE,
+}
+_OPTIMIZER_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": _ABOVE_ZERO,
+    "min_learning_rate": _COUNT,
+    "warmup_steps": _COUNT,
+    "weight_decay": _COUNT,
+    "beta1": _FRACTION,
+    "beta2": _FRACTION,
+    "epsilon": _ABOVE_ZERO,
+    "clip_grad": _COUNT,
+    "max_skipped": _POSITIVE,
+}
+
+# Wanted by the project and not built yet: a run refuses them like any other value, a plan warns.
+PLANNED: dict[str, tuple[str, ...]] = {"rollout.engine": ("vllm",), "teacher.precision": ("fp8",)}
+
+
+class Pending(ConfigError):
+    """Something that is not here yet: a checkpoint or data to fetch, a feature to build.  Stops a run; a plan warns of it."""
+
+    @classmethod
+    def of(cls, error: ConfigError) -> Pending:
+        return cls(error.key, error.value, error.allowed, error.mend)
+
+
+class Unbuilt(Pending):
+    """Of these, the features: nothing can be planned that rests on them."""
+
+
+# Which stages a verb runs; a verb that is not here runs neither.
+STAGES = {"sft": ("sft",), "vold": ("vold",), "plan": ("sft", "vold")}
+
+
+def findings(config: Config, verb: str, world: int | None = None) -> list[ConfigError]:
+    """Every error in ``config`` for ``recipes/<verb>.py`` on ``world`` ranks (None = see :func:`planned_world`).
+
+    Keys of single values are checked for every verb; layouts and checkpoints only for the stages that the verb runs.
+    """
+    errors = list(_find(config, STAGES.get(verb, ()), planned_world(config, verb) if world is None else world))
+    if verb == "vold" and not config.dry_run and not Path(config.vold.start).is_dir():
+        mend = "run recipes/sft.py and recipes/export_hf.py first, or give vold.start=CHECKPOINT"
+        errors.append(ConfigError("vold.start", config.vold.start, "a checkpoint folder", mend))
+    return errors
+
+
+def pending(config: Config) -> list[ConfigError]:
+    """What a plan warns of: models and data that are not fetched, features that are not built."""
+    found = [error for error in findings(config, "plan") if isinstance(error, Pending)]
+    for key in ("data.prompts", "data.trace_prompts"):
+        dataset = value_at(config, key)
+        if dataset is not None and not Path(dataset.path).exists():
+            mend = "fetch it (README, a real run), or give another path"
+            found.append(Pending(f"{key}.path", dataset.path, "a file or folder on this disk", mend))
+    return found
+
+
+def launched_world() -> int | None:
+    """Ranks of the job step that this process belongs to; None if it was started by hand."""
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "").isdigit():
+        return int(os.environ["WORLD_SIZE"])
+    # In a batch script itself SLURM_* names the whole job; only a step (srun) has a number of tasks of its own.
+    if os.environ.get("SLURM_STEP_ID", "").isdigit() and os.environ.get("SLURM_STEP_NUM_TASKS", "").isdigit():
+        return int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return None
+
+
+def planned_world(config: Config, verb: str) -> int:
+    """Ranks to check the layout against: those launched, 1 without a launcher; for a plan or dry run, those submitted."""
+    world = launched_world()
+    if world is not None:
+        return world
+    return submitted_world(config, STAGES.get(verb, ("",))[-1]) if config.dry_run or verb == "plan" else 1
+
+
+def submitted_world(config: Config, stage: str) -> int:
+    """Ranks that ``stage`` is submitted with, ``cluster.gpus.<stage>``; unset, one model copy."""
+    return getattr(config.cluster.gpus, stage, None) or max(1, config.parallel.tensor * config.parallel.pipeline)
+
+
+def value_at(config: Config, key: str):
+    """``config.a.b`` for ``"a.b"``; None where a section on the way is null."""
+    return functools.reduce(lambda node, name: None if node is None else getattr(node, name), key.split("."), config)
+
+
+def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[ConfigError]:
+    for key, choices in CHOICES.items():
+        if value_at(config, key) not in choices:
+            error = ConfigError(key, value_at(config, key), " | ".join(choices), f"set {key} to one of these")
+            yield Unbuilt.of(error) if error.value in PLANNED.get(key, ()) else error
+    optimizers = {
+        f"{stage}.optimizer.{name}": bound for stage in ("sft", "vold") for name, bound in _OPTIMIZER_BOUNDS.items()
+    }
+    for key, (good, allowed) in {**BOUNDS, **optimizers}.items():
+        value = value_at(config, key)
+        if value is not None and not good(value):
+            yield ConfigError(key, value, allowed, f"set {key} inside these bounds")
+    if config.traces.shard >= config.traces.shards:
+        allowed = f"0 to {config.traces.shards - 1}"
+        yield ConfigError("traces.shard", config.traces.shard, allowed, "count shards from 0")
+    for stage in stages:
+        steps = value_at(config, f"{stage}.steps")
+        yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)
+    if "vold" in stages:
+        yield from _objective(config)
+        yield from _beta(config.objective.kl.beta, config.vold.steps)
+    if stages:
+        yield from _layouts(config, with_teacher="vold" in stages and config.objective.kl.enabled, world=world)
+
+
+def _optimizer(optimizer: OptimizerConfig, key: str, steps: int) -> Iterator[ConfigError]:
+    if optimizer.min_learning_rate > optimizer.learning_rate:
+        allowed = f"at most {key}.learning_rate = {optimizer.learning_rate}"
+        yield ConfigError(f"{key}.min_learning_rate", optimizer.min_learning_rate, allowed, "lower it")
+    if optimizer.warmup_steps > steps:
+        allowed = f"at most the run's {steps} steps"
+        yield ConfigError(f"{key}.warmup_steps", optimizer.warmup_steps, allowed, "warm up for fewer steps")
+
+
+def _objective(config: Config) -> Iterator[ConfigError]:
+    policy, kl, samples = config.objective.policy, config.objective.kl, config.rollout.samples_per_prompt
+    if not policy.enabled and not kl.enabled:
+        allowed = "true, or objective.kl.enabled=true"
+        yield ConfigError("objective.policy.enabled", False, allowed, "enable one of the two terms")
+    if policy.enabled and samples < 2:
+        allowed = "2 or more: an advantage compares the rollouts of a group"
+        mend = "raise it, or set objective=distillation_only"
+        yield ConfigError("rollout.samples_per_prompt", samples, allowed, mend)
+    if kl.enabled and kl.estimator == "k1_reward" and not policy.enabled:
+        allowed = "an estimator with a gradient of its own: k2 | k3 | reverse | forward | jsd | topk | vopd"
+        mend = "k1_reward shapes rewards: enable objective.policy"
+        yield ConfigError("objective.kl.estimator", kl.estimator, allowed, mend)
+    for name, plain in (("reward_placement", "after"), ("reward_horizon", "immediate")):
+        value = getattr(kl, name)
+        if kl.enabled and kl.estimator != "k1_reward" and value != plain:
+            mend = "set objective.kl.estimator=k1_reward, or leave the key alone"
+            yield ConfigError(f"objective.kl.{name}", value, f"{plain} with estimator {kl.estimator}", mend)
+    if kl.reward_placement == "before" and kl.reward_horizon == "return_to_go":
+        allowed = "immediate: a KL inside the reward of a rollout has no position any more"
+        mend = "set objective.kl.reward_placement=after for returns-to-go"
+        yield ConfigError("objective.kl.reward_horizon", kl.reward_horizon, allowed, mend)
+    if config.vold.updates_per_step > config.vold.prompts_per_step:
+        allowed = f"at most vold.prompts_per_step = {config.vold.prompts_per_step}: an update takes whole groups"
+        yield ConfigError("vold.updates_per_step", config.vold.updates_per_step, allowed, "lower it")
+    if config.vold.validation.every > 0 and config.vold.validation.data is None:
+        yield ConfigError("vold.validation.data", None, "a dataset", "give vold.validation.data.path, or set every=0")
+
+
+def _beta(beta: BetaConfig, steps: int) -> Iterator[ConfigError]:
+    key, anneals = "objective.kl.beta", beta.schedule in ("linear", "exponential")
+    if anneals != (beta.final is not None):
+        allowed = "set with schedule linear or exponential, null with constant"
+        yield ConfigError(f"{key}.final", beta.final, allowed, f"change {key}.final or {key}.schedule")
+    if beta.schedule == "exponential" and not (beta.value > 0 and (beta.final or 0) > 0):
+        allowed = "value and final above 0 with schedule exponential"
+        yield ConfigError(f"{key}.final", beta.final, allowed, f"set {key}.schedule=linear to reach 0")
+    length = steps if beta.steps is None else beta.steps
+    if anneals and length <= beta.warmup_steps:
+        allowed = f"above {key}.warmup_steps = {beta.warmup_steps}"
+        yield ConfigError(f"{key}.steps", length, allowed, "warm up for fewer steps")
+
+
+def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigError]:
+    """Student and teacher share one layout: both must fit it."""
+    found: dict[str, ConfigError] = {}
+    for key in ("student.path", *(["teacher.path"] if with_teacher else [])):
+        path = value_at(config, key)
+        model = _read(key, path, config.miniature.path)
+        errors = [model] if isinstance(model, ConfigError) else []
+        if isinstance(model, Pending) and published.is_published(path):  # its shapes are known all the same
+            try:
+                model = published.architecture_of(path)
+            except ConfigError as error:
+                model = Unbuilt.of(error)
+                errors.append(model)
+        if not isinstance(model, ConfigError):
+            errors += [_planned(error) for error in architecture.check_layout(model, config.parallel, world)]
+        found.update((str(error), error) for error in errors)  # what both models say the same is said once
+    yield from found.values()
+
+
+def _planned(error: ConfigError) -> ConfigError:
+    """Context and expert parallelism are wanted and not built; every other fault of a layout is one."""
+    later = error.key in ("parallel.context", "parallel.expert") and isinstance(error.value, int) and error.value > 1
+    return Unbuilt.of(error) if later else error
+
+
+def _read(key: str, path: str, miniature: str) -> architecture.Architecture | ConfigError:
+    if not Path(path).is_dir():
+        mend = f"correct the path, or fetch it where there is a network: hf download {path}"
+        if Path(path).is_relative_to(miniature):
+            mend = "make it: recipes/prepare_miniature.py with the same experiment"
+        kind = ConfigError if Path(path).is_absolute() and not Path(path).is_relative_to(miniature) else Pending
+        return kind(key, path, "a checkpoint folder, or a hub id that is in the local cache", mend)
+    try:
+        return architecture.read(path)
+    except ConfigError as error:
+        return ConfigError(f"{key}: {error.key}", error.value, error.allowed, error.mend)
+

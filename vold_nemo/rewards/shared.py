@@ -1,0 +1,87 @@
+"""One scorer for all ranks of a node.
+
+The lowest rank of each node judges for the whole node, with worker processes on the cores of all its ranks; the other ranks
+start none.  Answers are on every rank before they are judged (rollouts are gathered over the world) and verdicts come back in
+one all-gather, so no socket, no server and no second protocol is needed: workers have one parent, and end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from vold_nemo.config import RewardConfig
+from vold_nemo.rewards.scoring import Scorer
+from vold_nemo.rewards.verdict import Item, Verdict
+
+
+def _node() -> str:
+    """This machine's name and boot: what ranks on one node share, whatever launched them."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{platform.node()} {boot.read_text().strip() if boot.is_file() else ''}"
+
+
+def _all_gather(mine) -> list:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    found: list = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
+class SharedScorer:
+    """Construction and :meth:`score` are collective over the world (one object all-gather each); the rest is local.
+
+    Raises:
+        ConfigError: ``reward.verifier`` does not exist.
+    """
+
+    def __init__(self, config: RewardConfig):
+        places = _all_gather((_node(), sorted(os.sched_getaffinity(0))))
+        nodes = list(dict.fromkeys(node for node, _ in places))
+        rank = dist.get_rank() if len(places) > 1 else 0
+        self.leaders = [next(r for r, (name, _) in enumerate(places) if name == node) for node in nodes]
+        # srun may give every rank cores of its own: the workers spread over them all
+        cores = {core for node, cores in places if node == places[rank][0] for core in cores}
+        self.scorer = Scorer(config, cores)  # starts no process before it is asked
+        self.place = self.leaders.index(rank) if rank in self.leaders else None
+
+    def prepare(self, names: Iterable[str | None]) -> None:
+        """Check the verifiers that will be asked (None: the configured one); start workers now if one of them needs some.
+
+        Raises:
+            ConfigError: a verifier that does not exist.
+        """
+        computing = self.scorer.check(names)
+        if computing and self.place is not None:
+            self.scorer.start(computing)
+
+    def score(self, items: Sequence[Item | tuple[str, str, str | None]]) -> list[Verdict]:
+        """Verdicts on ``items``, the same on every rank and given in full on every rank.
+
+        Raises:
+            Exception: what the scoring rank raised; RuntimeError on the others, so that none waits for it.
+        """
+        share: list[Verdict] | Exception = []
+        if self.place is not None:
+            try:
+                share = self.scorer.score(items[self.place :: len(self.leaders)])
+            except Exception as error:
+                share = error
+        told = f"{type(share).__name__}: {share}" if isinstance(share, Exception) else share
+        shares = _all_gather(told)
+        if isinstance(share, Exception):
+            raise share
+        verdicts: list[Verdict | None] = [None] * len(items)
+        for place, leader in enumerate(self.leaders):
+            if isinstance(shares[leader], str):
+                raise RuntimeError(f"rank {leader} could not judge: {shares[leader]}")
+            verdicts[place :: len(self.leaders)] = shares[leader]
+        return verdicts
+
+    def close(self) -> None:
+        self.scorer.close()

@@ -1,0 +1,52 @@
+"""What a verifier is asked, and what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+KEPT_CHARACTERS = 200  # of an extracted answer: verdicts travel between processes and into logs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``reward`` in [0, 1] (the paper's is 0 or 1), the answer that was found, and why.
+
+    ``trouble`` is ``"time-out"`` or ``"error"`` where the verifier came to no verdict of its own: the answer is wrong then.
+    """
+
+    reward: float
+    extracted: str | None
+    reason: str
+    trouble: str | None = None
+
+    @classmethod
+    def of(cls, right: bool, extracted: str | None, reason: str) -> Verdict:
+        """1 or 0, with a long answer cut short."""
+        return cls(1.0 if right else 0.0, shortened(extracted), reason)
+
+
+def shortened(extracted: str | None) -> str | None:
+    if extracted is None or len(extracted) <= KEPT_CHARACTERS:
+        return extracted
+    return extracted[:KEPT_CHARACTERS] + "..."
+
+
+class Item(NamedTuple):
+    """One answer to judge.  ``verifier`` None = the configured one."""
+
+    text: str
+    truth: str
+    verifier: str | None = None
+
+
+class Question(NamedTuple):
+    """What only a killable process may compute of an answer: whether ``text`` meets ``truth``.
+
+    Equal questions have equal verdicts, and are asked once.  ``extracted`` is what was read before, if anything.
+    """
+
+    verifier: str
+    text: str
+    truth: str
+    extracted: str | None = None

@@ -1,0 +1,116 @@
+"""What a rollout engine is: token ids in, sampled ids with their log-probs out.
+
+An engine knows nothing of the trainer.  It is handed prompts as ids (and images), and new weights as a stream of (name on
+disk, full tensor).  The trainer's floor calls :meth:`RolloutEngine.load` after each step and compares checksums and
+log-probs (``rollout/sync.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vold_nemo.config import ConfigError
+
+
+@dataclass(frozen=True)
+class EnginePrompt:
+    """One prompt, rendered up to where the answer begins.
+
+    ``ids`` holds one image placeholder for each entry of ``images`` (a path, a PIL image, encoded bytes, or the ``{"bytes",
+    "path"}`` of a parquet image column); the engine widens placeholders to the number of patches.  ``key`` is what the
+    prompt's random numbers hang on besides the seed and the sample; None means its place in the list.  With a key of its
+    own a prompt draws the same numbers whichever rank answers it.
+    """
+
+    ids: list[int]
+    images: list[Any] = field(default_factory=list)
+    key: int | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw: ``samples`` completions a prompt, from softmax(logits / temperature) over all of the model's ids.
+
+    Temperature 0 takes the most probable id (the lowest one among equals) and reports log-probs at temperature 1.
+    ``stop_ids`` end a completion and belong to it; None means the checkpoint's own end-of-sequence ids.
+    """
+
+    samples: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 1024
+    stop_ids: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, value, bad, allowed in (
+            ("samples", self.samples, self.samples < 1, "a whole number of at least 1"),
+            ("max_tokens", self.max_tokens, self.max_tokens < 1, "a whole number of at least 1"),
+            (
+                "temperature",
+                self.temperature,
+                not 0 <= self.temperature < float("inf"),
+                "0 (greedy) or a positive number",
+            ),
+        ):
+            if bad:
+                raise ConfigError(f"sampling.{key}", value, allowed, f"correct {key}")
+        if self.temperature == 0 and self.samples > 1:
+            raise ConfigError(
+                "sampling.samples",
+                self.samples,
+                "1 at temperature 0",
+                "greedy samples are all equal: draw one, or heat up",
+            )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.  ``ids`` end with the stop id when ``finish_reason`` is "stop"; ``logprobs`` runs beside ``ids``."""
+
+    prompt_index: int
+    sample: int
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: str  # stop | length
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weight load did; ``checksum`` is of the live weights after the load."""
+
+    bytes: int
+    seconds: float
+    checksum: str
+    version: int
+
+
+class RolloutEngine(Protocol):
+    """``version`` counts weight loads: 0 is the checkpoint on disk, None a load that broke off half way."""
+
+    version: int | None
+
+    def generate(
+        self,
+        prompts: list[EnginePrompt],
+        sampling: Sampling,
+        *,
+        expect_version: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """All completions, ordered by (prompt_index, sample).  RuntimeError when asleep or not at ``expect_version``."""
+
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> LoadReport:
+        """Copy a whole language model into the live weights."""
+
+    def checksum(self) -> str:
+        """Checksum of the live language weights, comparable with ``sync.ChecksummedStream``."""
+
+    def sleep(self) -> None:
+        """Leave the device to others; weights are kept."""
+
+    def wake(self) -> None:
+        """Undo :meth:`sleep`; RuntimeError if the weights came back changed."""

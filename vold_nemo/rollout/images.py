@@ -1,0 +1,92 @@
+"""Images for Qwen2.5-VL: pixels to patches, and one placeholder id widened to as many ids as there are merged patches."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vold_nemo.config import ConfigError
+from vold_nemo.rollout.engine import EnginePrompt
+
+_PROCESSORS = tuple(f"Qwen2VLImageProcessor{suffix}" for suffix in ("", "Fast", "Pil"))
+
+
+@dataclass
+class PreparedPrompt:
+    """A prompt as the model reads it; ``pixels`` [patches, 3·2·14·14] and ``grids`` [images, 3] are None without images."""
+
+    ids: list[int]
+    pixels: Tensor | None = None
+    grids: Tensor | None = None
+
+
+def open_image(source: Any):
+    """A path, encoded bytes, a parquet ``{"bytes", "path"}`` or a PIL image -> RGB PIL image."""
+    from PIL import Image
+
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert("RGB")
+    except (OSError, AttributeError, TypeError) as error:  # not found, not an image, not a path
+        raise ConfigError(
+            "image",
+            source if isinstance(source, str) else type(source).__name__,
+            "a readable image file",
+            f"repair or remove the row ({error})",
+        ) from error
+
+
+class ImagePreparer:
+    """The checkpoint's own preprocessing (``preprocessor_config.json``), on PIL: torchvision is not needed.
+
+    The PIL processor is named outright, since ``AutoImageProcessor`` takes the torchvision one where that is installed and
+    the two resize differently: the same checkpoint would see other pixels on another machine.
+    """
+
+    def __init__(self, path: str | Path, placeholder: int):
+        from transformers import Qwen2VLImageProcessorPil
+
+        file = Path(path) / "preprocessor_config.json"
+        if not file.is_file():
+            raise ConfigError(
+                str(file),
+                "missing",
+                "the image settings of the checkpoint",
+                "copy preprocessor_config.json from the source checkpoint (export_hf does)",
+            )
+        kind = json.loads(file.read_text()).get("image_processor_type")
+        if kind not in _PROCESSORS:
+            raise ConfigError(
+                f"{file}: image_processor_type", kind, " | ".join(_PROCESSORS), "use a Qwen2.5-VL checkpoint"
+            )
+        self._processor = Qwen2VLImageProcessorPil.from_pretrained(str(path))
+        self._placeholder = placeholder
+        self._merge = self._processor.merge_size**2
+
+    def __call__(self, prompt: EnginePrompt) -> PreparedPrompt:
+        """Widen each placeholder to t·h·w / merge² ids.  ConfigError unless there is one placeholder an image."""
+        found = prompt.ids.count(self._placeholder)
+        if found != len(prompt.images):
+            raise ConfigError(
+                "prompt images",
+                len(prompt.images),
+                f"{found}, one for each image placeholder in the prompt",
+                "give one {'type': 'image'} part of the message for each image",
+            )
+        if not prompt.images:
+            return PreparedPrompt(prompt.ids)
+        images = [open_image(image) for image in prompt.images]
+        features = self._processor(images=images, return_tensors="pt")
+        widths = iter((features["image_grid_thw"].prod(-1) // self._merge).tolist())
+        ids: list[int] = []
+        for token in prompt.ids:
+            ids.extend([token] * next(widths) if token == self._placeholder else [token])
+        return PreparedPrompt(ids, features["pixel_values"], features["image_grid_thw"])
