@@ -4,6 +4,7 @@ import pytest
 
 from tests.planning.allocations import training_peak
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.objective import head, softmax
 from vold_nemo.planning import activations
 from vold_nemo.planning.activations import Numerics, Tokens
 
@@ -36,3 +37,8 @@ def test_peaks_are_those_of_the_tracker(gloo, case, precision, size, tensor, seq
     peak = max(kept + max(loss.peak, behind), activations.embedding_backward(arch, rows, 1, how))
     assert kept == pytest.approx(measured["saved"], rel=0.05)
     assert peak == pytest.approx(measured["peak"], rel=0.10)
+
+
+def test_the_plan_knows_the_objectives_blocks():
+    assert activations._CPU_BLOCK == softmax._CACHE_BYTES and activations._GPU_BLOCK == softmax._GPU_BYTES
+    assert activations._HEAD_ROWS == head._ROWS

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning.allocation import FP32
 
-_CPU_BLOCK = 2 << 20  # objective/softmax.py: rows that stay in a core's cache
-_CPU_ROWS = 8192  # objective/head.py: head rows converted at a time
+# The objective's own, said again because a plan is made without torch; a test keeps them equal.
+_CPU_BLOCK, _GPU_BLOCK = 1 << 20, 64 << 20  # objective/softmax.py: logits that one element-wise pass works on
+_HEAD_ROWS = 8192  # objective/head.py: head rows converted, or summed into a gradient, at a time
 
 
 @dataclass(frozen=True)
@@ -106,24 +107,20 @@ def objective(
     """The chunked loss over ``tokens`` predicted tokens and ``rows`` vocabulary rows (v) of this rank.
 
     Two [c, v] fp32 logit buffers (one without a teacher), ∂head [v, H] in fp32 and then in the weights' type, ∂hidden, the
-    chosen rows of hidden, the all-gathered hidden under sequence parallelism, and the teacher's chosen rows.  Besides, on a
-    GPU: [c, v] fp32 temporaries (two where a KL sums over the vocabulary, else one), or the bf16 copy of a chunk's ∂logits and
-    a second ∂head, since its product is added from a temporary.  On a CPU: the same temporaries in blocks of 2 MiB, of which
-    two live at once, or blocks of 8192 head rows converted from bf16.
+    chosen rows of hidden, the all-gathered hidden under sequence parallelism, and the teacher's chosen rows.  Besides, the
+    temporaries of an element-wise pass (two where a KL sums over the vocabulary, else one), in blocks of rows of which two
+    live at once; or, with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits and 8192 rows
+    of ∂head, on a CPU 8192 head rows and what they meet, converted.
     """
     e, c = how.size, min(chunk, tokens)
     selected = e * tokens * hidden
     held = 2 * selected + (selected if gathered else 0) + e * tokens * teacher_hidden
     head, chunk_bytes = FP32 * rows * hidden, FP32 * c * rows
     temporaries, converted = 2 if exact else 1, 0
-    if cuda:
-        passes = temporaries * chunk_bytes
-        converted = e * c * rows + head if e != FP32 else 0
-    else:
-        passes = temporaries * min(chunk_bytes, 2 * _CPU_BLOCK)
-        wide = max(hidden, teacher_hidden)
-        if e != FP32:
-            converted = FP32 * (min(_CPU_ROWS, rows) * (wide + c) + c * wide)
+    passes = temporaries * min(chunk_bytes, 2 * (_GPU_BLOCK if cuda else _CPU_BLOCK))
+    if e != FP32:
+        block, wide = min(_HEAD_ROWS, rows), max(hidden, teacher_hidden)
+        converted = e * c * rows + FP32 * block * hidden if cuda else FP32 * (block * (wide + c) + c * wide)
     logits = chunk_bytes * (2 if teacher_hidden else 1)
     running = held + head + max(logits + passes, logits + converted, 0 if e == FP32 else e * rows * hidden)
     return Objective(held + e * rows * hidden, running)
