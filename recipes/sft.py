@@ -28,8 +28,8 @@ def main(config: Config) -> None:
     from vold_nemo.models.sft import MegatronSFTModel
 
     layout = parallel.initialize(
-        config.parallel.tensor, config.parallel.pipeline, sequence=config.parallel.sequence, seed=config.seed,
-        device=config.device,
+        config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert,
+        sequence=config.parallel.sequence, seed=config.seed, device=config.device,
     )  # fmt: skip
     folder = Path(config.outputs) / config.sft.run
     tokenizer = load_tokenizer(config.student.path, config.student.revision)

@@ -40,8 +40,8 @@ def main(config: Config) -> None:
         dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16, stop_ids=eos_ids(start, tokenizer),
     )  # fmt: skip
     layout = parallel.initialize(
-        config.parallel.tensor, config.parallel.pipeline, sequence=config.parallel.sequence, seed=config.seed,
-        device=config.device,
+        config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert,
+        sequence=config.parallel.sequence, seed=config.seed, device=config.device,
     )  # fmt: skip
     folder = Path(config.outputs) / config.vold.run
     model = MegatronVOLDModel(OmegaConf.structured(config))

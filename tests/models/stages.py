@@ -55,8 +55,8 @@ def layout_of(config):
     from vold_nemo.megatron import parallel
 
     return parallel.initialize(
-        config.parallel.tensor, config.parallel.pipeline, sequence=config.parallel.sequence, seed=config.seed,
-        device=config.device,
+        config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert,
+        sequence=config.parallel.sequence, seed=config.seed, device=config.device,
     )  # fmt: skip
 
 

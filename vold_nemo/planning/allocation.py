@@ -30,6 +30,7 @@ class Placement:
     data: int
     stage: int
     data_rank: int = 0
+    expert: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -67,12 +68,12 @@ def padded_vocabulary(rows: list[int], tensor: int) -> int:
     return -(-max(rows) // step) * step
 
 
-def layer_parameters(arch: Architecture, tensor: int) -> list[tuple[str, int]]:
+def layer_parameters(arch: Architecture, tensor: int, expert: int = 1) -> list[tuple[str, int]]:
     """(name, elements) of one decoder layer on one tensor-parallel rank.
 
     Column-parallel rows (query, key, value; gate and up) and row-parallel columns (output projection, down) are divided by
-    ``tensor``; norms are on every rank.  With fewer key-value heads than ranks the qkv rows are still divided evenly.  Experts
-    are whole on every rank (expert tensor parallel size 1; spread over ranks they are not planned).
+    ``tensor``; norms are on every rank.  With fewer key-value heads than ranks the qkv rows are still divided evenly.  A rank
+    has 1 / ``expert`` of the experts, each of them whole (expert tensor parallel size 1).
     """
     hidden, heads = arch.hidden, arch.heads * arch.head_dim
     qkv = (heads + 2 * arch.kv_groups * arch.head_dim) // tensor
@@ -88,8 +89,8 @@ def layer_parameters(arch: Architecture, tensor: int) -> list[tuple[str, int]]:
     found.append(("pre_mlp_layernorm.weight", hidden))
     if arch.experts:
         found.append(("mlp.router.weight", arch.experts * hidden))
-        for expert in range(arch.experts):
-            name = f"mlp.experts.local_experts.{expert}"
+        for number in range(arch.experts // expert):
+            name = f"mlp.experts.local_experts.{number}"
             found.append((f"{name}.linear_fc1.weight", 2 * arch.expert_ffn * hidden))
             found.append((f"{name}.linear_fc2.weight", hidden * arch.expert_ffn))
         return found
@@ -110,8 +111,9 @@ def stage_parameters(arch: Architecture, at: Placement, padded: int) -> list[Par
     rows = padded // at.tensor * arch.hidden
     copies = arch.tied and at.pipeline > 1
     found = [Parameter("embedding.word_embeddings.weight", rows, copies)] if at.is_first else []
+    per_layer = layer_parameters(arch, at.tensor, at.expert)
     for layer in range(arch.stages(at.pipeline)[at.stage]):
-        found += [Parameter(f"decoder.layers.{layer}.{name}", size) for name, size in layer_parameters(arch, at.tensor)]
+        found += [Parameter(f"decoder.layers.{layer}.{name}", size) for name, size in per_layer]
     if at.is_last:
         found.append(Parameter("decoder.final_layernorm.weight", arch.hidden))
         if copies or not arch.tied:

@@ -84,7 +84,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
         return
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     for number in range(pipeline):
-        at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number)
+        at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number, expert=config.parallel.expert)
         yield from _sft(config, models, at) if stage == "sft" else _vold(config, models, at, gpus)
 
 

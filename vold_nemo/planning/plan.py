@@ -89,7 +89,10 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
     if stage == "traces":
         return []
     used = [models.student] if stage == "sft" or models.teacher is None else [models.student, models.teacher]
-    return [error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus)]
+    beside = any(arch is not None and arch.experts for arch in (models.student, models.teacher))
+    return [
+        error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus, beside_experts=beside)
+    ]
 
 
 def places(config: Config, models: Models, gpus: int) -> list[str]:

@@ -36,11 +36,13 @@ def describe(config: Config, verb: str) -> str:
 def parameters(arch: Architecture) -> int:
     """Parameters of the language backbone: embedding (twice if untied), and in each layer
 
-    query, key and value rows, the output projection, three feed-forward matrices, and the norms.
+    query, key and value rows, the output projection, three feed-forward matrices (of every expert, and the router), and
+    the norms.
     """
     qkv = (arch.heads + 2 * arch.kv_groups) * arch.head_dim
     layer = qkv * (arch.hidden + arch.qkv_bias) + arch.heads * arch.head_dim * arch.hidden
-    layer += 3 * arch.ffn * arch.hidden + 2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm
+    forward = 3 * arch.ffn if not arch.experts else arch.experts * (3 * arch.expert_ffn + 1)
+    layer += forward * arch.hidden + 2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm
     return arch.vocabulary * arch.hidden * (1 if arch.tied else 2) + arch.layers * layer + arch.hidden
 
 
@@ -58,7 +60,10 @@ def _layout(config: Config, student: Architecture, world: int) -> Iterator[str]:
     launched = "launched" if launched_world() is not None else "not launched"
     yield f"layout   {world} ranks = tensor {tensor} x pipeline {pipeline} x data {data} ({launched})"
     split = ", activations split along the sequence" if config.parallel.sequence else ""
-    yield f"         {student.layers // pipeline} student layers and {student.heads // tensor} heads on a rank{split}"
+    layers = " or ".join(map(str, sorted(set(student.stages(pipeline)))))
+    yield f"         {layers} student layers and {student.heads // tensor} heads on a rank{split}"
+    if config.parallel.expert > 1:
+        yield f"         experts spread over {config.parallel.expert} ranks of a stage"
 
 
 def _sft(config: Config, data: int) -> Iterator[str]:

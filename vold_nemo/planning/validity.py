@@ -289,6 +289,8 @@ def _beta(beta: BetaConfig, steps: int) -> Iterator[ConfigError]:
 def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigError]:
     """Student and teacher share one layout: both must fit it."""
     found: dict[str, ConfigError] = {}
+    # The stages share a configuration: what only the teacher's experts need does not trouble stage 1.
+    beside = config.objective.kl.enabled and config.parallel.expert > 1 and _may_have_experts(config.teacher.path)
     for key in ("student.path", *(["teacher.path"] if with_teacher else [])):
         path = value_at(config, key)
         model = _read(key, path, config.miniature.path)
@@ -300,14 +302,23 @@ def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigE
                 model = Unbuilt.of(error)
                 errors.append(model)
         if not isinstance(model, ConfigError):
-            errors += [_planned(error) for error in architecture.check_layout(model, config.parallel, world)]
+            layout = architecture.check_layout(model, config.parallel, world, beside_experts=beside)
+            errors += [_planned(error) for error in layout]
         found.update((str(error), error) for error in errors)  # what both models say the same is said once
     yield from found.values()
 
 
+def _may_have_experts(path: str) -> bool:
+    """Whether the model at ``path`` has experts; True, too, where that cannot be known here."""
+    try:
+        return bool(published.architecture_of(path).experts)
+    except ConfigError:
+        return True
+
+
 def _planned(error: ConfigError) -> ConfigError:
-    """Context and expert parallelism are wanted and not built; every other fault of a layout is one."""
-    later = error.key in ("parallel.context", "parallel.expert") and isinstance(error.value, int) and error.value > 1
+    """Context parallelism is wanted and not built; every other fault of a layout is one."""
+    later = error.key == "parallel.context" and isinstance(error.value, int) and error.value > 1
     return Unbuilt.of(error) if later else error
 
 
