@@ -30,6 +30,7 @@ def main(config: Config) -> None:
     from vold_nemo.models.sampling import Sampler
     from vold_nemo.models.teacher import Teacher
     from vold_nemo.models.vold import MegatronVOLDModel
+    from vold_nemo.rewards.keys import refusal
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 
     start, distils = config.vold.start, config.objective.kl.enabled
@@ -57,9 +58,16 @@ def main(config: Config) -> None:
         padded=model.padded_vocabulary,
     )  # fmt: skip
     rejected = Rejected(folder / "rejected.jsonl" if layout.rank == 0 else None, config.data.max_rejected_share)
-    prompts = load_prompts(config.data.prompts, config.data.system_prompt, rejected)
+    prompts = load_prompts(
+        config.data.prompts, config.data.system_prompt, rejected, instruction=config.data.instruction,
+        refuse=refusal(config.reward.verifier),
+    )  # fmt: skip
     held_out = config.vold.validation.data
-    validation = load_prompts(held_out, config.data.system_prompt, rejected) if held_out is not None else []
+    validation = (
+        load_prompts(held_out, config.data.system_prompt, rejected, instruction=config.data.instruction)
+        if held_out is not None
+        else []
+    )
     if layout.rank == 0:
         print(f"{contract.describe()}\n{len(prompts)} prompts, {len(validation)} for validation\nrun folder: {folder}")
     model.load_pretrained(start)

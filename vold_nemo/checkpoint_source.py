@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder stays a folder, a hub id becomes its snapshot in the local cache.
+"""Where a checkpoint or a data set lies: a folder stays a folder, a hub id becomes its snapshot in the local cache.
 
 Nothing is ever downloaded here: compute nodes have no network, and a download that starts in the middle of a job, on
 every rank, is worse than an error at the door.  ``hf download`` fills the cache beforehand.
@@ -15,15 +15,18 @@ from vold_nemo.config import Config
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def local_folder(path: str, revision: str | None = None) -> str:
-    """The folder of ``path``; ``path`` itself where there is none, for the check that names the key."""
+def local_folder(path: str, revision: str | None = None, kind: str = "model") -> str:
+    """The folder of ``path``; ``path`` itself where there is none, for the check that names the key.
+
+    ``kind``: model | dataset, whichever a hub id is the name of.
+    """
     if Path(path).is_dir() or not _HUB_ID.fullmatch(path):
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return snapshot_download(path, revision=revision, local_files_only=True)
+        return snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return path
 

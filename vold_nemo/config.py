@@ -147,14 +147,16 @@ class OptimizerConfig:
 
 @dataclass
 class PromptFieldsConfig:
-    """Which column of a dataset is what."""
+    """Which column of a dataset is what; paths lead into structures: messages[0].content, reward_model.ground_truth."""
 
     prompt: str = "prompt"
     answer: str = "answer"
     image: str | None = None
     id: str | None = "id"  # rows without one are named by their number
     domain: str | None = None
+    source: str | None = None  # where a row came from: data.mixture weighs by it
     verifier: str | None = None  # name of the row's verifier; null = reward.verifier
+    response: str | None = None  # the set's own trace (traces.engine=dataset); null = the assistant's turn behind the prompt
 
 
 @dataclass
@@ -162,7 +164,9 @@ class DatasetConfig:
     """One dataset: a JSONL or parquet file, a folder of them, or a hub id in the local cache."""
 
     path: str = MISSING
+    subset: str | None = None  # which of a hub set's configurations: all, math, ... of Mixture-of-Thoughts
     split: str = "train"
+    revision: str | None = None  # of a hub id; null = what the cache holds as main
     limit: int | None = None  # only the first rows
     max_characters: int = 32_768  # ours: a row with a longer prompt is rejected
     fields: PromptFieldsConfig = field(default_factory=PromptFieldsConfig)
@@ -172,7 +176,8 @@ class DatasetConfig:
 class DataConfig:
     prompts: DatasetConfig = field(default_factory=DatasetConfig)  # stage 2 and trace generation
     trace_prompts: DatasetConfig | None = None  # prompts of stage 1; null = data.prompts
-    system_prompt: str | None = None
+    system_prompt: str | None = None  # put before conversations that bring none of their own
+    instruction: str | None = None  # put behind the user's last turn, on a line of its own: how to think, how to answer
     max_rejected_share: float = 0.05  # above this share of bad rows a run stops
 
 

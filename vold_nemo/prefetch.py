@@ -48,7 +48,9 @@ def needs(config: Config) -> list[Need]:
         "vold.validation.data.path": config.vold.validation.data,
         "evaluate.text.path": config.evaluate.text, "evaluate.image.path": config.evaluate.image,
     }  # fmt: skip
-    found += [Need(key, "dataset", *_hub_id(dataset.path, None)) for key, dataset in sets.items() if dataset is not None]
+    found += [
+        Need(key, "dataset", *_hub_id(dataset.path, dataset.revision)) for key, dataset in sets.items() if dataset is not None
+    ]
     return list({(need.kind, need.path): need for need in reversed(found)}.values())[::-1]
 
 

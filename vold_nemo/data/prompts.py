@@ -7,16 +7,19 @@ encoded bytes, the ``{bytes, path}`` of ``datasets``, or a list of these), and s
 
 from __future__ import annotations
 
+import difflib
 import io
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError, DatasetConfig
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.data.rows import pick, read_rows
+from vold_nemo.data.rows import columns, pick, read_rows
 
 IMAGE_MARK = "<image>"
+FIRST_ROWS = 100  # if a column is in none of so many, its name is wrong
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 
 
@@ -28,8 +31,10 @@ class Prompt:
     messages: list[dict[str, Any]]
     answer: str | None = None
     domain: str | None = None
+    source: str | None = None  # where it came from
     verifier: str | None = None  # name in vold_nemo/rewards/registry.py; None = the configured one
     images: list[str | bytes] = field(default_factory=list)  # paths or encoded bytes, in the order of the image parts
+    response: str | None = None  # the dataset's own trace, where it was asked for
 
     def open_images(self) -> list:
         """The images as RGB ``PIL.Image``, decoded now: a dataset of them would not fit in memory."""
@@ -44,64 +49,140 @@ class RowError(ValueError):
     """Why a row cannot be used; becomes the reason in ``rejected.jsonl``."""
 
 
-def load_prompts(
-    config: DatasetConfig,
-    system_prompt: str | None,
-    rejected: Rejected,
-    *,
-    answers: bool = True,
-) -> list[Prompt]:
-    """Read ``config.path``.
+@dataclass(frozen=True)
+class Wanted:
+    """What a reader of prompts asks for besides the question.
 
-    Args:
-        system_prompt: put before messages that bring no system turn of their own.
-        rejected: receives the bad rows; its share is checked at the end.
+    Attributes:
         answers: whether a row without a usable answer is bad (False for the prompts that the teacher answers).
+        responses: whether the row's own trace is read, and a row without one is bad.
+        system_prompt: put before messages that bring no system turn of their own.
+        instruction: put behind the user's last turn, on a line of its own.
+        refuse: why an answer cannot be judged by a verifier (None: the configured one), or None if it can be
+            (:func:`vold_nemo.rewards.keys.refusal`).
+    """
+
+    answers: bool = True
+    responses: bool = False
+    system_prompt: str | None = None
+    instruction: str | None = None
+    refuse: Callable[[str, str | None], str | None] | None = None
+
+
+def load_prompts(config: DatasetConfig, system_prompt: str | None, rejected: Rejected, **wanted) -> list[Prompt]:
+    """All prompts of ``config.path`` in memory, as :func:`read_prompts`; ``wanted``: more attributes of :class:`Wanted`."""
+    return list(read_prompts(config, rejected, Wanted(system_prompt=system_prompt, **wanted)))
+
+
+def read_prompts(config: DatasetConfig, rejected: Rejected, wanted: Wanted) -> Iterator[Prompt]:
+    """The usable rows of ``config.path`` one by one; bad rows go to ``rejected``, whose share is checked at the end.
 
     Raises:
-        ConfigError: nothing to read, or more than ``rejected.max_share`` of the rows are bad.
+        ConfigError: nothing to read, a mapped column that the set does not have, or more than ``rejected.max_share`` of the
+            rows are bad.
     """
-    prompts: list[Prompt] = []
     known: set[str] = set()
     source = str(config.path)
     rejected.begin(source)
+    absent = _Absent(config, wanted)
     for number, row, file in read_rows(config, rejected):
+        absent.see(row)
         try:
-            prompt = _prompt(number, row, file, config, system_prompt, answers)
+            prompt = _prompt(number, row, file, config, wanted)
             if prompt.id in known:
                 raise RowError("id: appears twice")
         except RowError as error:
             rejected.add(number, str(error), row, source)
             continue
         known.add(prompt.id)
-        prompts.append(prompt)
-    total = len(prompts) + rejected.count(source)
+        yield prompt
+    absent.missed(absent.open)
+    total = len(known) + rejected.count(source)
     if total == 0:
-        raise ConfigError("data path", source, "at least one row", "an empty dataset: correct the path or the split")
+        mend = "an empty dataset: correct the path, the subset or the split"
+        raise ConfigError("data path", f"{source}, split {config.split}", "at least one row", mend)
     rejected.check(total, source)
-    return prompts
 
 
-def _prompt(
-    number: int, row: Any, file: Path | None, config: DatasetConfig, system: str | None, answers: bool
-) -> Prompt:
+class _Absent:
+    """Finds a mapping that names a column which the set does not have.
+
+    What every row must have is missed after the first rows and not after the last; what some rows may lack, at the end.
+    """
+
+    def __init__(self, config: DatasetConfig, wanted: Wanted):
+        fields = config.fields
+        must = {"prompt": fields.prompt, "answer": fields.answer if wanted.answers else None}
+        must |= {"response": fields.response if wanted.responses else None}
+        may = {key: getattr(fields, key) for key in ("image", "domain", "source", "verifier")}
+        self.path, self.rows, self.offered, self.must = str(config.path), 0, [], set(must)
+        self.open = {key: name for key, name in {**must, **may}.items() if name is not None}
+
+    def see(self, row: Any) -> None:
+        if not self.open or not isinstance(row, dict | list):
+            return
+        self.offered = self.offered or columns(row)
+        self.open = {key: name for key, name in self.open.items() if pick(row, name) is None and name not in row}
+        self.rows += 1
+        if self.rows == FIRST_ROWS:
+            self.missed(self.must)
+
+    def missed(self, keys: Collection[str]) -> None:
+        """Raise for the first of ``keys`` whose column no row had."""
+        for key, name in self.open.items() if self.rows else ():
+            if key not in keys:
+                continue
+            near = difflib.get_close_matches(name, self.offered, n=1, cutoff=0.5)
+            raise ConfigError(
+                f"data.*.fields.{key}", f"{name}: in none of {self.rows} rows of {self.path}",
+                f"a column of the set: {', '.join(self.offered[:12]) or 'none was found'}",
+                f"did you mean {near[0]}?" if near else "name the column, or leave the key out if it is optional",
+            )  # fmt: skip
+
+
+def _prompt(number: int, row: Any, file: Path | None, config: DatasetConfig, wanted: Wanted) -> Prompt:
     fields = config.fields
     if not isinstance(row, dict | list):
         raise RowError(f"row: {type(row).__name__} instead of an object")
     images = _images(pick(row, fields.image), file) if fields.image is not None else []
-    messages = _messages(pick(row, fields.prompt), len(images))
+    messages, trace = _messages(pick(row, fields.prompt), len(images))
     if sum(len(text) for text in _texts(messages)) > config.max_characters:
         raise RowError(f"prompt: longer than {config.max_characters} characters")
-    if system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    if wanted.system_prompt is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": wanted.system_prompt})
+    if wanted.instruction is not None:
+        _append(messages[-1], f"\n{wanted.instruction}")
+    verifier = _label(row, fields.verifier, "verifier")
+    answer = _answer(pick(row, fields.answer), wanted.answers)
+    if answer is not None and wanted.refuse is not None and (reason := wanted.refuse(answer, verifier)):
+        raise RowError(f"answer: {reason}")
     return Prompt(
         id=_label(row, fields.id, "id") or str(number),
         messages=messages,
-        answer=_answer(pick(row, fields.answer), answers),
+        answer=answer,
         domain=_label(row, fields.domain, "domain"),
-        verifier=_label(row, fields.verifier, "verifier"),
+        source=_label(row, fields.source, "source"),
+        verifier=verifier,
         images=images,
+        response=_response(pick(row, fields.response) if fields.response else trace) if wanted.responses else None,
     )
+
+
+def _append(message: dict[str, Any], text: str) -> None:
+    if isinstance(message["content"], str):
+        message["content"] += text
+    else:
+        message["content"].append({"type": "text", "text": text})
+
+
+def _response(value: Any) -> str:
+    if value is None:
+        raise RowError("response: missing")
+    if not isinstance(value, str):
+        raise RowError(f"response: {type(value).__name__} instead of a string")
+    if not value.strip():
+        raise RowError("response: empty")
+    return value
 
 
 def _label(row: Any, column: str | None, name: str) -> str | None:
@@ -135,8 +216,8 @@ def _texts(messages: list[dict]) -> list[str]:
     return texts
 
 
-def _messages(value: Any, images: int) -> list[dict]:
-    """Chat messages whose image parts number ``images``, ending with the user's turn."""
+def _messages(value: Any, images: int) -> tuple[list[dict], Any]:
+    """Chat messages whose image parts number ``images``, ending with the user's turn; and the assistant's turn behind it."""
     if value is None:
         raise RowError("prompt: missing")
     if isinstance(value, str):
@@ -144,14 +225,15 @@ def _messages(value: Any, images: int) -> list[dict]:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise RowError(f"prompt: {type(value).__name__} instead of a string or a list of messages")
     messages = [_message(message) for message in value]
+    trace = None
     while messages and messages[-1]["role"] == "assistant":  # datasets of traces: the model answers itself
-        messages.pop()
+        trace = messages.pop()["content"]
     if not messages or messages[-1]["role"] != "user":
         raise RowError("prompt: does not end with a user turn")
     messages = _place_images(messages, images)
     if not any(text.strip() for text in _texts(messages)) and not images:
         raise RowError("prompt: empty")
-    return messages
+    return messages, trace
 
 
 def _message(message: dict) -> dict:
@@ -218,11 +300,15 @@ def _images(value: Any, file: Path | None) -> list[str | bytes]:
         elif not isinstance(item, bytes):
             raise RowError(f"image: {type(item).__name__} instead of a path or encoded bytes")
         try:
-            with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item):
-                pass  # reads the header only
+            opened = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)  # reads the header only
         except FileNotFoundError:
             raise RowError("image: file not found") from None
         except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
             raise RowError("image: cannot be read") from None
+        try:
+            with opened:
+                opened.load()  # a file that was cut off has a good header
+        except Exception:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+            raise RowError("image: does not decode") from None
         found.append(item)
     return found

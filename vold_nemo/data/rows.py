@@ -4,17 +4,22 @@
     file.json     one JSON array
     file.parquet  read with pyarrow; images stay encoded bytes
     folder        of such files whose names begin with the split, by name; or one made by ``datasets.save_to_disk``
-    hub id        ``owner/name`` in the local ``datasets`` cache
+    hub id        ``owner/name``: its snapshot in the local hub cache (recipes/prefetch.py, hf download), read through
+                  ``datasets`` as its card says, file by file: nothing is built or copied first
+
+A clone of a hub set (``hf download --local-dir``) is read like its snapshot where ``subset`` names a configuration of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vold_nemo.checkpoint_source import local_folder
 from vold_nemo.config import ConfigError, DatasetConfig
 from vold_nemo.data.rejected import Rejected
 
@@ -22,7 +27,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def dataset_files(config: DatasetConfig) -> list[Path]:
-    """Files of ``config.path``, in the order in which they are read; empty for a hub id or a ``save_to_disk`` folder.
+    """Files of ``config.path``, in the order in which they are read; empty for what ``datasets`` reads.
 
     Raises:
         ConfigError: a file of another kind, a folder without files of the split.
@@ -32,7 +37,7 @@ def dataset_files(config: DatasetConfig) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ConfigError("data path", str(path), "*.jsonl, *.json, *.parquet, folder, hub id", "convert the file")
         return [path]
-    if not path.is_dir() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if not path.is_dir() or config.subset is not None or _is_saved(path):
         return []
     found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     chosen = [file for file in found if file.name.startswith(config.split)]
@@ -92,18 +97,38 @@ def count_rows(config: DatasetConfig) -> int | None:
 
 
 def pick(row: Any, field: str) -> Any:
-    """Value of a column, None if it is missing; dots walk into structures (``reward_model.ground_truth``)."""
+    """Value of a column, None if it is missing.
+
+    Paths walk into structures: ``reward_model.ground_truth``, ``messages[0].content``, ``0.value``, ``messages[-1].content``.
+    """
     if isinstance(row, dict) and field in row:
         return row[field]
     value = row
-    for part in field.split("."):
+    for part in _BRACKETS.sub(r".\1", field).lstrip(".").split("."):
         if isinstance(value, dict):
             value = value.get(part)
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        elif isinstance(value, list) and _NUMBER.fullmatch(part) and -len(value) <= int(part) < len(value):
             value = value[int(part)]
         else:
             return None
     return value
+
+
+_BRACKETS = re.compile(r"\[(-?\d+)\]")
+_NUMBER = re.compile(r"-?\d{1,9}")
+
+
+def columns(row: Any) -> list[str]:
+    """What a row offers to a field, for messages: its columns, or the entries of a list with theirs."""
+    if isinstance(row, dict):
+        return list(row)
+    if isinstance(row, list):
+        return [f"{i}.{name}" for i, entry in enumerate(row[:4]) if isinstance(entry, dict) for name in entry]
+    return []
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 class _NotJSON:
@@ -146,20 +171,23 @@ def _parquet_rows(file: Path) -> Iterator[dict]:
 
 
 def _dataset_rows(config: DatasetConfig) -> Iterator[dict]:
-    """A ``save_to_disk`` folder or a hub id, through ``datasets``, as Arrow batches."""
+    """A ``save_to_disk`` folder, a hub set's snapshot or its clone, through ``datasets``, as Arrow batches."""
     import datasets
 
-    path = Path(config.path).expanduser()
+    path = Path(local_folder(config.path, config.revision, "dataset")).expanduser()
     try:
-        if path.is_dir():
+        if path.is_dir() and _is_saved(path):
             dataset = datasets.load_from_disk(str(path))
             if isinstance(dataset, datasets.DatasetDict):
                 dataset = dataset[config.split]
-        else:
-            dataset = datasets.load_dataset(config.path, split=config.split)
+        elif path.is_dir():  # a stream: the files are read where they lie, and no Arrow copy of them is made
+            dataset = datasets.load_dataset(str(path), name=config.subset, split=config.split, streaming=True)
+        else:  # what only the cache of `datasets` holds, or a script of a set's own
+            dataset = datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
     except Exception as error:  # hub, cache and builder errors share no base class
         raise ConfigError(
-            "data path", config.path, "an existing *.jsonl, *.json, *.parquet, folder, or a hub id with that split",
+            "data path", f"{config.path}, subset {config.subset}, split {config.split}",
+            "an existing *.jsonl, *.json, *.parquet, folder, or a hub id in the cache, with that subset and split",
             f"correct the path, or fetch it where there is a network ({type(error).__name__}: {str(error)[:200]})",
         ) from error  # fmt: skip
     for table in dataset.with_format("arrow").iter(batch_size=256):

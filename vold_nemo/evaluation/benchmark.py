@@ -21,7 +21,7 @@ def load_questions(config: Config) -> dict[str, list[Prompt]]:
     given = {"text": config.evaluate.text, "image": config.evaluate.image}
     rejected = Rejected(Path(config.evaluate.path) / "rejected.jsonl", config.data.max_rejected_share)
     questions = {
-        kind: load_prompts(dataset, config.data.system_prompt, rejected)
+        kind: load_prompts(dataset, config.data.system_prompt, rejected, instruction=config.data.instruction)
         for kind, dataset in given.items()
         if dataset is not None
     }

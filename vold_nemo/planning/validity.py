@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vold_nemo.checkpoint_source import local_folder
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
 from vold_nemo.megatron import architecture
 from vold_nemo.planning import published
@@ -175,9 +176,9 @@ def pending(config: Config) -> list[ConfigError]:
     found = [error for error in findings(config, "plan") if isinstance(error, Pending)]
     for key in ("data.prompts", "data.trace_prompts"):
         dataset = value_at(config, key)
-        if dataset is not None and not Path(dataset.path).exists():
+        if dataset is not None and not Path(local_folder(dataset.path, dataset.revision, "dataset")).exists():
             mend = "fetch it (README, a real run), or give another path"
-            found.append(Pending(f"{key}.path", dataset.path, "a file or folder on this disk", mend))
+            found.append(Pending(f"{key}.path", dataset.path, "a file, a folder, or a hub id in the local cache", mend))
     return found
 
 
@@ -228,6 +229,10 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
         steps = value_at(config, f"{stage}.steps")
         yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)
     if "vold" in stages:
+        if config.data.prompts.fields.image is not None:
+            allowed = "null: stage 2 trains on text only"
+            mend = "leave it out; images belong to vold.validation.data and evaluate.image"
+            yield ConfigError("data.prompts.fields.image", config.data.prompts.fields.image, allowed, mend)
         yield from _objective(config)
         yield from _beta(config.objective.kl.beta, config.vold.steps)
     if stages:

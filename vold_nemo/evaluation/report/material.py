@@ -121,7 +121,9 @@ def pick_examples(config: Config, results: dict, missing: list[str]) -> list[Exa
         answers[arm] = {row["id"]: row for row in rows if row["set"] == "image" and row["mode"] == "greedy"}
     if config.evaluate.image is None or not any(answers.values()) or config.report.examples < 1:
         return []
-    prompts = load_prompts(config.evaluate.image, config.data.system_prompt, Rejected(None, 1.0))
+    prompts = load_prompts(
+        config.evaluate.image, config.data.system_prompt, Rejected(None, 1.0), instruction=config.data.instruction
+    )
     shared = [p for p in prompts if all(p.id in rows for rows in answers.values())]
     trained = list(answers.values())[1:] if len(answers) > 2 else list(answers.values())
     agreed = {p.id: len({rows[p.id]["reward"] for rows in trained}) == 1 for p in shared}
