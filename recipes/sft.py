@@ -27,10 +27,7 @@ def main(config: Config) -> None:
     from vold_nemo.megatron.runs import Run
     from vold_nemo.models.sft import MegatronSFTModel
 
-    layout = parallel.initialize(
-        config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert,
-        sequence=config.parallel.sequence, seed=config.seed, device=config.device,
-    )  # fmt: skip
+    layout = parallel.initialize_from(config)
     folder = Path(config.outputs) / config.sft.run
     tokenizer = load_tokenizer(config.student.path, config.student.revision)
     model = MegatronSFTModel(OmegaConf.structured(config))

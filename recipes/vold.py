@@ -40,10 +40,7 @@ def main(config: Config) -> None:
         start, device=parallel.pick_device(config.device, parallel.launch().local_rank), batch=config.rollout.batch,
         dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16, stop_ids=eos_ids(start, tokenizer),
     )  # fmt: skip
-    layout = parallel.initialize(
-        config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert,
-        sequence=config.parallel.sequence, seed=config.seed, device=config.device,
-    )  # fmt: skip
+    layout = parallel.initialize_from(config)
     folder = Path(config.outputs) / config.vold.run
     model = MegatronVOLDModel(OmegaConf.structured(config))
     teacher = None

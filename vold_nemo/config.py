@@ -53,13 +53,19 @@ class TeacherConfig:
 
 @dataclass
 class ParallelConfig:
-    """Layout shared by student and teacher.  Data parallel size = world size / (tensor x pipeline)."""
+    """Layout shared by student and teacher.  Data parallel size = world size / (tensor x pipeline x context)."""
 
     tensor: int = 1
     pipeline: int = 1
-    context: int = 1
+    context: int = 1  # ranks that share each sequence, for long ones
     expert: int = 1
     sequence: bool = False  # Megatron sequence parallelism; needs tensor > 1
+    recompute: str = "none"  # of the student's activations in the backward pass: none | selective (feed-forward) | full
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor * self.pipeline * self.context
 
 
 @dataclass
@@ -201,8 +207,10 @@ class SFTConfig:
     run: str = "${name}/sft"
     steps: int = 4000  # paper
     batch: int = 256  # paper; sequences per step over all ranks
-    micro_batch: int = 1
-    max_length: int = 8192  # paper
+    micro_batch: int = 1  # rows; padded to the longest of them
+    packing: bool = False  # whole traces one after the other in a row, each attending to itself alone
+    pack_length: int | None = None  # tokens of a packed row, at most; null = max_length
+    max_length: int = 8192  # paper; longer traces are dropped
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, warmup_steps=150)  # paper
     )

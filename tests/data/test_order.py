@@ -1,5 +1,7 @@
 """The order of the data is a function of (seed, step)."""
 
+from collections import Counter
+
 import pytest
 
 from vold_nemo.config import ConfigError
@@ -28,3 +30,26 @@ def test_the_order_never_changes_between_releases():
 def test_a_dataset_without_rows_is_refused():
     with pytest.raises(ConfigError):
         Order(0, 4, seed=1)
+
+
+def test_a_mixture_keeps_its_shares_and_walks_through_every_row_of_a_source_before_the_next_round():
+    sources = ["math"] * 70 + ["code"] * 20 + ["chat"] * 10
+    order = Order(100, 9, seed=5, sources=sources, mixture={"math": 1, "code": 3, "chat": 0})
+    seen = [index for step in range(400) for index in order.indices(step)]
+    for epoch in range(36):
+        part = [sources[index] for index in seen[100 * epoch : 100 * epoch + 100]]
+        assert (part.count("math"), part.count("code"), part.count("chat")) == (25, 75, 0)
+        shown = Counter(seen[: 100 * epoch + 100])
+        for rows in (range(70), range(70, 90)):
+            assert max(shown[row] for row in rows) - min(shown[row] for row in rows) <= 1
+    resumed = Order(100, 9, seed=5, sources=sources, mixture={"math": 1, "code": 3, "chat": 0})
+    assert resumed.indices(150) == order.indices(150)
+
+
+REFUSED = [{"math": 1}, {"math": 1, "code": 1, "art": 1}, {"math": 0, "code": 0}, {"math": -1, "code": 2}]
+
+
+@pytest.mark.parametrize("mixture", REFUSED)
+def test_a_mixture_that_does_not_fit_the_sources_is_refused(mixture):
+    with pytest.raises(ConfigError, match=r"data\.mixture"):
+        Order(4, 2, seed=1, sources=["math", "math", "code", "code"], mixture=mixture)

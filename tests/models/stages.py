@@ -54,10 +54,7 @@ def configuration(folder: Path, *overrides: str):
 def layout_of(config):
     from vold_nemo.megatron import parallel
 
-    return parallel.initialize(
-        config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert,
-        sequence=config.parallel.sequence, seed=config.seed, device=config.device,
-    )  # fmt: skip
+    return parallel.initialize_from(config)
 
 
 def build_sft(config):
@@ -169,6 +166,19 @@ def sft_steps(folder: Path, *overrides: str) -> list[tuple[float, float]]:
     said = [model.train_step(step) for step in range(2)]
     parallel.destroy()
     return [(metrics["loss"], metrics["grad_norm"]) for metrics in said]
+
+
+def sft_trained(folder: Path, *overrides: str) -> dict:
+    """Two steps of stage 1: metrics of each, and the weights after them, under Hugging Face names."""
+    from vold_nemo.megatron import parallel
+
+    config = configuration(folder, "sft.optimizer.epsilon=1.0", "sft.optimizer.learning_rate=0.1", *overrides)
+    layout_of(config)
+    model = build_sft(config)
+    metrics = [model.train_step(step) for step in range(2)]
+    trained = {name: tensor.float().numpy() for name, tensor in model.hf_weights()}
+    parallel.destroy()
+    return {"metrics": metrics, "weights": trained}
 
 
 def vold_steps(folder: Path, rewards, *overrides: str) -> dict:

@@ -6,6 +6,7 @@ Nothing is stored and nothing depends on the number of ranks: a resumed run, on 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 
 from vold_nemo.config import ConfigError
 
@@ -15,15 +16,35 @@ class Order:
 
     Batches run across the end of an epoch, so every step has exactly ``batch`` indices and every epoch shows every
     index exactly once.
+
+    With ``mixture`` an epoch is still ``size`` indices, of which source s has the share ``mixture[s] / Σ mixture``, in an
+    order drawn from (seed, epoch).  Each source walks through its own rows in permutations of its own, from epoch to epoch:
+    none of its rows comes a second time before all have come once.  Weight 0 leaves a source out.
+
+    Args:
+        sources: [size], where each row comes from; asked for with ``mixture``.
+        mixture: source: weight; empty or None = every row once an epoch.
+
+    Raises:
+        ConfigError: no rows; a source without a weight or the other way round; weights that are negative or all 0.
     """
 
-    def __init__(self, size: int, batch: int, seed: int):
+    def __init__(
+        self, size: int, batch: int, seed: int, *, sources: Sequence[str | None] | None = None,
+        mixture: Mapping[str, float] | None = None,
+    ):  # fmt: skip
         if size < 1:
             raise ConfigError("data", size, "at least one usable row", "see the rows rejected and dropped above")
         if batch < 1:
             raise ConfigError("batch", batch, "at least 1", "raise the batch size")
         self.size, self.batch, self.seed = size, batch, seed
-        self._epoch, self._permutation = -1, []
+        self._epoch, self._indices = -1, []
+        self._rows: dict[str, list[int]] = {}
+        self._slots: dict[str, int] = {}
+        if mixture:
+            for row, source in enumerate(sources if sources is not None else [None] * size):
+                self._rows.setdefault(str(source), []).append(row)
+            self._slots = _shares(size, mixture, self._rows)
 
     def indices(self, step: int) -> list[int]:
         """Indices of the batch of ``step`` (from 0)."""
@@ -36,8 +57,39 @@ class Order:
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, self.size)
         if epoch != self._epoch:
-            permutation = list(range(self.size))
             # A string seed is hashed with SHA-512: the same on every machine and Python, and no two epochs are related.
-            random.Random(f"{self.seed}/{epoch}").shuffle(permutation)
-            self._epoch, self._permutation = epoch, permutation
-        return self._permutation[offset]
+            self._indices = self._mixed(epoch) if self._slots else _shuffled(range(self.size), f"{self.seed}/{epoch}")
+            self._epoch = epoch
+        return self._indices[offset]
+
+    def _mixed(self, epoch: int) -> list[int]:
+        found: list[int] = []
+        for source, count in self._slots.items():
+            rows = self._rows[source]
+            first, last = epoch * count, (epoch + 1) * count
+            for turn in range(first // len(rows), -(-last // len(rows))):
+                whole, start = _shuffled(rows, f"{self.seed}/{source}/{turn}"), turn * len(rows)
+                found += whole[max(0, first - start) : last - start]
+        return _shuffled(found, f"{self.seed}/{epoch}")
+
+
+def _shuffled(items: Sequence[int], seed: str) -> list[int]:
+    shuffled = list(items)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled
+
+
+def _shares(size: int, mixture: Mapping[str, float], rows: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """``size`` places shared out by weight: whole numbers that add up to it (largest remainders first)."""
+    key, mend = "data.mixture", "give every source of the data one weight; 0 leaves it out"
+    if mixture.keys() != rows.keys():
+        raise ConfigError(key, dict(mixture), f"a weight for each of {', '.join(sorted(rows))}, and for no other", mend)
+    total = sum(mixture.values())
+    if min(mixture.values()) < 0 or not 0 < total < float("inf"):
+        raise ConfigError(key, dict(mixture), "weights of 0 or more, not all of them 0", mend)
+    exact = {source: size * weight / total for source, weight in sorted(mixture.items())}
+    shares = {source: int(share) for source, share in exact.items()}
+    behind = sorted(exact, key=lambda source: (shares[source] - exact[source], source))
+    for source in behind[: size - sum(shares.values())]:
+        shares[source] += 1
+    return {source: share for source, share in shares.items() if share}

@@ -1,4 +1,4 @@
-"""Stage 1 batches: a global batch of traces becomes micro-batches of the data-parallel ranks.
+"""Stage 1 batches: a global batch of traces becomes micro-batches of the data-parallel ranks, packed or padded.
 
 Eq. 4 averaged over the batch: with ``n_i`` response tokens in trace i of the global batch,
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vold_nemo.data.micro_batch import MicroBatch, collate
+from vold_nemo.data.micro_batch import MicroBatch, collate, pack
+from vold_nemo.data.packing import first_fit_decreasing
 from vold_nemo.data.traces import SFTExample
 
 
@@ -26,6 +27,7 @@ class SFTBatch:
     response_tokens: int  # of the global batch
     tokens: int  # of the global batch, prompts included
     padded_tokens: int  # of the global batch, dummies included: what the ranks compute
+    fill: float | None = None  # packed: share of the rows' room for tokens that is used
 
 
 def sft_batch(
@@ -35,27 +37,49 @@ def sft_batch(
     data_rank: int,
     data_ranks: int,
     micro_batch: int,
+    pack_length: int | None = None,
+    sequence_multiple: int = 1,
     pad_multiple: int = 1,
     pad_id: int = 0,
 ) -> SFTBatch:
     """Cut the global batch ``indices`` and collate the share of ``data_rank``; a pure function, no collectives.
 
-    Traces are sorted by length and cut into micro-batches of ``micro_batch``, which are dealt to the ranks in turn: a
-    micro-batch holds traces of similar length (little padding), and the ranks work on similar lengths at the same time.
+    Without ``pack_length`` traces are sorted by length and cut into micro-batches of ``micro_batch`` rows: a micro-batch holds
+    traces of similar length, hence little padding.  With it a micro-batch is one row of whole traces, at most ``pack_length``
+    tokens, each padded to ``sequence_multiple``.  Rows end at a multiple of ``pad_multiple``.  Either way the cut knows nothing
+    of ranks; micro-batches are dealt to them in turn, longest first, so that they work on similar lengths at the same time.
     Where the count does not divide, the last ranks get a dummy (one padding row, no trained token), so that every rank
     runs the same number.
     """
-    order = sorted(indices, key=lambda i: (-len(examples[i].ids), i))
-    cut = [order[start : start + micro_batch] for start in range(0, len(order), micro_batch)]
-    cut += [[]] * (-len(cut) % data_ranks)
-    lengths = [_padded(max((len(examples[i].ids) for i in rows), default=1), pad_multiple) for rows in cut]
-    tokens = sum(examples[i].response_length for i in indices)
-    mine = [
-        collate([(examples[i].ids, examples[i].prompt_length) for i in rows], rows=rows, length=length, pad_id=pad_id)
-        for rows, length in list(zip(cut, lengths, strict=True))[data_rank::data_ranks]
-    ]
-    padded = sum(max(1, len(rows)) * length for rows, length in zip(cut, lengths, strict=True))
-    return SFTBatch(mine, 1.0 / max(1, tokens), tokens, sum(len(examples[i].ids) for i in indices), padded)
+    if pack_length is None:
+        order = sorted(indices, key=lambda i: (-len(examples[i].ids), i))
+        cut = [order[start : start + micro_batch] for start in range(0, len(order), micro_batch)]
+        widths = [max(len(examples[i].ids) for i in rows) for rows in cut]
+    else:
+        order = sorted(indices)  # the same bins whatever the order of the batch
+        room = [_padded(len(examples[i].ids), sequence_multiple) for i in order]
+        bins = first_fit_decreasing(room, pack_length)
+        bins.sort(key=lambda members: (-sum(room[m] for m in members), members))
+        cut = [[order[m] for m in members] for members in bins]
+        widths = [sum(room[m] for m in members) for members in bins]
+    dummies = -len(cut) % data_ranks
+    planned = [(rows, _padded(width, pad_multiple)) for rows, width in zip(cut, widths, strict=True)]
+    planned += [([], _padded(1, pad_multiple))] * dummies
+
+    def collated(rows: list[int], length: int) -> MicroBatch:
+        traces = [(examples[i].ids, examples[i].prompt_length) for i in rows]
+        if pack_length is None:
+            return collate(traces, rows=rows, length=length, pad_id=pad_id)
+        return pack(traces, rows=rows, multiple=sequence_multiple, length=length, pad_id=pad_id)
+
+    trained = sum(examples[i].response_length for i in indices)
+    tokens = sum(len(examples[i].ids) for i in indices)
+    height = (lambda rows: 1) if pack_length else (lambda rows: max(1, len(rows)))
+    return SFTBatch(
+        [collated(rows, length) for rows, length in planned[data_rank::data_ranks]], 1.0 / max(1, trained), trained,
+        tokens, sum(height(rows) * length for rows, length in planned),
+        fill=tokens / (len(cut) * pack_length) if pack_length else None,
+    )  # fmt: skip
 
 
 def _padded(length: int, multiple: int) -> int:

@@ -248,7 +248,6 @@ def check_layout(
     fitting = ", ".join(str(n) for n in range(1, arch.layers + 1) if arch.stages(n))
     need(bool(arch.stages(pipeline)), "pipeline", f"what {arch.layers} layers can be shared out over: {fitting}",
          f"change parallel.pipeline ({arch.family})")
-    need(parallel.context == 1, "context", "1", "context parallelism is not available: set it to 1")
     if arch.experts:
         need(arch.experts % parallel.expert == 0, "expert", f"a divisor of {arch.experts} experts",
              f"lower parallel.expert ({arch.family})")
@@ -259,10 +258,11 @@ def check_layout(
         need(parallel.expert == 1 or beside_experts, "expert", "1", f"{arch.family} has no experts: set it to 1")
     need(not parallel.sequence or tensor > 1, "sequence", "false where parallel.tensor is 1",
          "raise parallel.tensor or turn sequence parallelism off")
-    if world % (tensor * pipeline):
+    if world % parallel.model_ranks:
+        sizes = {"tensor": tensor, "pipeline": pipeline} | ({"context": parallel.context} if parallel.context > 1 else {})
         errors.append(
-            ConfigError("world size", world, f"a multiple of tensor x pipeline = {tensor} x {pipeline}",
-                        "start as many processes as that, or lower parallel.tensor or parallel.pipeline")
+            ConfigError("world size", world, f"a multiple of {' x '.join(sizes)} = {' x '.join(map(str, sizes.values()))}",
+                        f"start as many processes as that, or lower {' or '.join(f'parallel.{name}' for name in sizes)}")
         )
     else:
         need(world // pipeline % parallel.expert == 0, "expert", f"a divisor of the {world // pipeline} ranks of a stage",

@@ -57,7 +57,20 @@ def has_transformer_engine() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
-def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype):
+def recomputation(arch: Architecture, recompute: str) -> dict:
+    """megatron-core's settings for ``parallel.recompute``.
+
+    Its own ``selective`` recomputes the core attention, of which a fused kernel keeps next to nothing; the feed-forward holds
+    the larger part of a layer's activations.  (Its option to recompute norms asks for Transformer Engine even without FP8.)
+    """
+    if recompute == "full":
+        return dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    if recompute == "selective":
+        return dict(recompute_granularity="selective", recompute_modules=["moe" if arch.experts else "mlp"])
+    return {}
+
+
+def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str = "none"):
     """megatron-core's ``TransformerConfig`` for ``arch`` in this layout."""
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -84,7 +97,7 @@ def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype
         add_bias_linear=False, add_qkv_bias=arch.qkv_bias,
         gated_linear_unit=True, activation_func=F.silu, hidden_dropout=0.0, attention_dropout=0.0,
         tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
-        sequence_parallel=layout.sequence,
+        sequence_parallel=layout.sequence, context_parallel_size=layout.context,
         params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype is torch.bfloat16,
         init_method=zeros, output_layer_init_method=zeros, embedding_init_method=zeros,
         use_cpu_initialization=layout.device.type == "cpu",
@@ -95,16 +108,19 @@ def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype
         masked_softmax_fusion=False, bias_activation_fusion=False, bias_dropout_fusion=False,
         apply_rope_fusion=False, persist_layer_norm=engine,
         batch_p2p_sync=layout.device.type == "cuda",
+        **recomputation(arch, recompute),
         **special,
     )
 
 
 def build_model(
-    arch: Architecture, layout: Layout, *, padded_vocabulary: int, dtype: torch.dtype, trainable: bool = True
+    arch: Architecture, layout: Layout, *, padded_vocabulary: int, dtype: torch.dtype, trainable: bool = True,
+    recompute: str = "none",
 ) -> torch.nn.Module:
     """This rank's pipeline stage of ``arch``, on ``layout.device``; weights are zeros until loaded.
 
     Collective over the pipeline where the embedding is tied.  ``trainable=False`` freezes it (``eval``, no gradient).
+    ``recompute``: ``none | selective | full`` (``parallel.recompute``); gradients are the same.
 
     :raises ConfigError: if ``padded_vocabulary`` does not hold the checkpoint's rows or cannot be split.
     """
@@ -113,7 +129,7 @@ def build_model(
                           f"at least {arch.vocabulary} rows and a multiple of tensor = {layout.tensor}",
                           "use vold_nemo.megatron.build.padded_vocabulary over all models of the run")
     cpu.enable()
-    config = transformer_config(arch, layout, dtype=dtype)
+    config = transformer_config(arch, layout, dtype=dtype, recompute=recompute)
     if has_transformer_engine():
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 

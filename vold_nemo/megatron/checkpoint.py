@@ -207,7 +207,7 @@ def load(path: str | Path, *, model, optimizer, schedule, layout) -> tuple[int, 
     path = Path(path)
     manifest = read_manifest(path)
     now = describe_layout(layout)
-    if manifest["layout"] != now:
+    if {"context": 1, **manifest["layout"]} != now:
         raise ConfigError(
             "parallel", now, f"{manifest['layout']}, which wrote {path}",
             "resume with that layout, or export the checkpoint and start a new run from the exported weights",
@@ -235,6 +235,7 @@ def describe_layout(layout) -> dict[str, Any]:
     """The part of a layout that a resumed run must share."""
     return {
         "tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data, "sequence": layout.sequence,
+        "context": layout.context,
     }
 
 

@@ -11,7 +11,7 @@ call in megatron-core                          stand-in
 CUDA random-number state                       the CPU generator
 ``torch.cuda.synchronize``, ``Stream``, ...    nothing to wait for
 ``Tensor.cuda()``                              the tensor itself
-literal ``device="cuda"``                      those modules see a ``torch`` whose factories put the tensor on the CPU
+literal ``device="cuda"``, pinned memory       those modules see a ``torch`` whose factories put the tensor on the CPU
 ``Tensor.type() == "torch.cuda.FloatTensor"``  the CUDA name, only for callers inside ``megatron.core.optimizer``
 =============================================  ========================================================================
 
@@ -39,6 +39,7 @@ _LITERAL_DEVICE = (
     "megatron.core.dist_checkpointing.exchange_utils",
     "megatron.core.dist_checkpointing.strategies.state_dict_saver",
     "megatron.core.rerun_state_machine",
+    "megatron.core.models.common.embeddings.rope_utils",
 )
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "empty_like", "zeros_like")
 
@@ -71,12 +72,13 @@ class _Stream:
 
 
 def _on_cpu(factory):
-    """``factory`` with ``device="cuda"`` read as the CPU."""
+    """``factory`` with ``device="cuda"`` read as the CPU, and no pinned memory, which only CUDA has."""
 
     def make(*args, **kwargs):
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "cuda":
             kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return make

@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
+
+from vold_nemo.megatron.sequences import zigzag
 
 if not hasattr(moe_utils, "te_general_gemm"):
     # The router asks for this name; megatron-core 0.16.1 defines it only with Transformer Engine.
@@ -48,13 +51,17 @@ class CoreAttention(torch.nn.Module):
 
     Three masks, all exact: plain causal (``attention_mask=None``), an explicit boolean mask (True = hidden,
     megatron-core's convention, [b or 1, 1, sq, sk]), and packed sequences, whose block-diagonal causal mask is never
-    built: each block is one call.  No parameters, no collectives, no dropout.
+    built: each block is one call.  No parameters, no dropout.
+
+    Under context parallelism a rank has the queries of its own zig-zag pieces and all-gathers keys and values along the
+    sequence (backward: reduce-scatter), two collectives a layer over the context group; an explicit mask is refused.
     """
 
     def __init__(self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None,
                  pg_collection=None):
         super().__init__()
         self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
+        self.context_group = pg_collection.cp if getattr(config, "context_parallel_size", 1) > 1 else None
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, attn_mask_type=None,
@@ -63,13 +70,32 @@ class CoreAttention(torch.nn.Module):
         """Query [s, b, n, d], key and value [s, b, g, d] -> [s, b, n*d]; packed [t, n, d], [t, g, d] -> [t, n*d]."""
         if packed_seq_params is not None:
             bounds = packed_seq_params.cu_seqlens_q.tolist()
-            blocks = [
-                self._attend(query[a:z, None], key[a:z, None], value[a:z, None], None)
-                for a, z in itertools.pairwise(bounds)
-                if z > a
-            ]
-            return torch.cat(blocks).squeeze(1)
+            return self._attend_blocks(query[:, None], key[:, None], value[:, None], bounds).squeeze(1)
+        if self.context_group is not None:
+            if attention_mask is not None:
+                raise ValueError("context parallelism slices causal attention only: no explicit mask")
+            return self._attend_blocks(query, key, value, [0, query.size(0) * self.context_group.size()])
         return self._attend(query, key, value, attention_mask)
+
+    def _attend_blocks(self, query: Tensor, key: Tensor, value: Tensor, bounds: list[int]) -> Tensor:
+        """Sequences ``bounds[j] .. bounds[j + 1]`` of the whole row, each on its own."""
+        blocks = [(a, z) for a, z in itertools.pairwise(bounds) if z > a]
+        if self.context_group is None:
+            return torch.cat([self._attend(query[a:z], key[a:z], value[a:z], None) for a, z in blocks])
+        size, rank = self.context_group.size(), self.context_group.rank()
+        order = torch.cat([zigzag(bounds, r, size) for r in range(size)]).argsort().to(query.device)
+        key, value = (
+            gather_from_sequence_parallel_region(x, group=self.context_group).index_select(0, order) for x in (key, value)
+        )
+        out, at = [], 0
+        for a, z in blocks:
+            width = (z - a) // (2 * size)
+            for piece in (rank, 2 * size - 1 - rank):
+                seen = a + (piece + 1) * width
+                hidden = torch.ones(width, seen - a, dtype=torch.bool, device=query.device).triu(1 + piece * width)
+                out.append(self._attend(query[at : at + width], key[a:seen], value[a:seen], hidden))
+                at += width
+        return torch.cat(out)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]

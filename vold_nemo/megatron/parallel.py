@@ -1,7 +1,7 @@
 """Process groups: from ``torchrun`` or plain ``srun`` variables to megatron-core's tensor x pipeline x data layout.
 
-Ranks are numbered tensor first, then data, then pipeline (megatron-core's ``tp-cp-ep-dp-pp``), so that the ranks of a
-tensor group share a node.  gloo on the CPU; with CUDA, NCCL for device tensors and gloo for those on the CPU.
+Ranks are numbered tensor first, then context, then data, then pipeline (megatron-core's ``tp-cp-ep-dp-pp``), so that the
+ranks of a tensor group share a node.  gloo on the CPU; with CUDA, NCCL for device tensors and gloo for those on the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from vold_nemo.config import ConfigError
+from vold_nemo.config import Config, ConfigError
 from vold_nemo.megatron import cpu
 
 _current: Layout | None = None  # what initialize() made last
@@ -25,7 +25,7 @@ _groups_before: set = set()  # process groups that were there before ours
 
 @dataclass(frozen=True)
 class Layout:
-    """This rank's place.  ``world = tensor x pipeline x data``; ``expert`` divides tensor x data."""
+    """This rank's place.  ``world = tensor x context x pipeline x data``; ``expert`` divides tensor x context x data."""
 
     tensor: int
     pipeline: int
@@ -45,6 +45,20 @@ class Layout:
     expert: int = 1
     expert_rank: int = 0
     expert_group: dist.ProcessGroup | None = field(default=None, repr=False)
+    # A sequence is spread over the ranks of a context group; they share a data rank, and weights like data ranks do.
+    context: int = 1
+    context_rank: int = 0
+    context_group: dist.ProcessGroup | None = field(default=None, repr=False)
+
+    @property
+    def sequence_multiple(self) -> int:
+        """What every sequence's length is padded to: context parallelism cuts it into two pieces a rank."""
+        return 2 * self.context if self.context > 1 else 1
+
+    @property
+    def pad_multiple(self) -> int:
+        """What a row's length is padded to: its slice is split over the tensor group, too, by sequence parallelism."""
+        return self.sequence_multiple * (self.tensor if self.sequence else 1)
 
     @property
     def is_first_stage(self) -> bool:
@@ -147,7 +161,7 @@ def initialize(
     if world % (tensor * pipeline * context):
         raise ConfigError("world size", world,
                           f"a multiple of tensor x pipeline x context = {tensor} x {pipeline} x {context}",
-                          "start as many processes as that, or lower parallel.tensor or parallel.pipeline")
+                          "start as many processes as that, or lower parallel.tensor, parallel.pipeline or parallel.context")
     if world // pipeline % expert:
         raise ConfigError("parallel.expert", expert, f"a divisor of the {world // pipeline} ranks of a stage",
                           "lower parallel.expert, or start more processes")
@@ -173,8 +187,19 @@ def initialize(
         model_group=parallel_state.get_model_parallel_group(),
         expert=expert, expert_rank=parallel_state.get_expert_model_parallel_rank(),
         expert_group=parallel_state.get_expert_model_parallel_group(),
+        context=context, context_rank=parallel_state.get_context_parallel_rank(),
+        context_group=parallel_state.get_context_parallel_group(),
     )
     return _current
+
+
+def initialize_from(config: Config) -> Layout:
+    """:func:`initialize` as ``parallel.*``, ``seed`` and ``device`` say.  Collective."""
+    layout = config.parallel
+    return initialize(
+        layout.tensor, layout.pipeline, context=layout.context, expert=layout.expert, sequence=layout.sequence,
+        seed=config.seed, device=config.device,
+    )  # fmt: skip
 
 
 def current() -> Layout:

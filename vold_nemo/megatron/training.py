@@ -6,7 +6,8 @@ One rule holds for every layout: the loss of a step is a weighted SUM,
 
 and the weights already carry the whole normalisation (they are computed over the global batch before the schedule
 runs).  So nothing here divides: not by micro-batches, not by data-parallel size, not by tokens.  Gradients are summed
-over data-parallel ranks, and no layout and no micro-batching changes them.
+over data- and context-parallel ranks (a context rank brings its own tokens' terms), and no layout and no
+micro-batching changes them.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def forward_backward(
         statistics = get_forward_backward_func()(
             forward_step_func=step, data_iterator=iter(list(enumerate(micro_batches))), model=model,
             num_microbatches=len(micro_batches), forward_only=forward_only,
-            seq_length=layout.tensor, micro_batch_size=1,  # asked for, and ignored: the stages exchange shapes
+            seq_length=layout.tensor * layout.context, micro_batch_size=1,  # asked for, and ignored: the stages exchange shapes
         )
     found = [NonFinite(layout.rank, index, what) for index, what, good in finite if not good.item()]
     counted_here = layout.is_last_stage and layout.tensor_rank == 0

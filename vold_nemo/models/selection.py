@@ -123,7 +123,7 @@ def select(
             response_lengths=[len(rollout.response_ids) for rollout in rollouts], kl_lengths=kl_lengths,
             advantages=moves, kl_mask=kl_mask, policy_average=policy.average, kl_average=kl.average,
             max_tokens=config.rollout.max_tokens, data_ranks=layout.data, updates=config.vold.updates_per_step,
-            micro_batch_tokens=config.vold.micro_batch_tokens, pad_multiple=layout.tensor if layout.sequence else 1,
+            micro_batch_tokens=config.vold.micro_batch_tokens, pad_multiple=layout.pad_multiple,
             teacher_cost=teacher_cost, expert_parallel=config.parallel.expert, policy=policy.enabled, skip=objective.skip,
         )  # fmt: skip
     agreed = [plan]

@@ -14,13 +14,12 @@ import torch
 from omegaconf import DictConfig
 
 from vold_nemo.config import OptimizerConfig
-from vold_nemo.data.micro_batch import fingerprint
+from vold_nemo.data.ahead import Ahead
 from vold_nemo.data.order import Order
-from vold_nemo.data.sft_batches import sft_batch
+from vold_nemo.data.sft_batches import SFTBatch, sft_batch
 from vold_nemo.data.traces import SFTExample
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.models import heartbeat
-from vold_nemo.models.agreement import assert_same
 from vold_nemo.models.student import MegatronStudent
 from vold_nemo.objective import nll_loss
 
@@ -44,38 +43,44 @@ class MegatronSFTModel(MegatronStudent):
         """Training data, and which ids count in the softmax: those the rollout engine will be able to sample."""
         self.examples = examples
         self.order = Order(len(examples), self.config.sft.batch, self.config.seed)
+        self.batches = Ahead(self.cut, self.total_steps)
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
 
+    def cut(self, step: int) -> SFTBatch:
+        """The global batch of ``step``, and this data rank's share of it, collated; no collective."""
+        sft, layout = self.config.sft, self.layout
+        return sft_batch(
+            self.examples, self.order.indices(step), data_rank=layout.data_rank, data_ranks=layout.data,
+            micro_batch=sft.micro_batch, pack_length=(sft.pack_length or sft.max_length) if sft.packing else None,
+            sequence_multiple=layout.sequence_multiple, pad_multiple=layout.pad_multiple,
+        )  # fmt: skip
+
     def get_loss_and_metrics(self, batch, forward_only: bool):
-        """Eq. 4 over this data rank's micro-batches of ``batch`` (:class:`SFTBatch`); gradients stay in the DDP buffers."""
+        """Eq. 4 over this rank's micro-batches of an :class:`SFTBatch`; gradients stay in the DDP buffers."""
+        batch, micro_batches = batch
 
         def loss(hidden, micro_batch, index):
-            positions, _ = micro_batch.selection()
-            targets = micro_batch.targets.t().reshape(-1)[positions]
-            weight = micro_batch.predicts.t().reshape(-1)[positions].float() * batch.weight
+            targets, _, predicts = micro_batch.predictions()
             value, _ = nll_loss(
-                hidden, self.head, targets, weight, self.shard,
+                hidden, self.head, targets, predicts.float() * batch.weight, self.shard,
                 chunk_tokens=self.config.objective.chunk_tokens, group=self.layout.tensor_group,
                 head_gradient=None if forward_only else self.head.main_grad,
             )  # fmt: skip
             return value, None
 
-        passed = self.run_schedule(batch.micro_batches, loss, forward_only=forward_only)
+        passed = self.run_schedule(micro_batches, loss, forward_only=forward_only)
         return passed, {"loss": passed.loss, "tokens": batch.response_tokens}
 
     def train_step(self, step: int) -> dict[str, Any]:
         """One optimizer step on the global batch of ``step``."""
         began = time.perf_counter()
         heartbeat.note("data")
-        batch = sft_batch(
-            self.examples, self.order.indices(step), data_rank=self.layout.data_rank, data_ranks=self.layout.data,
-            micro_batch=self.config.sft.micro_batch, pad_multiple=self.layout.tensor if self.layout.sequence else 1,
-        )  # fmt: skip
-        assert_same(fingerprint(batch.micro_batches), self.layout, f"the batch of step {step}")
+        batch = self.batches.get(step)
+        micro_batches = self.share(batch.micro_batches, f"the batch of step {step}")
         ready = time.perf_counter()
         heartbeat.note("train")
-        passed, metrics = self.get_loss_and_metrics(batch, forward_only=False)
-        update = self.optimizer_step(step, passed, self._name_examples(batch))
+        passed, metrics = self.get_loss_and_metrics((batch, micro_batches), forward_only=False)
+        update = self.optimizer_step(step, passed, self._name_examples(micro_batches))
         trained = time.perf_counter()
         tokens = batch.tokens
         return {
@@ -85,16 +90,17 @@ class MegatronSFTModel(MegatronStudent):
             "update_skipped": update.skipped,
             "epoch": self.order.epoch(step + 1),
             "padding_efficiency": tokens / max(1, batch.padded_tokens),
+            **({"packing_efficiency": batch.fill} if batch.fill is not None else {}),
             "tokens_per_second": tokens / (trained - began),
             "seconds": {"data": ready - began, "train": trained - ready},
             "memory": {"peak_bytes": peak_bytes(self.layout.device)},
         }
 
-    def _name_examples(self, batch):
+    def _name_examples(self, micro_batches):
         def describe(item) -> str:
             if item.micro_batch is None or item.rank != self.layout.rank:
                 return str(item)
-            rows = batch.micro_batches[item.micro_batch].rows
+            rows = micro_batches[item.micro_batch].rows
             return f"{item} (traces {', '.join(self.examples[row].name for row in rows[:4])})"
 
         return describe

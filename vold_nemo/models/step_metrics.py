@@ -1,7 +1,7 @@
 """What one step of stage 2 says about itself: one line of metrics.jsonl.
 
-Sums are formed where the loss was (the last pipeline stage, first tensor-parallel rank of every data rank) and added up over
-the world at the end of the step, so that every rank returns the same numbers.
+Sums are formed where the loss was (the last pipeline stage, first tensor-parallel rank of every data and context rank) and
+added up over the world at the end of the step, so that every rank returns the same numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class StepMetrics:
             self.sums[:-1] += torch.stack([sums[name].double().cpu() for name in SUMS])
             found = torch.stack([-extremes["kl_min"].double().cpu(), extremes["ratio_rollout_vs_train_max"].double().cpu()])
             self.largest = torch.maximum(self.largest, found)
-        self.sums[-1] += sum(sum(batch.lengths) for batch in batches if batch.scored)
+        if self.layout.context_rank == 0:  # lengths are those of whole sequences
+            self.sums[-1] += sum(sum(batch.lengths) for batch in batches if batch.scored)
 
     def summary(self, *, beta: float, seconds: dict[str, float], diagnosis: dict[str, Any]) -> dict[str, Any]:
         """Names as in the run-folder contract.  Two all-reduces over the world."""

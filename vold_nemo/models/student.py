@@ -23,11 +23,22 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vold_nemo.config import Config, ConfigError, OptimizerConfig, to_config
-from vold_nemo.data.micro_batch import MicroBatch
-from vold_nemo.megatron import architecture, build, checkpoint, nemo_connector, parallel, sharded, training, weights
+from vold_nemo.data.micro_batch import MicroBatch, fingerprint
+from vold_nemo.megatron import (
+    architecture,
+    build,
+    checkpoint,
+    nemo_connector,
+    parallel,
+    sequences,
+    sharded,
+    training,
+    weights,
+)
 from vold_nemo.megatron.heads import meet_head
 from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
 from vold_nemo.megatron.runs import Run
+from vold_nemo.models.agreement import assert_same
 from vold_nemo.models.heartbeat import Heartbeat
 from vold_nemo.models.stopping import Stop
 
@@ -57,8 +68,9 @@ class MegatronStudent(ModelPT):
         self.padded_vocabulary = build.padded_vocabulary(self.vocabulary_rows(), self.layout.tensor)
         self.dtype_in_training = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
         self.gpt = build.build_model(
-            self.architecture, self.layout, padded_vocabulary=self.padded_vocabulary, dtype=self.dtype_in_training
-        )
+            self.architecture, self.layout, padded_vocabulary=self.padded_vocabulary, dtype=self.dtype_in_training,
+            recompute=self.config.parallel.recompute,
+        )  # fmt: skip
         nemo_connector.attach(self, self.layout)
         self.optimizer_in_training = None  # with its schedule, set by prepare_for_training
 
@@ -106,6 +118,11 @@ class MegatronStudent(ModelPT):
     def load_weights(self, folder) -> None:
         sharded.load_model(self.gpt, folder)
 
+    def share(self, batches: Sequence[MicroBatch], what: str) -> list[MicroBatch]:
+        """This rank's slices of its data rank's micro-batches, which all ranks of the model copy are checked to hold alike."""
+        assert_same(fingerprint(batches), self.layout, what)
+        return [sequences.on_this_rank(batch, self.layout) for batch in batches]
+
     # -- one pass ----------------------------------------------------------------------------------------------------
 
     def prepare_for_training(self) -> None:
@@ -123,7 +140,7 @@ class MegatronStudent(ModelPT):
         *,
         forward_only: bool = False,
     ) -> training.Pass:
-        """Forward, and backward unless ``forward_only``, over this data rank's micro-batches.
+        """Forward, and backward unless ``forward_only``, over this data rank's micro-batches (this context rank's slices).
 
         ``loss(hidden, batch, index)`` gets the last stage's hidden states of the trained positions, [n, H] after the LM
         head's collective (see :func:`megatron.heads.meet_head`), and returns the weighted loss and its statistics.
@@ -132,7 +149,7 @@ class MegatronStudent(ModelPT):
         def forward(stage, indexed):
             index, batch = indexed
             batch = batch.to(self.layout.device)
-            output = stage(batch.ids, batch.position_ids, None)
+            output = sequences.run(stage, batch)
             return output, partial(on_last_stage, batch=batch, index=index)
 
         def on_last_stage(output, *, batch, index):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vold_nemo.config import TeacherConfig, require_choice
 from vold_nemo.data.micro_batch import MicroBatch
-from vold_nemo.megatron import architecture, build, training, weights
+from vold_nemo.megatron import architecture, build, sequences, training, weights
 from vold_nemo.megatron.heads import meet_head
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,7 +66,7 @@ class Teacher:
 
         def forward(model, batch):
             batch = batch.to(self.layout.device)
-            return model(batch.ids, batch.position_ids, None), keep
+            return sequences.run(model, batch), keep
 
         def keep(hidden):
             # The schedule wants a scalar; this one is 0, or NaN where a hidden state is not finite.

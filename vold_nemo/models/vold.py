@@ -17,12 +17,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vold_nemo.config import OptimizerConfig
-from vold_nemo.data.micro_batch import MicroBatch, collate, fingerprint
+from vold_nemo.data.micro_batch import MicroBatch, collate
 from vold_nemo.data.rollouts import Rollout
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import architecture
 from vold_nemo.megatron.runs import Run
-from vold_nemo.models.agreement import assert_same
+from vold_nemo.models.agreement import whole_responses
 from vold_nemo.models.clock import PhaseClock
 from vold_nemo.models.sampling import Sampler
 from vold_nemo.models.selection import Selection, select, shapes_rewards
@@ -150,16 +150,14 @@ class MegatronVOLDModel(MegatronStudent):
     # -- the parts -----------------------------------------------------------------------------------------------------
 
     def micro_batches(self, update, rollouts: Sequence[Rollout]) -> list[MicroBatch]:
-        """This data rank's share of one update, collated; all model-parallel peers are checked to hold the same."""
-        batches = [
+        """This rank's share of one update, collated."""
+        return self.share([
             collate(
                 [(rollouts[row].ids, len(rollouts[row].prompt_ids)) for row in planned.rows],
                 rows=planned.rows, length=planned.length, scored=planned.scored,
             )
             for planned in update.ranks[self.layout.data_rank]
-        ]  # fmt: skip
-        assert_same(fingerprint(batches), self.layout, "their micro-batches")
-        return batches
+        ], "their micro-batches")  # fmt: skip
 
     def tokens(self, batch: MicroBatch, selection: Selection, old: dict | None, beta: float) -> TokenBatch:
         """Targets, weights and advantages at the trained positions of ``batch``, as the objective reads them."""
@@ -204,7 +202,7 @@ class MegatronVOLDModel(MegatronStudent):
             chosen = [batch for batch in batches if selection is None or batch.scored]
             if chosen:  # as for the teacher: every data rank has a scored micro-batch, or none has
                 self.run_schedule(chosen, loss, forward_only=True)
-        return found
+        return whole_responses(found, self.layout)
 
     def score(self, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, shard, mask: Tensor) -> Tensor:
         """Log-probs [n] of ``targets`` over the ids of ``shard``, without a gradient; 0 outside ``mask``."""
@@ -236,6 +234,7 @@ class MegatronVOLDModel(MegatronStudent):
                     selection.kl_tokens(targets, predicts),
                 )  # fmt: skip
                 teacher.update(batch.by_response(logprobs))
+        teacher = whole_responses(teacher, self.layout)
         if kl.mask == "perplexity":
             selection.soften({row: -sum(values) / selection.kl_length(row) for row, values in teacher.items()})
         if shared is None:
@@ -264,14 +263,11 @@ class MegatronVOLDModel(MegatronStudent):
             return
         engine, own = [], []
         for index, batch in enumerate(batches):
-            _, sequence = batch.selection()
-            for b, row in enumerate(batch.rows):
-                engine += rollouts[row].logprobs
-                if isinstance(trainer, dict):
-                    own += trainer[row]
-                else:
-                    said = trainer[index]
-                    own += said.logprob[(sequence.to(said.active.device) == b) & said.active].tolist()
+            counts = batch.predictions()[2]
+            said = batch.by_token({row: rollouts[row].logprobs for row in batch.rows})
+            ours = batch.by_token(trainer) if isinstance(trainer, dict) else trainer[index].logprob.to(said.device)
+            engine += said[counts].tolist()
+            own += ours[counts].tolist()
         if own:
             compare_logprobs(engine, own, self.config.rollout.probe_tolerance)
 

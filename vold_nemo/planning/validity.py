@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "vold.optimizer.schedule": ("constant", "linear", "cosine"),
     "checkpoint.resume": ("auto", "never", "required"),
     "checkpoint.metric_best": ("min", "max"),
+    "parallel.recompute": ("none", "selective", "full"),
     "cluster.launch.runtime": ("bare", "pyxis", "apptainer"),
 }
 
@@ -82,6 +83,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "sft.steps": _POSITIVE,
     "sft.batch": _POSITIVE,
     "sft.micro_batch": _POSITIVE,
+    "sft.pack_length": (lambda x: x >= 2, "2 or more"),
     "sft.max_length": (lambda x: x >= 2, "2 or more"),
     "vold.steps": _POSITIVE,
     "vold.prompts_per_step": _POSITIVE,
@@ -202,7 +204,7 @@ def planned_world(config: Config, verb: str) -> int:
 
 def submitted_world(config: Config, stage: str) -> int:
     """Ranks that ``stage`` is submitted with, ``cluster.gpus.<stage>``; unset, one model copy."""
-    return getattr(config.cluster.gpus, stage, None) or max(1, config.parallel.tensor * config.parallel.pipeline)
+    return getattr(config.cluster.gpus, stage, None) or max(1, config.parallel.model_ranks)
 
 
 def value_at(config: Config, key: str):
@@ -228,12 +230,15 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
     for stage in stages:
         steps = value_at(config, f"{stage}.steps")
         yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)
+    if "sft" in stages:
+        yield from _packing(config)
     if "vold" in stages:
         if config.data.prompts.fields.image is not None:
             allowed = "null: stage 2 trains on text only"
             mend = "leave it out; images belong to vold.validation.data and evaluate.image"
             yield ConfigError("data.prompts.fields.image", config.data.prompts.fields.image, allowed, mend)
         yield from _objective(config)
+        yield from _context(config)
         yield from _beta(config.objective.kl.beta, config.vold.steps)
     if stages:
         yield from _layouts(config, with_teacher="vold" in stages and config.objective.kl.enabled, world=world)
@@ -246,6 +251,34 @@ def _optimizer(optimizer: OptimizerConfig, key: str, steps: int) -> Iterator[Con
     if optimizer.warmup_steps > steps:
         allowed = f"at most the run's {steps} steps"
         yield ConfigError(f"{key}.warmup_steps", optimizer.warmup_steps, allowed, "warm up for fewer steps")
+
+
+def _packing(config: Config) -> Iterator[ConfigError]:
+    sft = config.sft
+    if not sft.packing:
+        if sft.pack_length is not None:
+            yield ConfigError("sft.pack_length", sft.pack_length, "null without packing", "set sft.packing=true")
+        return
+    if sft.micro_batch != 1:
+        mend = "set sft.micro_batch=1, and sft.pack_length for longer rows"
+        yield ConfigError("sft.micro_batch", sft.micro_batch, "1 with packing: a packed row is a micro-batch", mend)
+    if sft.pack_length is not None and sft.pack_length < sft.max_length:
+        allowed = f"at least sft.max_length = {sft.max_length}: a trace is never cut"
+        yield ConfigError("sft.pack_length", sft.pack_length, allowed, "raise it, or lower sft.max_length")
+
+
+def _context(config: Config) -> Iterator[ConfigError]:
+    """What sums over a whole sequence inside the loss, where a context-parallel rank sees a part of it."""
+    if config.parallel.context == 1:
+        return
+    policy, kl, mode = config.objective.policy, config.objective.kl, config.objective.correction.mode
+    for needs, key, value, allowed in (
+        (policy.enabled and policy.loss == "gspo", "objective.policy.loss", policy.loss, "grpo"),
+        (kl.enabled and kl.reward_horizon != "immediate", "objective.kl.reward_horizon", kl.reward_horizon, "immediate"),
+        (mode.startswith("sequence"), "objective.correction.mode", mode, "none | token"),
+    ):
+        if needs:
+            yield ConfigError(key, value, f"{allowed} with parallel.context > 1", "set parallel.context=1 for this objective")
 
 
 def _objective(config: Config) -> Iterator[ConfigError]:
@@ -307,8 +340,7 @@ def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigE
                 model = Unbuilt.of(error)
                 errors.append(model)
         if not isinstance(model, ConfigError):
-            layout = architecture.check_layout(model, config.parallel, world, beside_experts=beside)
-            errors += [_planned(error) for error in layout]
+            errors += architecture.check_layout(model, config.parallel, world, beside_experts=beside)
         found.update((str(error), error) for error in errors)  # what both models say the same is said once
     yield from found.values()
 
@@ -319,12 +351,6 @@ def _may_have_experts(path: str) -> bool:
         return bool(published.architecture_of(path).experts)
     except ConfigError:
         return True
-
-
-def _planned(error: ConfigError) -> ConfigError:
-    """Context parallelism is wanted and not built; every other fault of a layout is one."""
-    later = error.key == "parallel.context" and isinstance(error.value, int) and error.value > 1
-    return Unbuilt.of(error) if later else error
 
 
 def _read(key: str, path: str, miniature: str) -> architecture.Architecture | ConfigError:

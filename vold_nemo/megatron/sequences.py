@@ -1,0 +1,66 @@
+"""How the rows of a micro-batch lie on the ranks and in the attention: slices of context parallelism, packed sequences.
+
+Context parallelism of size C cuts every sequence into 2C equal pieces and gives rank c pieces c and 2C - 1 - c (*zig-zag*), so
+that under causal attention all ranks have the same work: the order in which megatron-core slices rotary tables and
+Transformer Engine's attention expects its queries.  One index slices ids, positions, targets and masks; hidden states of
+student and teacher come out sliced as their ids went in, so the objective meets the same tokens on both sides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def zigzag(bounds: Sequence[int], rank: int, size: int) -> Tensor:
+    """Positions of a row that context rank ``rank`` of ``size`` holds, int64 [S / size]; sequence after sequence.
+
+    Args:
+        bounds: where the row's sequences begin, and its end; each length a multiple of ``2 * size``.
+
+    Raises:
+        ValueError: a length that cannot be cut.
+    """
+    pieces = []
+    for start, end in itertools.pairwise(bounds):
+        width, rest = divmod(end - start, 2 * size)
+        if rest:
+            raise ValueError(f"a sequence of {end - start} tokens cannot be cut into 2 x {size} equal pieces")
+        for piece in (rank, 2 * size - 1 - rank):
+            pieces.append(torch.arange(start + piece * width, start + (piece + 1) * width))
+    return torch.cat(pieces)
+
+
+def on_this_rank(batch, layout):
+    """``batch`` (:class:`vold_nemo.data.micro_batch.MicroBatch`) as this context-parallel rank holds it: [B, S / C]."""
+    if layout.context == 1:
+        return batch
+    index = zigzag(batch.bounds or (0, batch.ids.shape[1]), layout.context_rank, layout.context)
+    return batch.with_tensors(lambda tensor: tensor.index_select(1, index.to(tensor.device)))
+
+
+def packed_parameters(bounds: Sequence[int] | None, device: torch.device):
+    """megatron-core's ``PackedSeqParams`` of a packed row (whole lengths, also under context parallelism); None otherwise.
+
+    ``max_seqlen`` is the longest sequence's: megatron-core takes rotary tables as long as the whole row for positions that
+    do not restart.
+    """
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    if bounds is None:
+        return None
+    starts = torch.tensor(bounds, dtype=torch.int32, device=device)
+    longest = max(end - start for start, end in itertools.pairwise(bounds))
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
+
+
+def run(model, batch) -> Tensor:
+    """``model`` (a pipeline stage) over ``batch``, which is sliced and on the device: the stage's output."""
+    return model(
+        batch.ids, batch.position_ids, None, packed_seq_params=packed_parameters(batch.bounds, batch.ids.device)
+    )
