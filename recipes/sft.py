@@ -19,9 +19,8 @@ from vold_nemo.config import Config
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
-    from vold_nemo.data.rejected import Rejected
-    from vold_nemo.data.templates import eos_ids, load_tokenizer
-    from vold_nemo.data.traces import load_traces
+    from vold_nemo.data.templates import load_tokenizer
+    from vold_nemo.data.token_cache import stored_traces
     from vold_nemo.data.vocabulary import VocabularyContract
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.runs import Run
@@ -34,13 +33,12 @@ def main(config: Config) -> None:
     contract = VocabularyContract.from_tokenizers(
         tokenizer, model.architecture.vocabulary, None, None, padded=model.padded_vocabulary
     )
-    rejected = Rejected(folder / "rejected.jsonl" if layout.rank == 0 else None, config.data.max_rejected_share)
-    examples, counts = load_traces(
-        config.traces.path, tokenizer, max_length=config.sft.max_length, rejected=rejected,
-        end_ids=eos_ids(config.student.path, tokenizer), shared=contract.shared.tolist(),
+    examples = stored_traces(
+        config, tokenizer, contract.shared.tolist(), folder / "rejected.jsonl", rank=layout.rank,
+        local_rank=parallel.launch().local_rank,
     )  # fmt: skip
     if layout.rank == 0:
-        print(f"{counts.describe()}\nrun folder: {folder}")
+        print(f"{examples.counts.describe()}\nrun folder: {folder}")
     model.load_pretrained(config.student.path)
     model.prepare_for_training()
     model.attach(examples, contract)

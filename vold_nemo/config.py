@@ -184,6 +184,8 @@ class DataConfig:
     trace_prompts: DatasetConfig | None = None  # prompts of stage 1; null = data.prompts
     system_prompt: str | None = None  # put before conversations that bring none of their own
     instruction: str | None = None  # put behind the user's last turn, on a line of its own: how to think, how to answer
+    mixture: dict[str, float] = field(default_factory=dict)  # source: share of a batch; {} = every row once an epoch
+    cache: str = "${outputs}/cache"  # tokenised traces, shared by runs
     max_rejected_share: float = 0.05  # above this share of bad rows a run stops
 
 

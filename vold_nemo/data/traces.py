@@ -6,7 +6,8 @@ generation knows what is done:
     id, sample          which prompt, which answer to it
     messages            the prompt, as chat messages: each model renders it under its own template
     response            text, special tokens left out
-    response_ids        the teacher's token ids, with the end of sequence; null where the trace was dropped
+    response_ids        the teacher's token ids, with the end of sequence; null where the trace was dropped, or is text alone:
+                        then the student's tokenizer reads `response` and ends it
     response_tokens     their number
     finish              stop | length (dropped: longer than the limit)
     teacher, thinking, template, sampling, seed         where it came from
@@ -16,6 +17,7 @@ No trace is verified: stage 1 aligns the student with the teacher's distribution
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,8 @@ from vold_nemo.config import ConfigError
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import render_prompt
 
+_BLOCK = 512  # texts tokenised at a time
+
 
 @dataclass(frozen=True)
 class SFTExample:
@@ -37,6 +41,7 @@ class SFTExample:
     ids: np.ndarray
     prompt_length: int
     name: str  # "<prompt id>/<sample>"
+    source: str | None = None  # where the prompt came from, if the trace says so
 
     @property
     def response_length(self) -> int:
@@ -99,11 +104,30 @@ def load_traces(
     end_ids: Sequence[int],
     shared: Sequence[bool] | None = None,
 ) -> tuple[list[SFTExample], TraceCounts]:
-    """Read traces into examples for the student.
+    """Traces as examples for the student, all in memory; arguments and errors are those of :func:`read_traces`."""
+    counts = TraceCounts()
+    found = read_traces(
+        path, tokenizer, counts, max_length=max_length, rejected=rejected, end_ids=end_ids, shared=shared
+    )
+    return list(found), counts
+
+
+def read_traces(
+    path: str | Path,
+    tokenizer,
+    counts: TraceCounts,
+    *,
+    max_length: int,
+    rejected: Rejected,
+    end_ids: Sequence[int],
+    shared: Sequence[bool] | None = None,
+) -> Iterator[SFTExample]:
+    """Examples for the student, one after the other, in the order of the file.
 
     Args:
-        tokenizer: the student's; renders the prompt.  Response ids are taken as they are: the vocabulary contract says
-            that they mean the same.
+        tokenizer: the student's; renders the prompt, and reads responses that are text.  Response ids are taken as they
+            are: the vocabulary contract says that they mean the same.
+        counts: filled while examples are read.
         max_length: prompt + response; longer traces are dropped and counted.
         end_ids: ids that end an answer.  A response that ended on an id of the teacher alone gets the student's own.
         shared: [V] whether an id means the same to both (:class:`VocabularyContract`); None = the tokenizer's ids.
@@ -111,11 +135,35 @@ def load_traces(
     Raises:
         ConfigError: no file, too many bad lines, or no trace left.
     """
-    examples: list[SFTExample] = []
-    counts = TraceCounts()
     allowed = np.asarray(shared if shared is not None else np.ones(len(tokenizer), dtype=bool))
     prompts: dict[str, list[int]] = {}  # the samples of a prompt follow each other: keep the last rendering
     rejected.begin(str(path))
+    for row in _tokenised(_rows(path, counts, rejected), tokenizer):
+        key = json.dumps(row["messages"])
+        if key not in prompts:
+            prompts = {key: render_prompt(tokenizer, row["messages"])}
+        response = row["response_ids"]
+        if response[-1] not in end_ids:
+            response = np.append(response, tokenizer.eos_token_id)
+        ids = np.concatenate([prompts[key], response]).astype(np.int32)
+        if response.max() >= len(allowed) or not allowed[response].all():
+            counts.foreign += 1
+        elif len(ids) > max_length:
+            counts.too_long += 1
+        else:
+            counts.kept += 1
+            counts.response_tokens += len(response)
+            yield SFTExample(ids, len(prompts[key]), f"{row['id']}/{row['sample']}", row.get("source"))
+    rejected.check(counts.lines, str(path))
+    if not counts.kept:
+        raise ConfigError(
+            "traces.path", f"{path}: {counts.describe()}", "at least one usable trace",
+            "raise sft.max_length or traces.max_tokens; for ids that the student lacks set teacher.thinking=false",
+        )  # fmt: skip
+
+
+def _rows(path: str | Path, counts: TraceCounts, rejected: Rejected) -> Iterator[dict[str, Any]]:
+    """Whole traces that ended by themselves; the others are counted."""
     for file in trace_files(path):
         for number, line in enumerate(_lines(file)):
             counts.lines += 1
@@ -124,31 +172,22 @@ def load_traces(
             except ValueError as error:
                 rejected.add(number, str(error), line, str(path))
                 continue
-            if row["finish"] != "stop":
-                counts.truncated += 1
-                continue
-            key = json.dumps(row["messages"])
-            if key not in prompts:
-                prompts = {key: render_prompt(tokenizer, row["messages"])}
-            response = row["response_ids"]
-            if response[-1] not in end_ids:
-                response = np.append(response, tokenizer.eos_token_id)
-            ids = np.concatenate([prompts[key], response]).astype(np.int32)
-            if response.max() >= len(allowed) or not allowed[response].all():
-                counts.foreign += 1
-            elif len(ids) > max_length:
-                counts.too_long += 1
+            if row["finish"] == "stop":
+                yield row
             else:
-                counts.kept += 1
-                counts.response_tokens += len(response)
-                examples.append(SFTExample(ids, len(prompts[key]), f"{row['id']}/{row['sample']}"))
-    rejected.check(counts.lines, str(path))
-    if not examples:
-        raise ConfigError(
-            "traces.path", f"{path}: {counts.describe()}", "at least one usable trace",
-            "raise sft.max_length or traces.max_tokens; for ids that the student lacks set teacher.thinking=false",
-        )  # fmt: skip
-    return examples, counts
+                counts.truncated += 1
+
+
+def _tokenised(rows: Iterator[dict[str, Any]], tokenizer) -> Iterator[dict[str, Any]]:
+    """Rows with ids: text goes through the tokenizer many at a time, which spreads it over the cores."""
+    while block := list(itertools.islice(rows, _BLOCK)):
+        texts = [row for row in block if row["response_ids"] is None]
+        if texts:
+            # A response is what was said: "<|im_end|>" inside it is text, and never ends it.
+            encoded = tokenizer([row["response"] for row in texts], add_special_tokens=False, split_special_tokens=True)
+            for row, ids in zip(texts, encoded["input_ids"], strict=True):
+                row["response_ids"] = np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int64)
+        yield from block
 
 
 def _lines(file: Path) -> Iterator[bytes]:
@@ -167,7 +206,12 @@ def _checked(line: bytes) -> dict[str, Any]:
     for field, kind in (("id", str), ("sample", int), ("messages", list), ("finish", str)):
         if not isinstance(row.get(field), kind):
             raise ValueError(f"{field}: missing or not {kind.__name__}")
-    if row["finish"] == "stop":
+    is_text = row.get("response_ids") is None and isinstance(row.get("response"), str) and row["response"] != ""
+    if is_text:
+        row["response_ids"] = None
+        if not row["response"].isascii() and row["response"] != row["response"].encode("utf-8", "replace").decode():
+            raise ValueError("response: not Unicode text")  # half a surrogate pair
+    elif row["finish"] == "stop":
         try:
             ids = np.asarray(row.get("response_ids"))
         except ValueError:  # lists of unequal length inside

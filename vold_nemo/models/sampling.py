@@ -49,7 +49,10 @@ class Sampler:
     ):
         self.engine, self.tokenizer, self.prompts, self.validation = engine, tokenizer, prompts, validation
         self.config, self.layout = config, layout
-        self.order = Order(len(prompts), config.vold.prompts_per_step, config.seed)
+        self.order = Order(
+            len(prompts), config.vold.prompts_per_step, config.seed, sources=[prompt.source for prompt in prompts],
+            mixture=config.data.mixture,
+        )  # fmt: skip
         self.scorer = SharedScorer(config.reward)
         self.scorer.prepare(prompt.verifier for prompt in (*prompts, *validation))
         self.diagnosis: dict[str, Any] = {}

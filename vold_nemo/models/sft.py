@@ -17,6 +17,7 @@ from vold_nemo.config import OptimizerConfig
 from vold_nemo.data.ahead import Ahead
 from vold_nemo.data.order import Order
 from vold_nemo.data.sft_batches import SFTBatch, sft_batch
+from vold_nemo.data.token_cache import StoredExamples
 from vold_nemo.data.traces import SFTExample
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.models import heartbeat
@@ -42,7 +43,10 @@ class MegatronSFTModel(MegatronStudent):
     def attach(self, examples: Sequence[SFTExample], contract: VocabularyContract) -> None:
         """Training data, and which ids count in the softmax: those the rollout engine will be able to sample."""
         self.examples = examples
-        self.order = Order(len(examples), self.config.sft.batch, self.config.seed)
+        sources = examples.source_of_each() if isinstance(examples, StoredExamples) else [e.source for e in examples]
+        self.order = Order(
+            len(examples), self.config.sft.batch, self.config.seed, sources=sources, mixture=self.config.data.mixture
+        )
         self.batches = Ahead(self.cut, self.total_steps)
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
 
