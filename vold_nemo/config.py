@@ -308,13 +308,33 @@ class ExportConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """A language model that reads the answers that the rules cannot; off without a url."""
+
+    url: str | None = None  # of an OpenAI-compatible endpoint, up to /v1: http://localhost:8000/v1
+    model: str | None = None  # name that the endpoint knows it by
+    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; without one, none is sent
+    reads: str = "unparsed"  # unparsed | all
+    seconds: float = 60.0  # time-out of one request
+    retries: int = 3
+    parallel: int = 8  # requests at a time
+
+
+@dataclass
 class EvaluateConfig:
     models: dict[str, str] = field(default_factory=dict)  # arm: checkpoint folder
+    benchmarks: list[str] = field(default_factory=list)  # mathvista, mmmu_pro_vision, ...: docs/benchmarks.md
+    benchmark_paths: dict[str, str] = field(default_factory=dict)  # benchmark: folder or hub id in place of the pinned one
     text: DatasetConfig | None = None
     image: DatasetConfig | None = None
+    limit: int | None = None  # only the first questions of each benchmark
     max_tokens: int = 1024
     batch: int = 64
-    samples: int = 0  # also this many samples a question at temperature 1, averaged (0 = greedy only)
+    samples: int = 0  # also this many samples a question at `temperature`: avg@k, pass@k (0 = greedy only)
+    temperature: float = 1.0
+    shard: int = 0  # this job's part of `shards`; each rank takes a part of it
+    shards: int = 1
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     path: str = "${outputs}/${name}/evaluation"
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
+from vold_nemo.evaluation.benchmarks.table import benchmark
 
 FORMAT = 1
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,6 +49,11 @@ def needs(config: Config) -> list[Need]:
         "vold.validation.data.path": config.vold.validation.data,
         "evaluate.text.path": config.evaluate.text, "evaluate.image.path": config.evaluate.image,
     }  # fmt: skip
+    for name in config.evaluate.benchmarks:
+        spec = benchmark(name)
+        path = config.evaluate.benchmark_paths.get(name)
+        key = f"evaluate.benchmarks: {name}"
+        found.append(Need(key, "dataset", path or spec.hub, None if path else spec.revision))
     found += [
         Need(key, "dataset", *_hub_id(dataset.path, dataset.revision)) for key, dataset in sets.items() if dataset is not None
     ]

@@ -1,10 +1,11 @@
 """One model answers every question; each answer is kept as one line of JSON.
 
-    <folder>/answers/<arm>.jsonl    {"set", "id", "mode": greedy | sampled, "sample", "text", "reward", ...} a line
-    <folder>/answers/<arm>.json     what these answers are of: a fingerprint of weights, questions and settings
+    <folder>/answers/<arm>.jsonl           {"set", "id", "mode": greedy | sampled, "sample", "text", "reward", ...} a line
+    <folder>/answers/<arm>.json            what these answers are of: a fingerprint of weights, questions and settings
+    <folder>/answers/<arm>.part-2-of-8.*   the same of one part, where several processes share the questions
 
-The answers of a finished arm are read back, not made again; those of an interrupted one are continued where they stopped.
-A checkpoint, a question or a setting that changed starts the arm anew.
+The answers of a finished arm are read back, not made again; those of an interrupted one are continued where they stopped,
+also by another number of processes.  A checkpoint, a question or a setting that changed starts the arm anew.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vold_nemo.config import ConfigError
 from vold_nemo.data.prompts import Prompt
+from vold_nemo.evaluation.benchmarks.question import Question
+
+if TYPE_CHECKING:  # the engine's module needs torch, which the report does without
+    from vold_nemo.rollout.engine import RolloutEngine
 
 _DECIDING = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
              "chat_template.jinja", "chat_template.json")  # fmt: skip
 
-# (response text, true answer, verifier name or None) rows -> rewards, extracted answers and reasons
-Score = Callable[[list[tuple[str, str, str | None]]], Sequence]
+Score = Callable[[list[str], list[Prompt]], Sequence]  # responses and their questions -> verdicts
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How questions are answered; ``samples`` at temperature 1 beside the greedy answer."""
+    """How questions are answered; ``samples`` at ``temperature`` beside the greedy answer."""
 
     max_tokens: int
     samples: int
@@ -37,6 +42,7 @@ class Settings:
     batch: int
     dtype: str
     verifier: str
+    temperature: float = 1.0
 
 
 def question_text(prompt: Prompt) -> str:
@@ -66,78 +72,134 @@ def model_fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def questions_fingerprint(questions: dict[str, list[Prompt]]) -> str:
-    """Hash over every question, its answer and its images."""
+def questions_fingerprint(prompts: list[Prompt]) -> str:
+    """Hash over every question of a set, its answer and its images."""
     digest = hashlib.blake2b(digest_size=16)
-    for kind, prompts in questions.items():
-        for p in prompts:
-            digest.update(json.dumps([kind, p.id, p.messages, p.answer, p.verifier]).encode())
-            for image in p.images:
-                digest.update(image if isinstance(image, bytes) else Path(image).read_bytes())
+    for p in prompts:
+        digest.update(json.dumps([p.id, p.messages, p.answer, p.verifier]).encode())
+        for image in p.images:
+            digest.update(image if isinstance(image, bytes) else Path(image).read_bytes())
     return digest.hexdigest()
 
 
+def describe(arm: str, path: str | Path, questions: dict[str, list[Prompt]], settings: Settings) -> dict:
+    """The arm's manifest: what its answers are of."""
+    # the batch only groups the work: it is no part of what the answers are of
+    deciding = {name: value for name, value in asdict(settings).items() if name != "batch"}
+    fingerprints = {kind: questions_fingerprint(prompts) for kind, prompts in questions.items()}
+    return {
+        "arm": arm,
+        "path": str(path),
+        "weights": model_fingerprint(path),
+        "questions": fingerprints,
+        "settings": deciding,
+    }
+
+
 def answer_questions(
-    arm: str,
-    path: str | Path,
+    manifest: dict,
     questions: dict[str, list[Prompt]],
     settings: Settings,
     score: Score,
     folder: str | Path,
     device: str,
-) -> tuple[list[dict], dict]:
-    """All answers of the checkpoint at ``path`` and the arm's manifest.  Shows one progress bar.
-
-    Rows are ordered by (set, mode, question, sample), whichever run made them.
-    """
-    folder = Path(folder) / "answers"
+    part: tuple[int, int] = (0, 1),
+) -> None:
+    """Answer what is still open of the arm, or of part ``part[0]`` of ``part[1]`` of it.  Shows one progress bar."""
+    folder, arm = Path(folder) / "answers", manifest["arm"]
     folder.mkdir(parents=True, exist_ok=True)
-    store, manifest_file = folder / f"{arm}.jsonl", folder / f"{arm}.json"
-    # the batch only groups the work: it is no part of what the answers are of
-    deciding = {name: value for name, value in asdict(settings).items() if name != "batch"}
-    manifest = {"arm": arm, "path": str(path), "weights": model_fingerprint(path),
-                "questions": questions_fingerprint(questions), "settings": deciding}  # fmt: skip
-    known = json.loads(manifest_file.read_text()) if manifest_file.is_file() else {}
-    same = all(known.get(name) == manifest[name] for name in ("weights", "questions", "settings"))
-    rows = _whole_questions(_read(store), settings.samples) if same else []
-    _replace(store, rows)  # drops a torn last line, or another checkpoint's answers
-    _replace_text(manifest_file, json.dumps(manifest, indent=1))
-    done = {(row["set"], row["mode"], row["id"]) for row in rows}
-    modes = ["greedy"] + ["sampled"] * (settings.samples > 0)
+    number, parts = part
+    store = folder / (f"{arm}.jsonl" if parts == 1 else f"{arm}.part-{number}-of-{parts}.jsonl")
+    mine, known = _kept(store, manifest, settings.samples)
+    others = [
+        row for other in _stores(folder, arm) if other != store for row in _kept(other, manifest, settings.samples)[0]
+    ]
+    _replace(store, mine)  # drops a torn last line, or another checkpoint's answers
+    _replace_text(
+        store.with_suffix(".json"), json.dumps({**manifest, "questions": {**known, **manifest["questions"]}}, indent=1)
+    )
+    done = {(row["set"], row["mode"], row["id"]) for row in mine + others}
     pending = {
-        (kind, mode): [i for i, p in enumerate(prompts) if (kind, mode, p.id) not in done]
+        (kind, mode): [i for i, p in enumerate(prompts) if i % parts == number and (kind, mode, p.id) not in done]
         for kind, prompts in questions.items()
-        for mode in modes
+        for mode in modes_of(settings)
     }
     if any(pending.values()):
-        rows += _answer_pending(arm, path, questions, pending, settings, score, store, device)
-    place = {(kind, p.id): i for kind, prompts in questions.items() for i, p in enumerate(prompts)}
-    kinds = list(questions)
-    rows.sort(key=lambda r: (kinds.index(r["set"]), modes.index(r["mode"]), place[r["set"], r["id"]], r["sample"]))
-    _replace(store, rows)
-    return rows, manifest
+        _answer_pending(arm, manifest["path"], questions, pending, settings, score, store, device)
 
 
-def _answer_pending(arm, path, questions, pending, settings: Settings, score: Score, store: Path, device) -> list[dict]:
+def modes_of(settings: Settings) -> list[str]:
+    return ["greedy"] + ["sampled"] * (settings.samples > 0)
+
+
+def collect(
+    manifest: dict, questions: dict[str, list[Prompt]], settings: Settings, score: Score, folder: str | Path
+) -> list[dict] | None:
+    """All answers of the arm to these questions, whichever process made them; None while some are missing.
+
+    Rows are ordered by (set, mode, question, sample).  Those that other rules have scored are scored again.
+    """
+    from vold_nemo.evaluation.scorers import RULES
+
+    folder, arm = Path(folder) / "answers", manifest["arm"]
+    rows = {
+        (row["set"], row["mode"], row["id"], row["sample"]): row
+        for store in _stores(folder, arm)
+        for row in _kept(store, manifest, settings.samples)[0]
+    }
+    owners = {(kind, p.id): (i, p) for kind, prompts in questions.items() for i, p in enumerate(prompts)}
+    found = [row for row in rows.values() if (row["set"], row["id"]) in owners]
+    if len(found) != len(owners) * (1 + settings.samples):
+        return None
+    for row in found:  # a judge's verdict is added later, to the rules' own
+        row["reward"] = row.pop("rule_reward", row["reward"])
+        row.pop("judge", None)
+    stale = [row for row in found if row.get("rules", RULES) != RULES]
+    if stale:
+        verdicts = score([row["text"] for row in stale], [owners[row["set"], row["id"]][1] for row in stale])
+        for row, v in zip(stale, verdicts, strict=True):
+            row.update(extracted=v.extracted, reward=v.reward, reason=v.reason, rules=RULES)
+    kinds, modes = list(questions), modes_of(settings)
+    found.sort(key=lambda r: (kinds.index(r["set"]), modes.index(r["mode"]), owners[r["set"], r["id"]][0], r["sample"]))
+    return found
+
+
+def keep(manifest: dict, rows: list[dict], samples: int, folder: str | Path) -> None:
+    """Write the whole arm into its one file, together with the answers to other sets that it holds already."""
+    store = Path(folder) / "answers" / f"{manifest['arm']}.jsonl"
+    before, known = _kept(store, manifest, samples)
+    rest = [row for row in before if row["set"] not in manifest["questions"]]
+    _replace(store, rows + rest)
+    _replace_text(
+        store.with_suffix(".json"), json.dumps({**manifest, "questions": {**known, **manifest["questions"]}}, indent=1)
+    )
+
+
+def open_engine(path: str | Path, settings: Settings, device: str, stop: tuple[int, ...]) -> RolloutEngine:
+    """The engine that answers: anything that is a ``RolloutEngine``."""
     import torch
+
+    from vold_nemo.rollout.transformers_engine import TransformersEngine
+
+    return TransformersEngine(
+        path, device=device, dtype=getattr(torch, settings.dtype), batch=settings.batch, stop_ids=stop
+    )
+
+
+def _answer_pending(arm, path, questions, pending, settings: Settings, score: Score, store: Path, device) -> None:
     from tqdm import tqdm
 
     from vold_nemo.data.templates import eos_ids, load_tokenizer, render_prompt
     from vold_nemo.rollout.engine import EnginePrompt, Sampling
-    from vold_nemo.rollout.transformers_engine import TransformersEngine
 
     tokenizer = load_tokenizer(path)
-    stop = tuple(eos_ids(path, tokenizer))
-    engine = TransformersEngine(
-        path, device=device, dtype=getattr(torch, settings.dtype), batch=settings.batch, stop_ids=stop
-    )
-    made: list[dict] = []
+    engine = open_engine(path, settings, device, tuple(eos_ids(path, tokenizer)))
     total = sum(len(indices) * (1 if mode == "greedy" else settings.samples) for (_, mode), indices in pending.items())
     with tqdm(total=total, desc=f"{arm}: answers", unit="", dynamic_ncols=True) as bar, store.open("a") as file:
         for (kind, mode), indices in pending.items():
             greedy = mode == "greedy"
             sampling = Sampling(
-                samples=1 if greedy else settings.samples, temperature=0.0 if greedy else 1.0,
+                samples=1 if greedy else settings.samples, temperature=0.0 if greedy else settings.temperature,
                 max_tokens=settings.max_tokens, seed=settings.seed,
             )  # fmt: skip
             # several batches between two writes, so that prompts of like length can still find each other
@@ -151,19 +213,42 @@ def _answer_pending(arm, path, questions, pending, settings: Settings, score: Sc
                 found = engine.generate(prompts, sampling, progress=bar.update)
                 texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in found]
                 owners = [members[c.prompt_index] for c in found]
-                verdicts = score([(text, p.answer, p.verifier) for text, p in zip(texts, owners, strict=True)])
-                rows = [
-                    {
+                verdicts = score(texts, owners)
+                for c, p, text, v in zip(found, owners, texts, verdicts, strict=True):
+                    row = {
                         "set": kind, "id": p.id, "mode": mode, "sample": c.sample, "question": question_text(p),
                         "truth": p.answer, "text": text, "extracted": v.extracted, "reward": v.reward,
                         "reason": v.reason, "finish": c.finish_reason, "tokens": len(c.ids),
-                    }
-                    for c, p, text, v in zip(found, owners, texts, verdicts, strict=True)
-                ]  # fmt: skip
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                    }  # fmt: skip
+                    file.write(json.dumps(row | _facts(p)) + "\n")
                 file.flush()
-                made += rows
-    return made
+
+
+def _facts(prompt: Prompt) -> dict:
+    from vold_nemo.evaluation.scorers import RULES
+
+    return prompt.facts() | {"rules": RULES} if isinstance(prompt, Question) else {}
+
+
+def _stores(folder: Path, arm: str) -> list[Path]:
+    return [folder / f"{arm}.jsonl", *sorted(folder.glob(f"{arm}.part-*-of-*.jsonl"))]
+
+
+def _kept(store: Path, manifest: dict, samples: int) -> tuple[list[dict], dict[str, str]]:
+    """The rows of a store that are of the same weights and settings, and the fingerprints of their sets.
+
+    A set that is asked about must also be made of the same questions; other sets are kept as they are.
+    """
+    try:
+        known = json.loads(store.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return [], {}
+    if any(known.get(name) != manifest[name] for name in ("weights", "settings")) or not isinstance(
+        known["questions"], dict
+    ):
+        return [], {}
+    same = {kind: f for kind, f in known["questions"].items() if manifest["questions"].get(kind, f) == f}
+    return _whole_questions([row for row in _read(store) if row["set"] in same], samples), same
 
 
 def _read(file: Path) -> list[dict]:

@@ -1,4 +1,9 @@
-"""Several checkpoints, the same questions, one ``results.json``."""
+"""Several checkpoints, the same questions, one ``results.json``.
+
+Processes share the work without speaking to each other: each answers its part of every set, and whichever finds at its end
+that nothing is missing any more writes ``results.json``.  So ranks of a job, the tasks of a Slurm array and a run on a laptop
+that is started again are the same thing.
+"""
 
 from __future__ import annotations
 
@@ -10,43 +15,84 @@ from pathlib import Path
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.data.prompts import Prompt, load_prompts
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.evaluation.answers import Settings, answer_questions, model_fingerprint
+from vold_nemo.evaluation.answers import Settings, answer_questions, collect, describe, keep, model_fingerprint
+from vold_nemo.evaluation.benchmarks.load import load_benchmark
+from vold_nemo.evaluation.benchmarks.question import Question
 from vold_nemo.evaluation.results import build_results
 
 ARM_CHARACTERS = "letters, digits, _ and -"
 
 
-def load_questions(config: Config) -> dict[str, list[Prompt]]:
-    """``{"text": [...], "image": [...]}``, whichever are configured; bad rows go to ``<evaluate.path>/rejected.jsonl``."""
-    given = {"text": config.evaluate.text, "image": config.evaluate.image}
-    rejected = Rejected(Path(config.evaluate.path) / "rejected.jsonl", config.data.max_rejected_share)
-    questions = {
+def load_questions(config: Config, *, writes: bool = True) -> dict[str, list[Prompt]]:
+    """``{"text": [...], "image": [...], "mathvista": [...]}``, whichever are configured.
+
+    Bad rows go to ``<evaluate.path>/rejected.jsonl`` if this process ``writes`` it.
+    """
+    options = config.evaluate
+    given = {"text": options.text, "image": options.image}
+    rejected = Rejected(Path(options.path) / "rejected.jsonl" if writes else None, config.data.max_rejected_share)
+    questions: dict[str, list[Prompt]] = {
         kind: load_prompts(dataset, config.data.system_prompt, rejected, instruction=config.data.instruction)
         for kind, dataset in given.items()
         if dataset is not None
     }
+    for name in options.benchmarks:
+        questions[name] = load_benchmark(
+            name, path=options.benchmark_paths.get(name), limit=options.limit, system_prompt=config.data.system_prompt,
+            rejected=rejected,
+        )  # fmt: skip
     if not questions:
         raise ConfigError(
-            "evaluate.text, evaluate.image", None, "at least one dataset", "set evaluate.image.path to a file"
-        )
+            "evaluate.text, evaluate.image, evaluate.benchmarks", None, "at least one dataset or benchmark",
+            "set evaluate.image.path to a file, or evaluate.benchmarks=[mathvista]",
+        )  # fmt: skip
     return questions
 
 
 def pick_device(device: str) -> str:
-    """``auto | cpu | cuda`` -> a torch device.  Unlike training, evaluation may run on the CPU of a GPU machine."""
+    """``auto | cpu | cuda`` -> a torch device; of several GPUs the one of this rank.
+
+    Unlike training, evaluation may run on the CPU of a GPU machine.
+    """
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "device", device, "auto | cpu", "no CUDA device is visible: set device=cpu or run where there is one"
         )
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else "cuda"
 
 
-def evaluate(config: Config) -> dict:
-    """Answer, score, write ``results.json`` and return it.  One checkpoint is in memory at a time."""
+def part_of(config: Config) -> tuple[int, int]:
+    """(number, count) of the part that this process answers: ``evaluate.shard``, shared again by the ranks of the job."""
+    from vold_nemo.planning.validity import launched_world
+
+    world = launched_world() or 1
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if world > 1 else 0
+    return config.evaluate.shard * world + rank, config.evaluate.shards * world
+
+
+def score_rows(texts: list[str], prompts: list[Prompt], *, reward) -> list:
+    """Verdicts: a benchmark's questions by their own scorers, all others by ``reward.verifier``."""
+    from vold_nemo.evaluation.scorers import score
     from vold_nemo.rewards.scoring import score_answers
 
+    own = [i for i, prompt in enumerate(prompts) if isinstance(prompt, Question)]
+    rest = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, Question)]
+    found = dict(zip(own, score([texts[i] for i in own], [prompts[i] for i in own], reward), strict=True))
+    asked = [(texts[i], prompts[i].answer, prompts[i].verifier) for i in rest]
+    found |= dict(zip(rest, score_answers(asked, config=reward) if asked else [], strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+def evaluate(config: Config) -> dict | None:
+    """Answer, score, write ``results.json`` and return it; None while other processes still have parts to answer.
+
+    One checkpoint is in memory at a time.
+    """
     options = config.evaluate
     if not options.models:
         raise ConfigError("evaluate.models", {}, "arm: checkpoint folder", "add evaluate.models.<arm>=<folder>")
@@ -56,16 +102,28 @@ def evaluate(config: Config) -> dict:
     device = pick_device(config.device)
     for path in options.models.values():
         model_fingerprint(path)  # a missing checkpoint is found before the first arm has answered for an hour
-    questions = load_questions(config)
+    part = part_of(config)
+    questions = load_questions(config, writes=part[0] == 0)
     settings = Settings(
         max_tokens=options.max_tokens, samples=options.samples, seed=config.seed, batch=options.batch,
         dtype={"bf16": "bfloat16", "fp32": "float32"}[config.precision], verifier=config.reward.verifier,
+        temperature=options.temperature,
     )  # fmt: skip
-    score = functools.partial(score_answers, config=config.reward)
-    answers, manifests = {}, {}
-    for arm, path in options.models.items():
-        answers[arm], manifests[arm] = answer_questions(arm, path, questions, settings, score, options.path, device)
-    described = {kind: getattr(options, kind).path for kind in questions}
+    score = functools.partial(score_rows, reward=config.reward)
+    manifests = {arm: describe(arm, path, questions, settings) for arm, path in options.models.items()}
+    for manifest in manifests.values():
+        answer_questions(manifest, questions, settings, score, options.path, device, part)
+    answers = {arm: collect(manifest, questions, settings, score, options.path) for arm, manifest in manifests.items()}
+    if any(rows is None for rows in answers.values()):
+        return None
+    if options.judge.url is not None:
+        from vold_nemo.evaluation.judge import judge_rows
+
+        for rows in answers.values():
+            judge_rows(rows, questions, options.judge, Path(options.path) / "judge.jsonl")
+    for arm, rows in answers.items():
+        keep(manifests[arm], rows, settings.samples, options.path)
+    described = {kind: _source(config, kind) for kind in questions}
     results = build_results(answers, manifests, {**vars(settings), "device": device, "questions": described})
     target = Path(options.path) / "results.json"
     aside = target.with_name(f"results.json.{os.getpid()}")
@@ -74,15 +132,30 @@ def evaluate(config: Config) -> dict:
     return results
 
 
+def _source(config: Config, kind: str) -> str:
+    if kind in ("text", "image"):
+        return getattr(config.evaluate, kind).path
+    from vold_nemo.evaluation.benchmarks.table import benchmark
+
+    spec = benchmark(kind)
+    return config.evaluate.benchmark_paths.get(kind) or f"{spec.hub} at {spec.revision or 'main'}"
+
+
 def summary(results: dict) -> str:
-    """The accuracies as a table for a terminal."""
-    kinds = list(results["differences"])
-    width = max(len(arm) for arm in results["accuracy"])
-    lines = [" " * width + "".join(f"  {kind:^22}" for kind in kinds)]
-    for arm, by_kind in results["accuracy"].items():
+    """The accuracies as a table for a terminal: a line for each set, a column for each arm; then the benchmarks' own scores."""
+    arms, kinds = list(results["accuracy"]), list(results["differences"])
+    width = max(len(kind) for kind in kinds)
+    lines = [" " * width + "".join(f"  {arm:^22}" for arm in arms)]
+    for kind in kinds:
         cells = []
-        for kind in kinds:
-            e = by_kind.get(kind)
+        for arm in arms:
+            e = results["accuracy"][arm].get(kind)
             cells.append(f"{e['value']:6.1%} [{e['low']:6.1%},{e['high']:6.1%}]" if e else "-")
-        lines.append(f"{arm:<{width}}" + "".join(f"  {cell:^22}" for cell in cells))
+        lines.append(f"{kind:<{width}}" + "".join(f"  {cell:^22}" for cell in cells))
+    for kind in kinds:
+        for name in results["accuracy"][arms[0]].get(kind, {}).get("own", {}):
+            cells = [results["accuracy"][arm].get(kind, {}).get("own", {}).get(name) for arm in arms]
+            lines.append(
+                f"{kind}: {name:<34}" + "".join(f"  {'-' if c is None else format(c, '.4g'):>10}" for c in cells)
+            )
     return "\n".join(lines)

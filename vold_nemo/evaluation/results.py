@@ -1,17 +1,24 @@
 """From answers to ``results.json``: accuracies with intervals, and paired differences between arms.
 
-    accuracy.<arm>.<text|image>   {value, low, high, n, correct, no_answer, truncated, tokens_mean, sampled}
-    differences.<text|image>      [{first, second, value, low, high, n, only_first, only_second, p, sampled}, ...]
+    accuracy.<arm>.<set>   {value, low, high, n, correct, no_answer, truncated, tokens_mean, sampled, ...}
+    differences.<set>      [{first, second, value, low, high, n, only_first, only_second, p, sampled}, ...]
 
-``value`` is greedy; ``sampled`` is temperature 1 averaged over samples, null unless asked for.
+A set is ``text``, ``image`` or a benchmark.  ``value`` is greedy; ``sampled`` is avg@k, the mean over k samples a question,
+with ``pass`` {"2": ..., k: ...} beside it; null unless asked for.  A benchmark has also ``by`` (accuracies by subject, type
+and skill), ``own`` (its published scores over groups of questions) and, where a judge was asked, ``judged`` (its verdicts,
+counted).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-from vold_nemo.evaluation.statistics import mean_interval, paired_difference, wilson
+from vold_nemo.evaluation.benchmarks.scores import own_scores
+from vold_nemo.evaluation.statistics import mean_interval, paired_difference, pass_at, wilson
+
+FACETS = ("subject", "type", "skill")
 
 
 def rewards_by_question(rows: Sequence[dict], kind: str, mode: str) -> dict[str, float]:
@@ -32,17 +39,44 @@ def summarise(rows: Sequence[dict], kind: str) -> dict | None:
     correct = sum(reward == 1 for reward in rewards)
     graded = any(reward not in (0, 1) for reward in rewards)  # a verifier with partial credit
     estimate = mean_interval(rewards) if graded else wilson(correct, len(rewards))
-    sampled = rewards_by_question(rows, kind, "sampled")
-    samples = sum(row["set"] == kind and row["mode"] == "sampled" for row in rows)
+    own = own_scores(kind, greedy)
+    groups = {name: _by(greedy, name) for name in FACETS if any(name in row for row in greedy)}
+    judged = Counter(row["judge"] for row in greedy if "judge" in row)
     return {
         **estimate.as_dict(),
         "correct": correct,
         "no_answer": sum(row["extracted"] is None for row in greedy),
         "truncated": sum(row["finish"] == "length" for row in greedy),
         "tokens_mean": sum(row["tokens"] for row in greedy) / len(greedy),
-        "sampled": {**mean_interval(list(sampled.values())).as_dict(), "samples": samples // len(sampled)}
-        if sampled
-        else None,
+        "sampled": _sampled(rows, kind),
+        **({"by": groups} if groups else {}),
+        **({"own": own} if own else {}),
+        **({"judged": dict(judged)} if judged else {}),
+    }
+
+
+def _sampled(rows: Sequence[dict], kind: str) -> dict | None:
+    """avg@k and pass@k over the samples of each question."""
+    rewards: dict[str, list[float]] = {}
+    for row in rows:
+        if row["set"] == kind and row["mode"] == "sampled":
+            rewards.setdefault(row["id"], []).append(row["reward"])
+    if not rewards:
+        return None
+    samples = len(next(iter(rewards.values())))
+    average = mean_interval([sum(values) / len(values) for values in rewards.values()])
+    right = [sum(value == 1 for value in values) for values in rewards.values()]
+    sizes = [k for k in (2, 4, 8, 16, 32, 64) if k < samples] + [samples] * (samples > 1)
+    passed = {str(k): mean_interval([pass_at(k, samples, c) for c in right]).as_dict() for k in sizes}
+    return {**average.as_dict(), "samples": samples, **({"pass": passed} if passed else {})}
+
+
+def _by(rows: Sequence[dict], facet: str) -> dict[str, dict]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row.get(facet, "not said"), []).append(row["reward"])
+    return {
+        name: wilson(sum(reward == 1 for reward in rewards), len(rewards)).as_dict() for name, rewards in sorted(found.items())
     }
 
 

@@ -48,6 +48,14 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), len(row))
 
 
+def pass_at(k: int, samples: int, right: int) -> float:
+    """Chance that one of ``k`` of a question's ``samples`` answers, drawn without replacement, is one of the ``right`` ones.
+
+    1 - C(n - c, k) / C(n, k), unbiased for pass@k (arXiv 2107.03374, eq. 1).
+    """
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
 @dataclass(frozen=True)
 class Difference:
     """``first`` minus ``second`` on the same questions; ``p`` from McNemar's exact test (None for averaged samples)."""

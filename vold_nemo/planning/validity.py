@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.engine": ("transformers",),
     "sft.optimizer.schedule": ("constant", "linear", "cosine"),
     "vold.optimizer.schedule": ("constant", "linear", "cosine"),
+    "evaluate.judge.reads": ("unparsed", "all"),
     "checkpoint.resume": ("auto", "never", "required"),
     "checkpoint.metric_best": ("min", "max"),
     "parallel.recompute": ("none", "selective", "full"),
@@ -104,6 +105,13 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "evaluate.max_tokens": _POSITIVE,
     "evaluate.batch": _POSITIVE,
     "evaluate.samples": _COUNT,
+    "evaluate.temperature": _ABOVE_ZERO,
+    "evaluate.limit": _POSITIVE,
+    "evaluate.shards": _POSITIVE,
+    "evaluate.shard": _COUNT,
+    "evaluate.judge.seconds": _ABOVE_ZERO,
+    "evaluate.judge.retries": _COUNT,
+    "evaluate.judge.parallel": _POSITIVE,
     "verify.limit": _POSITIVE,
     "report.examples": _COUNT,
     "cluster.gpus_per_node": _POSITIVE,
@@ -224,9 +232,12 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
         value = value_at(config, key)
         if value is not None and not good(value):
             yield ConfigError(key, value, allowed, f"set {key} inside these bounds")
-    if config.traces.shard >= config.traces.shards:
-        allowed = f"0 to {config.traces.shards - 1}"
-        yield ConfigError("traces.shard", config.traces.shard, allowed, "count shards from 0")
+    for key, part in (("traces.shard", config.traces), ("evaluate.shard", config.evaluate)):
+        if part.shard >= part.shards:
+            yield ConfigError(key, part.shard, f"0 to {part.shards - 1}", "count shards from 0")
+    judge = config.evaluate.judge
+    if judge.url is not None and judge.model is None:
+        yield ConfigError("evaluate.judge.model", None, "a model's name", "say which model the endpoint is to ask")
     for stage in stages:
         steps = value_at(config, f"{stage}.steps")
         yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)

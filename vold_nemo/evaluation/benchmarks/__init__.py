@@ -1,0 +1,1 @@
+"""The public visual benchmarks of the paper, read from their published files."""
