@@ -339,6 +339,15 @@ class EvaluateConfig:
 
 
 @dataclass
+class CompareConfig:
+    """recipes/compare.py: evaluations side by side, question by question."""
+
+    results: dict[str, str] = field(default_factory=dict)  # name: folder of an evaluation; the last model is asked about
+    examples: int = 6  # questions shown of those won, and of those lost
+    path: str = "${outputs}/${name}/comparison"  # compare.json and compare.html
+
+
+@dataclass
 class AnswerFieldsConfig:
     """Which column of a file of answers is what; the defaults are those of `rollouts/` and `answers/` files."""
 
@@ -480,6 +489,7 @@ class Config:
     prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     miniature: MiniatureConfig = field(default_factory=MiniatureConfig)

@@ -113,6 +113,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "evaluate.judge.retries": _COUNT,
     "evaluate.judge.parallel": _POSITIVE,
     "verify.limit": _POSITIVE,
+    "compare.examples": _COUNT,
     "report.examples": _COUNT,
     "cluster.gpus_per_node": _POSITIVE,
     "cluster.gpus.traces": _POSITIVE,

@@ -103,7 +103,7 @@ def named(arm: str, colours: dict[str, str]) -> str:
 
 
 def accuracy(results: dict, colours: dict[str, str]) -> str:
-    kinds = [kind for kind in ("image", "text") if kind in results["differences"]]
+    kinds = sorted(results["differences"], key=lambda kind: ("image", "text").index(kind) if kind in KIND_TITLES else 2)
     charts = []
     for kind in kinds:
         bars = [
@@ -111,7 +111,7 @@ def accuracy(results: dict, colours: dict[str, str]) -> str:
             for arm, by_kind in results["accuracy"].items()
             if (e := by_kind.get(kind))
         ]
-        charts.append(bar_chart(KIND_TITLES[kind], bars))
+        charts.append(bar_chart(KIND_TITLES.get(kind) or title_of(kind), bars))
     warm = any(e["sampled"] for by_kind in results["accuracy"].values() for e in by_kind.values())
     head, rows = ["Model"], []
     for kind in kinds:
@@ -127,6 +127,7 @@ def accuracy(results: dict, colours: dict[str, str]) -> str:
     body = (
         f'<div class="grid2">{"".join(charts)}</div>'
         + table(head, rows, set(range(1, len(head))))
+        + own_scores(results, kinds, colours)
         + paired(results, kinds)
     )
     counts = ", ".join(f"{max(b[k]['n'] for b in results['accuracy'].values() if k in b)} {k}" for k in kinds)
@@ -135,6 +136,26 @@ def accuracy(results: dict, colours: dict[str, str]) -> str:
         "An answer that cannot be read counts as wrong."
     )
     return section("Accuracy", lead, body)
+
+
+def title_of(kind: str) -> str:
+    """A benchmark's own name; the set's, if it is none."""
+    from vold_nemo.evaluation.benchmarks.table import BENCHMARKS
+
+    return BENCHMARKS[kind].title if kind in BENCHMARKS else kind
+
+
+def own_scores(results: dict, kinds: list[str], colours: dict[str, str]) -> str:
+    """Scores that a benchmark defines over groups of questions (We-Math, DynaMath, MME, MMStar)."""
+    arms, rows = list(results["accuracy"]), []
+    for kind in kinds:
+        scores = {arm: results["accuracy"][arm].get(kind, {}).get("own", {}) for arm in arms}
+        for name in next((found for found in scores.values() if found), {}):
+            values = [scores[arm].get(name) for arm in arms]
+            title = escape(f"{title_of(kind)}: {name.replace('_', ' ')}")
+            rows.append([title, *("–" if v is None else f"{v:.1%}" if 0 <= v <= 1 else f"{v:.4g}" for v in values)])
+    head = ["Benchmarks’ own scores", *(named(arm, colours) for arm in arms)]
+    return table(head, rows, set(range(1, len(head)))) if rows else ""
 
 
 def odd_ones(entry: dict | None) -> str:
@@ -148,16 +169,21 @@ def share(estimate: dict | None) -> str:
     return f"{estimate['value']:.1%}<em>{estimate['low']:.1%} to {estimate['high']:.1%}</em>"
 
 
+def shown(entry: dict) -> str:
+    """A difference with its evidence, as a cell that stays readable on a phone."""
+    return f'<span class="evidence">{escape(evidence(entry))}</span>'
+
+
 def paired(results: dict, kinds: list[str]) -> str:
     words = {"good": "better", "bad": "worse", "open": "not shown"}
     rows = []
     for kind in kinds:
         for entry in results["differences"][kind]:
             tone = tone_of(entry)
-            warm = evidence(entry["sampled"]) if entry.get("sampled") else "not asked for"
+            warm = shown(entry["sampled"]) if entry.get("sampled") else "not asked for"
             rows.append([
-                f"{escape(label(entry['first']))} − {escape(label(entry['second']))}", kind, escape(evidence(entry)),
-                escape(warm), f"{entry['only_first']} / {entry['only_second']}",
+                f"{escape(label(entry['first']))} − {escape(label(entry['second']))}", kind, shown(entry),
+                warm, f"{entry['only_first']} / {entry['only_second']}",
                 f'<span class="tone {tone}">{words[tone]}</span>',
             ])  # fmt: skip
     if not rows:

@@ -61,6 +61,7 @@ th{font-weight:600;color:var(--soft);font-size:13px;vertical-align:bottom}
 td:first-child{white-space:nowrap}
 td.n,th.n{text-align:right}td.n{white-space:nowrap}
 td em{font-style:normal;color:var(--soft);font-size:13px;display:block}
+.evidence{display:inline-block;min-width:15em}
 .dot{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:8px}
 .tone{font-weight:600}.tone.good{color:var(--good)}.tone.bad{color:var(--bad)}.tone.open{color:var(--open)}
 .example{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:18px;margin-top:16px}
@@ -84,5 +85,5 @@ summary{cursor:pointer;font-weight:600}
 details pre{overflow-x:auto;font:12.5px/1.45 ui-monospace,Menlo,Consolas,monospace}
 td.wide{overflow-wrap:anywhere}
 @media (max-width:560px){main{padding:24px 14px 60px}.stack{grid-template-columns:1fr 70px}.stack b{grid-column:1/-1;
-margin-bottom:-6px}th,td{padding:8px 10px}}
+margin-bottom:-6px}th,td{padding:8px 10px}td:first-child{white-space:normal;min-width:7em}}
 """

@@ -1,0 +1,1 @@
+"""Any evaluations side by side, question by question."""
