@@ -348,6 +348,18 @@ class CompareConfig:
 
 
 @dataclass
+class HandoffConfig:
+    """recipes/handoff.py: a checkpoint to lmms-eval or VLMEvalKit, and their answers back."""
+
+    tool: str = "lmms_eval"  # lmms_eval | vlmevalkit
+    model: str | None = None  # exported checkpoint to write a script for
+    bring: str | None = None  # the tool's file of answers, or a folder of them, to read; null = write the script
+    arm: str = "model"  # name of the model in scripts and tables
+    scorer: str = "theirs"  # theirs | ours
+    path: str = "${outputs}/${name}/handoff"
+
+
+@dataclass
 class AnswerFieldsConfig:
     """Which column of a file of answers is what; the defaults are those of `rollouts/` and `answers/` files."""
 
@@ -489,6 +501,7 @@ class Config:
     prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    handoff: HandoffConfig = field(default_factory=HandoffConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
