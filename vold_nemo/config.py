@@ -360,6 +360,16 @@ class HandoffConfig:
 
 
 @dataclass
+class ReproduceConfig:
+    """recipes/reproduce.py: a table or figure of the paper beside ours."""
+
+    target: str = "table1"  # table1 | table2 | table3 | table5 | table6 | figure3 | figure4 | figure5 | figure6
+    scale: str = "miniature"  # miniature | paper: experiment miniature or paper_3b, if none is given
+    missing: str = "list"  # list | run | slurm: what to do about arms that are not trained yet
+    path: str = "${outputs}/${name}/reproduce"
+
+
+@dataclass
 class AnswerFieldsConfig:
     """Which column of a file of answers is what; the defaults are those of `rollouts/` and `answers/` files."""
 
@@ -502,6 +512,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
+    reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

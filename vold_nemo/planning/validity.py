@@ -35,6 +35,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.engine": ("transformers",),
     "sft.optimizer.schedule": ("constant", "linear", "cosine"),
     "vold.optimizer.schedule": ("constant", "linear", "cosine"),
+    "reproduce.scale": ("miniature", "paper"),
+    "reproduce.missing": ("list", "run", "slurm"),
     "handoff.tool": ("lmms_eval", "vlmevalkit"),
     "handoff.scorer": ("theirs", "ours"),
     "evaluate.judge.reads": ("unparsed", "all"),

@@ -1,0 +1,48 @@
+"""A table or figure of the paper, drawn beside ours.
+
+    python recipes/reproduce.py reproduce.target=table1                              from a finished demo, at miniature scale
+    python recipes/reproduce.py reproduce.target=figure5 reproduce.missing=run       train here what is missing, then draw
+    python recipes/reproduce.py reproduce.target=table3 reproduce.scale=paper reproduce.missing=slurm cluster=my_site
+
+Targets: table1, table2, table3, table5, table6, figure3, figure4, figure5, figure6.  Finished runs of the experiment (``name``,
+by default the scale's own) are reused; what is missing is listed as a shell script, run, or written as calls of
+slurm/pipeline.sh.  Writes ``<target>.html`` and ``<target>.json`` under ``reproduce.path``, and says whose each number is.
+"""
+
+import sys
+from pathlib import Path
+
+from vold_nemo.command import recipe
+from vold_nemo.config import Config
+
+
+@recipe()
+def main(config: Config) -> None:
+    from vold_nemo.composition import HydraArguments
+    from vold_nemo.evaluation.reproduce.page import write_page
+    from vold_nemo.evaluation.reproduce.targets import target
+    from vold_nemo.evaluation.reproduce.work import Plan
+
+    chosen, scale, options = target(config.reproduce.target), config.reproduce.scale, config.reproduce
+    overrides = HydraArguments.parse(sys.argv[1:]).overrides
+    plan, folder = Plan(config, chosen, scale, overrides), Path(options.path)
+    if plan.missing():
+        if options.missing == "run":
+            plan.run()
+        elif options.missing == "slurm":
+            for script in plan.write_slurm(folder / chosen.name):
+                print(f"script: {script}")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            script = folder / f"{chosen.name}.sh"
+            script.write_text(plan.listing())
+            print(f"missing: {', '.join(arm.name for arm in plan.missing())}; what makes them: {script}")
+    path, _ = write_page(plan, folder)
+    print(f"{chosen.name}: {path}")
+
+
+if __name__ == "__main__":
+    from vold_nemo.evaluation.reproduce.targets import with_experiment
+
+    sys.argv[1:] = with_experiment(sys.argv[1:])
+    main()
