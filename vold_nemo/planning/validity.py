@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.engine": ("transformers",),
     "sft.optimizer.schedule": ("constant", "linear", "cosine"),
     "vold.optimizer.schedule": ("constant", "linear", "cosine"),
+    "reproduce.target": ("table1", "table2", "table3", "table5", "table6", "figure3", "figure4", "figure5", "figure6"),
     "reproduce.scale": ("miniature", "paper"),
     "reproduce.missing": ("list", "run", "slurm"),
     "handoff.tool": ("lmms_eval", "vlmevalkit"),
