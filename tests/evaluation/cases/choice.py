@@ -72,6 +72,11 @@ CHOICE = [  # of LENGTHS
     ("A. 12 cm\nB. 15 cm\nC. 18 cm\nD. 20 cm", None),
     ("<think>The answer is B", None),
     ("Answer: F", "F"),
+    ("The length is \\boxed{14.9}, which is close to 15.\n\nAnswer: B", "B"),
+    ("The length is \\boxed{14.9}.", None),
+    ("Therefore, 'Answer: B'", "B"),
+    ("Answer: A (the shortest one)", "A"),
+    ("Answer: B1", None),
 ]
 
 TEXTS = [  # of COLOURS

@@ -18,7 +18,7 @@ _WORDS = r"(?:(?:the\s+)?(?:option|choice|letter|answer|figure|picture|image|dia
 _OPEN = (
     r"[\s*_$\"'`“‘:：(（\[{<\\]{0,12}"  # bounded, like all repetitions here: an answer of 50,000 brackets costs no more
 )
-_LETTER = r"([A-Za-z])(?![A-Za-z0-9_^'’′(=])(?!\s*=)(?!-[a-z])"
+_LETTER = r"([A-Za-z])(?![A-Za-z0-9_^′(=])(?!['’]\w)(?!\s*=)(?!-[a-z])"
 _HEAD = re.compile(_OPEN + _WORDS + _OPEN + _LETTER, re.IGNORECASE)
 _MORE = re.compile(
     r"[\s)）\]}*_\"'`$.]*(?:,|、|&|;|/|\band\b|\bor\b|\+)\s*(?:\b(?:and|or|both)\b\s*)?"
@@ -26,7 +26,7 @@ _MORE = re.compile(
     + r"[(\[*\s$\"']*([A-Z])(?![A-Za-z0-9_^'])"
 )
 _END = re.compile(
-    r"[\s)）\]}*_\"'`$”’\\]*(?:[.,:;!?\n。，)]|\Z|[-–—](?=\s)|\s(?:because|since|as|with|which|for|and|or)\b)"
+    r"[\s)）\]}*_\"'`$”’\\]*(?:[(.,:;!?\n。，)]|\Z|[-–—](?=\s)|\s(?:because|since|as|with|which|for|and|or)\b)"
 )
 _RIGHT = re.compile(
     r"(?:\b(?:option|choice|answer|figure)\s+)?[(*\[\"']{0,4}\b([A-Z])\b[)*\]\"'.]{0,4}\s+(?:is|would be|must be|should be)\s+"
@@ -115,6 +115,9 @@ def answered(response: str, options: tuple[str, ...], letters: str) -> tuple[tup
         inner, _ = _read(text, options, letters)
         if inner:
             return inner, stating.place
+        after = visible(response).rpartition("\\boxed")[2] if stating.place == "box" else ""
+        if said := _announced(after, options, letters):  # the box holds a value, and the letter comes behind it
+            return said, "announced"
         return (), f"the {stating.place} holds no option"
     return _read(response, options, letters)
 
@@ -138,22 +141,8 @@ def _read(response: str, options: tuple[str, ...], letters: str) -> tuple[tuple[
             return letters_in(alone, letters), "alone"
         if letters_in(alone, letters) and re.fullmatch(r"[A-Z](?:[\s,&;/]+(?:and\s+)?[A-Z])+", alone):
             return letters_in(alone, letters), "alone"
-    events: list[tuple[int, tuple[str, ...]]] = []
-    for place, after in announcements(response):
-        found = letters_in(after, letters)
-        if not found:
-            sentence = first_sentence(after)
-            inside = option_of(sentence, options, letters) or _option_inside(sentence, options, letters)
-            found = (inside,) if inside is not None else ()
-        if found:
-            events.append((place, found))
-    offset = text[-20_000:]
-    for pattern in (_RIGHT, _PICKED):
-        for match in pattern.finditer(offset):
-            if not re.search(r"\b(?:not|n't|incorrect)\b", offset[max(0, match.start() - 12) : match.end()]):
-                events.append((match.start(), (match[1].upper(),)))
-    if events:
-        return max(events, key=lambda event: event[0])[1], "announced"
+    if said := _announced(response, options, letters):
+        return said, "announced"
     lines = [line for line in text.splitlines() if line.strip()]
     for line in (lines[-1], lines[0]):  # an option written out at the end, or at the head of an explanation
         if (opened := _OPENS_LINE.match(line)) and sum(bool(_OPENS_LINE.match(other)) for other in lines) == 1:
@@ -169,6 +158,25 @@ def _read(response: str, options: tuple[str, ...], letters: str) -> tuple[tuple[
     if (inside := _option_inside(last, options, letters)) is not None:
         return (inside,), "closing"
     return (), "no option announced"
+
+
+def _announced(response: str, options: tuple[str, ...], letters: str) -> tuple[str, ...]:
+    """The letters of the last announcement; () without one."""
+    events: list[tuple[int, tuple[str, ...]]] = []
+    for place, after in announcements(response):
+        found = letters_in(after, letters)
+        if not found:
+            sentence = first_sentence(after)
+            inside = option_of(sentence, options, letters) or _option_inside(sentence, options, letters)
+            found = (inside,) if inside is not None else ()
+        if found:
+            events.append((place, found))
+    offset = visible(response)[-20_000:]
+    for pattern in (_RIGHT, _PICKED):
+        for match in pattern.finditer(offset):
+            if not re.search(r"\b(?:not|n't|incorrect)\b", offset[max(0, match.start() - 12) : match.end()]):
+                events.append((match.start(), (match[1].upper(),)))
+    return max(events, key=lambda event: event[0])[1] if events else ()
 
 
 def score_choice(response: str, truth: str, options: tuple[str, ...], letters: str) -> Verdict:
