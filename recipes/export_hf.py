@@ -6,7 +6,8 @@
 
 ``export.run`` is a run folder under ``outputs`` (its newest whole checkpoint, else its ``student.nemo``) or a ``.nemo`` file.
 The trained language model is written over ``export.source``'s; vision tower, projector, tokenizer, processor and chat template
-are carried from there byte for byte; README.md says how the model was made.  Any layout reads what any layout wrote.
+are carried from there byte for byte (adopted tokens are appended to the tokenizer's files); README.md says how the model was
+made, vold_lineage.json where it comes from.  Any layout reads what any layout wrote.
 ``export.verify=true`` loads the result with transformers and compares log-probs.
 """
 
@@ -20,6 +21,7 @@ from vold_nemo.config import Config, ConfigError
 def main(config: Config) -> None:
     import torch
 
+    from vold_nemo.data import lineage
     from vold_nemo.evaluation.parity import verify
     from vold_nemo.megatron import architecture, build, parallel, sharded, weights
     from vold_nemo.megatron.export import export_hf
@@ -41,7 +43,9 @@ def main(config: Config) -> None:
         sharded.load_model(model, folder)
     stream = weights.stream_hf(model, arch, layout)
     card = model_card(run, options.source, said) if layout.rank == 0 else None
-    report = export_hf(stream, options.source, out, options.max_shard_bytes, write=layout.rank == 0, card=card)
+    report = export_hf(
+        stream, options.source, out, options.max_shard_bytes, write=layout.rank == 0, card=card, origin=lineage.read(run)
+    )
     if report is not None:
         print(
             f"{said} -> {report.path}: {report.nbytes / 2**20:,.1f} MiB in {report.files} file(s), "

@@ -67,8 +67,11 @@ def main(config: Config) -> None:
 
 def settings(config: Config, tokenizer) -> dict:
     """What every trace carries and what a resumed run must agree on."""
+    from vold_nemo.data.lineage import weights_digest
+
     return {
         "teacher": config.teacher.path,
+        "teacher_weights": weights_digest(config.teacher.path),
         "thinking": config.teacher.thinking,
         "template": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16],
         "sampling": {"temperature": config.traces.temperature, "max_tokens": config.traces.max_tokens},

@@ -9,6 +9,7 @@ Reads ``traces.path`` (written by recipes/generate_traces.py) and the student's 
 from the newest whole checkpoint (``checkpoint.resume``).  Export with recipes/export_hf.py.
 """
 
+import sys
 from pathlib import Path
 
 from vold_nemo.command import recipe
@@ -19,6 +20,8 @@ from vold_nemo.config import Config
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
+    from vold_nemo.data import lineage
+    from vold_nemo.data.adoption import adopt
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.token_cache import stored_traces
     from vold_nemo.data.vocabulary import VocabularyContract
@@ -30,6 +33,9 @@ def main(config: Config) -> None:
     folder = Path(config.outputs) / config.sft.run
     tokenizer = load_tokenizer(config.student.path, config.student.revision)
     model = MegatronSFTModel(OmegaConf.structured(config))
+    adopted = {}
+    if config.tokenizer.adopt_teacher_tokens:
+        adopted = adopt(tokenizer, model.architecture.vocabulary, load_tokenizer(config.teacher.path, config.teacher.revision))
     contract = VocabularyContract.from_tokenizers(
         tokenizer, model.architecture.vocabulary, None, None, padded=model.padded_vocabulary
     )
@@ -37,11 +43,15 @@ def main(config: Config) -> None:
         config, tokenizer, contract.shared.tolist(), folder / "rejected.jsonl", rank=layout.rank,
         local_rank=parallel.launch().local_rank,
     )  # fmt: skip
+    traces = examples.counts.origins
     if layout.rank == 0:
         print(f"{examples.counts.describe()}\nrun folder: {folder}")
-    model.load_pretrained(config.student.path)
+        warning = lineage.strangers(traces, [config.teacher.path]) if config.objective.kl.enabled else None
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+    model.load_pretrained(config.student.path, adopted)
     model.prepare_for_training()
-    model.attach(examples, contract)
+    model.attach(examples, contract, traces)
     model.fit(Run(folder, rank=layout.rank, config=config, logging=config.logging))
     parallel.destroy()
 

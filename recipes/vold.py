@@ -10,6 +10,7 @@ checkpoints, metrics.jsonl, TensorBoard, rollouts, and ``student.nemo`` at the e
 whole checkpoint (``checkpoint.resume``).  Export with recipes/export_hf.py.
 """
 
+import sys
 from pathlib import Path
 
 from vold_nemo.command import recipe
@@ -21,6 +22,8 @@ def main(config: Config) -> None:
     import torch
     from omegaconf import OmegaConf
 
+    from vold_nemo.data import lineage
+    from vold_nemo.data.adoption import adopt
     from vold_nemo.data.prompts import load_prompts
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
@@ -48,9 +51,12 @@ def main(config: Config) -> None:
         teacher = Teacher(
             config.teacher, layout, padded_vocabulary=model.padded_vocabulary, student_precision=config.precision
         )
+    scorers = load_tokenizer(config.teacher.path, config.teacher.revision) if distils else None
+    adopted = {}
+    if distils and config.tokenizer.adopt_teacher_tokens:
+        adopted = adopt(tokenizer, model.architecture.vocabulary, scorers)
     contract = VocabularyContract.from_tokenizers(
-        tokenizer, model.architecture.vocabulary,
-        load_tokenizer(config.teacher.path, config.teacher.revision) if distils else None,
+        tokenizer, model.architecture.vocabulary, scorers,
         teacher.architecture.vocabulary if distils else None,
         padded=model.padded_vocabulary,
     )  # fmt: skip
@@ -66,8 +72,11 @@ def main(config: Config) -> None:
         else []
     )
     if layout.rank == 0:
+        warning = lineage.strangers(lineage.read(start).get("traces"), [config.teacher.path]) if distils else None
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
         print(f"{contract.describe()}\n{len(prompts)} prompts, {len(validation)} for validation\nrun folder: {folder}")
-    model.load_pretrained(start)
+    model.load_pretrained(start, adopted)
     model.prepare_for_training()
     run = Run(folder, rank=layout.rank, config=config, logging=config.logging)
     sampler = Sampler(engine, tokenizer, prompts, validation, config, layout)

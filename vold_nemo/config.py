@@ -52,6 +52,13 @@ class TeacherConfig:
 
 
 @dataclass
+class TokenizerConfig:
+    """What the student's tokenizer becomes."""
+
+    adopt_teacher_tokens: bool = False  # give the student the teacher's extra tokens (<think>) in spare embedding rows
+
+
+@dataclass
 class ParallelConfig:
     """Layout shared by student and teacher.  Data parallel size = world size / (tensor x pipeline x context)."""
 
@@ -497,6 +504,7 @@ class Config:
     search: bool = False  # recipes/plan.py: rank all layouts, and name the fewest GPUs that fit
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -61,6 +61,7 @@ def build_sft(config):
     """A stage 1 model that is ready to train, as recipes/sft.py makes it."""
     from omegaconf import OmegaConf
 
+    from vold_nemo.data.adoption import adopt
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.data.traces import load_traces
@@ -68,17 +69,19 @@ def build_sft(config):
     from vold_nemo.models.sft import MegatronSFTModel
 
     model = MegatronSFTModel(OmegaConf.structured(config))
-    tokenizer = load_tokenizer(config.student.path)
+    tokenizer, adopted = load_tokenizer(config.student.path), {}
+    if config.tokenizer.adopt_teacher_tokens:
+        adopted = adopt(tokenizer, model.architecture.vocabulary, load_tokenizer(config.teacher.path))
     contract = VocabularyContract.from_tokenizers(
         tokenizer, model.architecture.vocabulary, None, None, padded=model.padded_vocabulary
     )
-    examples, _ = load_traces(
+    examples, counts = load_traces(
         config.traces.path, tokenizer, max_length=config.sft.max_length, rejected=Rejected(None, 0.0),
-        end_ids=eos_ids(config.student.path, tokenizer),
+        end_ids=eos_ids(config.student.path, tokenizer), shared=contract.shared.tolist(),
     )  # fmt: skip
-    model.load_pretrained(config.student.path)
+    model.load_pretrained(config.student.path, adopted)
     model.prepare_for_training()
-    model.attach(examples, contract)
+    model.attach(examples, contract, counts.origins)
     return model
 
 

@@ -29,7 +29,7 @@ from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import eos_ids
 from vold_nemo.data.traces import SFTExample, TraceCounts, read_traces, trace_files
 
-FORMAT = 1
+FORMAT = 2
 
 
 class StoredExamples(Sequence[SFTExample]):

@@ -10,7 +10,7 @@ generation knows what is done:
                         then the student's tokenizer reads `response` and ends it
     response_tokens     their number
     finish              stop | length (dropped: longer than the limit)
-    teacher, thinking, template, sampling, seed         where it came from
+    teacher, teacher_weights, thinking, template, sampling, seed    where it came from (lineage.weights_digest)
 
 No trace is verified: stage 1 aligns the student with the teacher's distribution, right or wrong (paper, section 4.1).
 """
@@ -21,13 +21,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vold_nemo.config import ConfigError
+from vold_nemo.data.lineage import count_origin
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import render_prompt
 
@@ -58,6 +59,7 @@ class TraceCounts:
     too_long: int = 0  # prompt and response exceed sft.max_length
     foreign: int = 0  # holds ids that the student's tokenizer does not share (<think> of Qwen3)
     response_tokens: int = 0
+    origins: list[dict] = field(default_factory=list)  # who wrote the kept ones: `traces` of a lineage
 
     def describe(self) -> str:
         return (
@@ -153,12 +155,14 @@ def read_traces(
         else:
             counts.kept += 1
             counts.response_tokens += len(response)
+            count_origin(counts.origins, row)
             yield SFTExample(ids, len(prompts[key]), f"{row['id']}/{row['sample']}", row.get("source"))
     rejected.check(counts.lines, str(path))
     if not counts.kept:
         raise ConfigError(
             "traces.path", f"{path}: {counts.describe()}", "at least one usable trace",
-            "raise sft.max_length or traces.max_tokens; for ids that the student lacks set teacher.thinking=false",
+            "raise sft.max_length or traces.max_tokens; for ids that the student lacks set teacher.thinking=false or "
+            "tokenizer.adopt_teacher_tokens=true",
         )  # fmt: skip
 
 
@@ -203,9 +207,9 @@ def _checked(line: bytes) -> dict[str, Any]:
         raise ValueError("not JSON") from None
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
-    for field, kind in (("id", str), ("sample", int), ("messages", list), ("finish", str)):
-        if not isinstance(row.get(field), kind):
-            raise ValueError(f"{field}: missing or not {kind.__name__}")
+    for name, kind in (("id", str), ("sample", int), ("messages", list), ("finish", str)):
+        if not isinstance(row.get(name), kind):
+            raise ValueError(f"{name}: missing or not {kind.__name__}")
     is_text = row.get("response_ids") is None and isinstance(row.get("response"), str) and row["response"] != ""
     if is_text:
         row["response_ids"] = None

@@ -15,7 +15,7 @@ both have must be the same token, or the teacher would score another text than t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import BoolTensor
@@ -35,6 +35,7 @@ class VocabularyContract:
     shared: BoolTensor  # [V]
     student_only: dict[int, str]  # ids that only one tokenizer has
     teacher_only: dict[int, str]
+    added_tokens: list[dict] = field(default_factory=list)  # the student's, as tokenizer.json lists them
 
     @property
     def engine_rows(self) -> int:
@@ -59,19 +60,9 @@ class VocabularyContract:
         tokens = _tokens(student, student_rows, "student.path")
         sampleable = _mask(padded, range(student_rows))
         if teacher is None:
-            return cls(padded, student_rows, None, sampleable, _mask(padded, tokens), {}, {})
+            return cls(padded, student_rows, None, sampleable, _mask(padded, tokens), {}, {}, added_tokens(student))
         others = _tokens(teacher, teacher_rows, "teacher.path")
-        common = sorted(tokens.keys() & others.keys())
-        differing = [i for i in common if tokens[i] != others[i]]
-        if differing:
-            first = differing[0]
-            raise ConfigError(
-                "teacher.path",
-                f"id {first} is {others[first]!r} for the teacher, {tokens[first]!r} for the student "
-                f"({len(differing)} of {len(common)} ids differ)",
-                "a teacher whose tokenizer agrees with the student's on every id that both have",
-                "choose a teacher of the student's tokenizer family (Qwen3 for Qwen2.5-VL)",
-            )
+        common = first_difference(tokens, others)
         end = student.eos_token_id
         if not common or (end is not None and end not in others):
             raise ConfigError(
@@ -82,6 +73,7 @@ class VocabularyContract:
             padded, student_rows, teacher_rows, sampleable, _mask(padded, common),
             {i: tokens[i] for i in sorted(tokens.keys() - others.keys())},
             {i: others[i] for i in sorted(others.keys() - tokens.keys())},
+            added_tokens(student),
         )  # fmt: skip
 
     def shard(self, rank: int, tensor: int, device: torch.device | str = "cpu") -> VocabularyShard:
@@ -99,6 +91,33 @@ class VocabularyContract:
                     named = ", ".join(f"{token} ({i})" for i, token in list(only.items())[:6])
                     lines.append(f"  {len(only)} tokens only the {side} has: {named}{' ...' if len(only) > 6 else ''}")
         return "\n".join(lines)
+
+
+def added_tokens(tokenizer) -> list[dict]:
+    """The tokenizer's added tokens as ``tokenizer.json`` lists them."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    found = sorted(tokenizer.added_tokens_decoder.items())
+    return [{"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in flags}} for i, token in found]
+
+
+def first_difference(tokens: dict[int, str], others: dict[int, str]) -> list[int]:
+    """Ids that both the student (``tokens``) and the teacher have, ascending.
+
+    Raises:
+        ConfigError: some of them mean different tokens; the first is named.
+    """
+    common = sorted(tokens.keys() & others.keys())
+    differing = [i for i in common if tokens[i] != others[i]]
+    if differing:
+        first = differing[0]
+        raise ConfigError(
+            "teacher.path",
+            f"id {first} is {others[first]!r} for the teacher, {tokens[first]!r} for the student "
+            f"({len(differing)} of {len(common)} ids differ)",
+            "a teacher whose tokenizer agrees with the student's on every id that both have",
+            "choose a teacher of the student's tokenizer family (Qwen3 for Qwen2.5-VL)",
+        )
+    return common
 
 
 def _tokens(tokenizer, rows: int, key: str) -> dict[int, str]:

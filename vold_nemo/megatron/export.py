@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from vold_nemo.config import ConfigError
+from vold_nemo.data import lineage
+from vold_nemo.data.adoption import append_tokens
 from vold_nemo.megatron import architecture, tensors
 from vold_nemo.megatron.names import hf_names
 
@@ -41,13 +43,14 @@ class ExportReport:
 
 def export_hf(
     named_tensors: Iterable[tuple[str, Tensor]], source: str | Path, out: str | Path, max_shard_bytes: int, *,
-    write: bool = True, card: str | None = None,
+    write: bool = True, card: str | None = None, origin: dict | None = None,
 ) -> ExportReport | None:
     """Write checkpoint ``out`` from ``source`` and the stream of :func:`vold_nemo.megatron.weights.stream_hf`.
 
     Call it on every rank of the model, with ``write`` on one of them: the others only take part in the stream's
     collectives and get None.  Written into a folder beside ``out`` and renamed at the end; an earlier export at ``out``
-    is replaced.  Trained tensors take the source tensor's precision.  ``card`` becomes README.md.
+    is replaced.  Trained tensors take the source tensor's precision.  ``card`` becomes README.md, ``origin``
+    vold_lineage.json; added tokens that it names and the source lacks are appended to the tokenizer's files.
 
     :raises ConfigError: if the source is unusable or ``out`` holds something else (on every rank, before the first
         collective); if the stream lacks a tensor of the backbone, or has one that the source does not have in that shape.
@@ -72,6 +75,9 @@ def export_hf(
     _copy_beside(source, aside)
     if card is not None:
         (aside / "README.md").write_text(card)
+    if origin:
+        lineage.write(origin, aside / lineage.IN_EXPORT)
+        append_tokens(aside, origin.get("added_tokens", ()))
     places = _lay_out(entries, aside, max_shard_bytes)
     wanted, seen = set(hf_names(arch)), set()
     for streamed, tensor in named_tensors:

@@ -5,7 +5,9 @@ shard, and ``restore_from`` then loads it into every rank without a word.  This 
 
     model_config.yaml      the model's configuration; folders below as "nemo:folders/<key>"
     weights/               torch_dist, from all ranks, loads at any tensor x pipeline size (sharded.py)
-    folders/<key>/         small files of the folders that the configuration names: tokenizer, config.json, templates
+    folders/<key>/         small files of the folders that the configuration names: tokenizer, config.json, templates;
+                           added tokens of the lineage that the tokenizer there lacks are appended to it
+    lineage.json           ``model.lineage``, if the class has one (data/lineage.py)
 
 The model class brings two collective methods, usually one line each, and one list::
 
@@ -30,6 +32,8 @@ from typing import Any
 import torch.distributed as dist
 
 from vold_nemo.config import ConfigError
+from vold_nemo.data import lineage
+from vold_nemo.data.adoption import append_tokens
 from vold_nemo.megatron import tensors
 
 CONFIG, WEIGHTS, FOLDERS = "model_config.yaml", "weights", "folders"
@@ -76,10 +80,13 @@ def sharded_connector():
             model.save_weights(stage / WEIGHTS)
             if _rank() == 0:
                 config = OmegaConf.create(OmegaConf.to_container(model.cfg, resolve=True))
+                origin = getattr(model, "lineage", {})
+                lineage.write(origin, stage / lineage.IN_RUN)
                 for key in getattr(model, "nemo_folders", ()):
                     source = OmegaConf.select(config, key)
                     if source is not None:
                         _copy_small_files(Path(source), stage / FOLDERS / key, key)
+                        append_tokens(stage / FOLDERS / key, origin.get("added_tokens", ()))
                         OmegaConf.update(config, key, f"nemo:{FOLDERS}/{key}")
                 OmegaConf.save(config, stage / CONFIG)
                 if self.pack_nemo_file:

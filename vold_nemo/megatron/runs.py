@@ -3,6 +3,7 @@
     outputs/<run>/config.yaml      the resolved configuration
                   metrics.jsonl    one JSON object a step
                   tensorboard/     the same numbers, and what exp_manager notes (command line, git state)
+                  lineage.json     where the student comes from (data/lineage.py)
                   checkpoints/     (checkpoint.py)
 
 ``exp_manager`` of NeMo makes the folder and the loggers, and nothing else: no ModelCheckpoint, no resuming, no
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError, LoggingConfig
+from vold_nemo.data import lineage
 
 logger = log.getLogger(__name__)
 
@@ -57,6 +59,11 @@ class Run:
         aside = self.metrics.with_suffix(".part")
         aside.write_text("".join(line + "\n" for line in kept))
         os.replace(aside, self.metrics)
+
+    def keep(self, origin: dict[str, Any]) -> None:
+        """Write ``lineage.json``."""
+        if self.rank == 0:
+            lineage.write(origin, self.folder / lineage.IN_RUN)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """One line of ``metrics.jsonl`` for ``step`` (the first is 1), and its numbers to the loggers.

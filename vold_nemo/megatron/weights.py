@@ -6,7 +6,7 @@ Both directions walk the placements of :mod:`vold_nemo.megatron.names`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,14 +120,41 @@ def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, path: st
         checkpoint stores a different head.
     """
     files = _Files(Path(path))
-    found = read(path)
-    same = ("text_prefix", "head_on_disk", "experts_packed", "experts_transposed")
-    arch = replace(arch, **{key: getattr(found, key) for key in same})
+    arch = _as_on_disk(arch, path)
     check_names(arch, files.entries, files.folder, layout.tensor, model.vocab_size)
     for place, parameter in _held(model, arch, layout):
         parameter.copy_(_assemble(place, layout, files, parameter))
         if arch.tied and arch.head_on_disk and place.hf[0].endswith("embed_tokens.weight"):
             _check_stored_head(place, layout, files)
+
+
+@torch.no_grad()
+def adopt_rows(
+    model: torch.nn.Module, arch: Architecture, layout: Layout, path: str | Path, adopted: Mapping[int, Sequence[int]],
+) -> None:  # fmt: skip
+    """Write the rows of adopted tokens (:mod:`vold_nemo.data.adoption`): row i = mean of the rows ``adopted[i]``.
+
+    Without ids it is the mean of all rows before the first adopted one.  Both the embedding and the LM head; a tied head's
+    copy on the last pipeline stage gets the same values.  Each rank reads what it needs from checkpoint ``path``; no
+    collectives.
+    """
+    files, known = _Files(Path(path)), min(adopted, default=0)
+    for place, parameter in _held(model, _as_on_disk(arch, path), layout):
+        if place.megatron not in ("embedding.word_embeddings.weight", "output_layer.weight"):
+            continue
+        first = layout.tensor_rank * len(parameter)
+        for row, parts in adopted.items():
+            if first <= row < first + len(parameter):
+                rows = [(part, 1) for part in parts] or [(0, known)]
+                table = torch.cat([files.slice(place.hf[0], 0, start, size) for start, size in rows])
+                parameter[row - first] = table.float().mean(0).to(parameter)
+
+
+def _as_on_disk(arch: Architecture, path: str | Path) -> Architecture:
+    """``arch`` with the names that checkpoint ``path`` gives its tensors."""
+    found = read(path)
+    same = ("text_prefix", "head_on_disk", "experts_packed", "experts_transposed")
+    return replace(arch, **{key: getattr(found, key) for key in same})
 
 
 def _assemble(place: Placement, layout: Layout, files: _Files, like: Tensor) -> Tensor:

@@ -40,13 +40,14 @@ class MegatronSFTModel(MegatronStudent):
     def total_steps(self) -> int:
         return self.config.sft.steps
 
-    def attach(self, examples: Sequence[SFTExample], contract: VocabularyContract) -> None:
-        """Training data, and which ids count in the softmax: those the rollout engine will be able to sample."""
+    def attach(self, examples: Sequence[SFTExample], contract: VocabularyContract, traces: list[dict] | None = None) -> None:
+        """Training data; which ids count in the softmax (those the rollout engine will be able to sample); who wrote it."""
         self.examples = examples
         sources = examples.source_of_each() if isinstance(examples, StoredExamples) else [e.source for e in examples]
         self.order = Order(
             len(examples), self.config.sft.batch, self.config.seed, sources=sources, mixture=self.config.data.mixture
         )
+        self.lineage = {"added_tokens": contract.added_tokens, "traces": traces}
         self.batches = Ahead(self.cut, self.total_steps)
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
 

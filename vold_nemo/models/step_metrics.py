@@ -70,6 +70,7 @@ class StepMetrics:
             "kl_mean": value["kl"] / kl_tokens,
             "kl_min": -largest[0].item() if value["kl_tokens"] else 0.0,
             "kl_clamped_rate": value["kl_clamped"] / kl_tokens,
+            "kl_unshared_rate": self._unshared_rate(),
             "masked_rate": sum(mask == 0 for mask in self.selection.kl_mask) / count,
             "teacher_tokens": int(totals[-1].item()),
             "scored_rollouts": sum(plan.scored),
@@ -91,3 +92,9 @@ class StepMetrics:
             "seconds": seconds,
             "memory": {"peak_bytes": int(peak.item())},
         }
+
+    def _unshared_rate(self) -> float:
+        """Share of the scored rollouts' tokens that carry no KL because the two tokenizers do not share them."""
+        ids = [i for row, r in enumerate(self.rollouts) if self.selection.kl_mask[row] for i in r.response_ids]
+        shared = self.selection.shared[torch.tensor(ids, dtype=torch.int64)]
+        return 1.0 - shared.double().mean().item() if ids else 0.0

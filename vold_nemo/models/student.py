@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,7 @@ class MegatronStudent(ModelPT):
         )  # fmt: skip
         nemo_connector.attach(self, self.layout)
         self.optimizer_in_training = None  # with its schedule, set by prepare_for_training
+        self.lineage: dict[str, Any] = {}  # see data/lineage.py; set by `attach`
 
     # -- what the two stages differ in -------------------------------------------------------------------------------
 
@@ -104,9 +105,13 @@ class MegatronStudent(ModelPT):
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
-    def load_pretrained(self, path: str) -> None:
-        """Weights from a Hugging Face checkpoint; each rank reads its own slices."""
+    def load_pretrained(self, path: str, adopted: Mapping[int, Sequence[int]] | None = None) -> None:
+        """Weights from a Hugging Face checkpoint; each rank reads its own slices.
+
+        ``adopted``: ids of the tokens that the student took over and what their rows start from (data/adoption.py).
+        """
         weights.load_hf(self.gpt, self.architecture, self.layout, path)
+        weights.adopt_rows(self.gpt, self.architecture, self.layout, path, adopted or {})
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The one stream of (name on disk, full tensor); collective, every rank must exhaust it."""
@@ -196,6 +201,7 @@ class MegatronStudent(ModelPT):
         from tqdm import tqdm
 
         heart.note("resume")
+        run.keep(self.lineage)
         start = self.resume(run)
         if start >= self.total_steps:
             if self.layout.rank == 0:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vold_nemo.config import OptimizerConfig
+from vold_nemo.data import lineage
 from vold_nemo.data.micro_batch import MicroBatch, collate
 from vold_nemo.data.rollouts import Rollout
 from vold_nemo.data.vocabulary import VocabularyContract
@@ -84,6 +85,8 @@ class MegatronVOLDModel(MegatronStudent):
             raise ValueError("a teacher is needed with a KL term, and only then")
         self.sampler, self.teacher, self.run = sampler, teacher, run
         self.contract = contract
+        stage1 = lineage.read(self.config.vold.start).get("traces")
+        self.lineage = {"added_tokens": contract.added_tokens, "traces": stage1, "teacher": self.config.teacher.path}
         # A forward pass of the teacher in units of the student's forward and backward: 2 against 6 FLOPs a weight.
         own = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.teacher_cost = teacher.parameters / (3 * own) if teacher else 0.0

@@ -43,4 +43,6 @@ def contract(config: Config) -> list[str]:
             "choose a teacher of the student's tokenizer family (Qwen3 for Qwen2.5-VL)",
         )  # fmt: skip
     only = [f"{len(side.keys() - common)} only the {name} has" for name, side in (("student", student), ("teacher", teacher))]
+    if config.tokenizer.adopt_teacher_tokens:
+        only[1] += " (adopted in spare rows)"
     return [f"vocabulary: both tokenizers share {len(common)} ids; {', '.join(only)}"]

@@ -257,6 +257,10 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
         yield from _objective(config)
         yield from _context(config)
         yield from _beta(config.objective.kl.beta, config.vold.steps)
+    if config.tokenizer.adopt_teacher_tokens and "sft" in stages:
+        teacher = _read("teacher.path", config.teacher.path, config.miniature.path)
+        if isinstance(teacher, ConfigError) and "vold" not in stages:  # stage 2 names it anyway
+            yield teacher
     if stages:
         yield from _layouts(config, with_teacher="vold" in stages and config.objective.kl.enabled, world=world)
 
