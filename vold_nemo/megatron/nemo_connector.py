@@ -81,7 +81,8 @@ def sharded_connector():
             if _rank() == 0:
                 config = OmegaConf.create(OmegaConf.to_container(model.cfg, resolve=True))
                 origin = getattr(model, "lineage", {})
-                lineage.write(origin, stage / lineage.IN_RUN)
+                if origin:
+                    lineage.write(origin, stage / lineage.IN_RUN)
                 for key in getattr(model, "nemo_folders", ()):
                     source = OmegaConf.select(config, key)
                     if source is not None:
