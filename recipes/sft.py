@@ -21,10 +21,9 @@ def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
     from vold_nemo.data import lineage
-    from vold_nemo.data.adoption import adopt
+    from vold_nemo.data.adoption import agree
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.token_cache import stored_traces
-    from vold_nemo.data.vocabulary import VocabularyContract
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.runs import Run
     from vold_nemo.models.sft import MegatronSFTModel
@@ -33,12 +32,7 @@ def main(config: Config) -> None:
     folder = Path(config.outputs) / config.sft.run
     tokenizer = load_tokenizer(config.student.path, config.student.revision)
     model = MegatronSFTModel(OmegaConf.structured(config))
-    adopted = {}
-    if config.tokenizer.adopt_teacher_tokens:
-        adopted = adopt(tokenizer, model.architecture.vocabulary, load_tokenizer(config.teacher.path, config.teacher.revision))
-    contract = VocabularyContract.from_tokenizers(
-        tokenizer, model.architecture.vocabulary, None, None, padded=model.padded_vocabulary
-    )
+    adopted, contract = agree(config, tokenizer, model.architecture.vocabulary, [], padded=model.padded_vocabulary)
     examples = stored_traces(
         config, tokenizer, contract.shared.tolist(), folder / "rejected.jsonl", rank=layout.rank,
         local_rank=parallel.launch().local_rank,
@@ -46,7 +40,9 @@ def main(config: Config) -> None:
     traces = examples.counts.origins
     if layout.rank == 0:
         print(f"{examples.counts.describe()}\nrun folder: {folder}")
-        warning = lineage.strangers(traces, [config.teacher.path]) if config.objective.kl.enabled else None
+        warning = None
+        if config.objective.kl.enabled:
+            warning = lineage.strangers(traces, [one.path for one in (config.teacher, *config.teachers.values())])
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
     model.load_pretrained(config.student.path, adopted)

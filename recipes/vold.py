@@ -23,15 +23,14 @@ def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
     from vold_nemo.data import lineage
-    from vold_nemo.data.adoption import adopt
+    from vold_nemo.data.adoption import agree
     from vold_nemo.data.prompts import load_prompts
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
-    from vold_nemo.data.vocabulary import VocabularyContract
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.runs import Run
+    from vold_nemo.models.faculty import assemble
     from vold_nemo.models.sampling import Sampler
-    from vold_nemo.models.teacher import Teacher
     from vold_nemo.models.vold import MegatronVOLDModel
     from vold_nemo.rewards.keys import refusal
     from vold_nemo.rollout.transformers_engine import TransformersEngine
@@ -46,20 +45,9 @@ def main(config: Config) -> None:
     layout = parallel.initialize_from(config)
     folder = Path(config.outputs) / config.vold.run
     model = MegatronVOLDModel(OmegaConf.structured(config))
-    teacher = None
-    if distils:
-        teacher = Teacher(
-            config.teacher, layout, padded_vocabulary=model.padded_vocabulary, student_precision=config.precision
-        )
-    scorers = load_tokenizer(config.teacher.path, config.teacher.revision) if distils else None
-    adopted = {}
-    if distils and config.tokenizer.adopt_teacher_tokens:
-        adopted = adopt(tokenizer, model.architecture.vocabulary, scorers)
-    contract = VocabularyContract.from_tokenizers(
-        tokenizer, model.architecture.vocabulary, scorers,
-        teacher.architecture.vocabulary if distils else None,
-        padded=model.padded_vocabulary,
-    )  # fmt: skip
+    teacher = assemble(config, layout, padded_vocabulary=model.padded_vocabulary)
+    named = [config.teacher, *config.teachers.values()] if distils else []
+    adopted, contract = agree(config, tokenizer, model.architecture.vocabulary, named, padded=model.padded_vocabulary)
     rejected = Rejected(folder / "rejected.jsonl" if layout.rank == 0 else None, config.data.max_rejected_share)
     prompts = load_prompts(
         config.data.prompts, config.data.system_prompt, rejected, instruction=config.data.instruction,
@@ -72,7 +60,7 @@ def main(config: Config) -> None:
         else []
     )
     if layout.rank == 0:
-        warning = lineage.strangers(lineage.read(start).get("traces"), [config.teacher.path]) if distils else None
+        warning = lineage.strangers(lineage.read(start).get("traces"), [one.path for one in named]) if named else None
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         print(f"{contract.describe()}\n{len(prompts)} prompts, {len(validation)} for validation\nrun folder: {folder}")

@@ -34,7 +34,10 @@ def local_folder(path: str, revision: str | None = None, kind: str = "model") ->
 def with_local_folders(config: Config) -> Config:
     """``config`` with the folders of student, teacher, start and evaluated models in place of hub ids."""
     student = dataclasses.replace(config.student, path=local_folder(config.student.path, config.student.revision))
-    teacher = dataclasses.replace(config.teacher, path=local_folder(config.teacher.path, config.teacher.revision))
+    teacher, *more = (
+        dataclasses.replace(one, path=local_folder(one.path, one.revision))
+        for one in (config.teacher, *config.teachers.values())
+    )
     # Keys that are interpolations of student.path by default must follow it.
     moved = {config.student.path: student.path, config.teacher.path: teacher.path}
 
@@ -45,6 +48,7 @@ def with_local_folders(config: Config) -> Config:
         config,
         student=student,
         teacher=teacher,
+        teachers=dict(zip(config.teachers, more, strict=True)),
         export=dataclasses.replace(config.export, source=follow(config.export.source)),
         vold=dataclasses.replace(config.vold, start=follow(config.vold.start)),
         evaluate=dataclasses.replace(

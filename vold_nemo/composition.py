@@ -95,10 +95,15 @@ def enter_open_sections(override: str) -> str:
 
     ``evaluate.models.mine=path`` adds a name to a map, which Hydra wants said with ``++``; ``evaluate.text.path=file``
     reaches into a section that may be null, which Hydra can only merge from one level higher:
-    ``evaluate={text: {path: file}}``.
+    ``evaluate={text: {path: file}}``.  ``teachers.mine.path=folder`` adds a whole section to a map of sections:
+    ``+teachers={mine: {path: folder}}``.
     """
     key, equals, value = override.partition("=")
     prefix, parts = key[: len(key) - len(key.lstrip("+~"))], key.lstrip("+~").split(".")
+    if equals and "~" not in prefix and _is_map_of_sections(_hint(parts[0])):
+        for part in reversed(parts[1:]):
+            value = f"{{{part}: {value}}}"
+        return f"+{parts[0]}={value}"
     for depth in range(1, len(parts)) if equals else ():
         hint = _hint(".".join(parts[: depth + 1]))
         if typing.get_origin(hint) is dict and depth + 1 < len(parts):
@@ -108,6 +113,10 @@ def enter_open_sections(override: str) -> str:
                 value = f"{{{part}: {value}}}"
             return f"{prefix}{'.'.join(parts[:depth])}={value}"
     return override
+
+
+def _is_map_of_sections(hint: object) -> bool:
+    return typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1])
 
 
 def _refuse_added_keys(found: object, section: type, path: str) -> None:

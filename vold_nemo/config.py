@@ -49,6 +49,8 @@ class TeacherConfig:
     revision: str | None = None
     precision: str = "auto"  # auto | fp32 | bf16: auto follows `precision`
     thinking: bool = False  # ours: passed to the teacher's chat template as enable_thinking
+    offload: bool = False  # off the device while it does not score; its LM head stays for the loss
+    offload_to: str = "host"  # host | checkpoint: kept in (pinned) host memory, or dropped and read from disk again
 
 
 @dataclass
@@ -169,6 +171,7 @@ class PromptFieldsConfig:
     domain: str | None = None
     source: str | None = None  # where a row came from: data.mixture weighs by it
     verifier: str | None = None  # name of the row's verifier; null = reward.verifier
+    teacher: str | None = None  # name in `teachers` of the row's teacher in stage 2; rows without one have `teacher`
     response: str | None = None  # the set's own trace (traces.engine=dataset); null = the assistant's turn behind the prompt
 
 
@@ -504,6 +507,7 @@ class Config:
     search: bool = False  # recipes/plan.py: rank all layouts, and name the fewest GPUs that fit
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teachers: dict[str, TeacherConfig] = field(default_factory=dict)  # more of them, by the name that a prompt gives
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -43,6 +43,7 @@ def needs(config: Config) -> list[Need]:
     found = [
         Need("student.path", "model", *_hub_id(student.path, student.revision)),
         Need("teacher.path", "model", *_hub_id(teacher.path, teacher.revision)),
+        *(Need(f"teachers.{name}.path", "model", *_hub_id(one.path, one.revision)) for name, one in config.teachers.items()),
     ]
     sets = {
         "data.prompts.path": data.prompts, "data.trace_prompts.path": data.trace_prompts,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from recipes import generate_traces
-from vold_nemo.config import Config, DataConfig, DatasetConfig, StudentConfig, TeacherConfig, TracesConfig
+from vold_nemo.config import Config, ConfigError, DataConfig, DatasetConfig, StudentConfig, TeacherConfig, TracesConfig
 from vold_nemo.miniature.random_models import write_questions, write_random_teacher
 from vold_nemo.rollout.transformers_engine import TransformersEngine
 
@@ -101,3 +101,59 @@ def test_tasks_of_a_job_step_take_a_shard_each(config, tmp_path, monkeypatch):
         run(config)
     assert sorted(path.name for path in tmp_path.glob("traces*")) == ["traces.0-of-2.jsonl", "traces.1-of-2.jsonl"]
     assert len(rows(tmp_path)) == COUNT * 2
+
+
+# Qwen3's own way: without thinking, the template itself opens and closes an empty thought.
+CLOSED = "{%- if enable_thinking is defined and enable_thinking is false -%}{{ '<think>\n\n</think>\n\n' }}{%- endif -%}"
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_teacher_thinks_or_not_by_its_template(config, world, tmp_path, monkeypatch, thinking):
+    """The prompt is transformers' rendering of the switch, the traces say which; a thought reaches a student that adopts it."""
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from vold_nemo.data.adoption import adopt
+    from vold_nemo.data.rejected import Rejected
+    from vold_nemo.data.traces import load_traces
+    from vold_nemo.miniature.tokenizer import CHAT_TEMPLATE, ID, build_tokenizer
+
+    teacher = tmp_path / "qwen3"
+    shutil.copytree(world[0], teacher)
+    for old in teacher.glob("chat_template*"):
+        old.unlink()
+    ending = CHAT_TEMPLATE.rindex("{%- endif -%}")
+    (teacher / "chat_template.jinja").write_text(CHAT_TEMPLATE[:ending] + CLOSED + CHAT_TEMPLATE[ending:])
+    asked, generate = [], TransformersEngine.generate
+
+    def thoughtful(engine, prompts, sampling, **options):
+        """What a thinking teacher does with an open turn; a closed one is answered."""
+        asked.extend(prompts)
+        answers = generate(engine, prompts, sampling, **options)
+        if not thinking:
+            return answers
+        return [dataclasses.replace(a, ids=[55, 40, 56, ID["<|im_end|>"]], finish_reason="stop") for a in answers]
+
+    monkeypatch.setattr(TransformersEngine, "generate", thoughtful)
+    run(dataclasses.replace(config, teacher=TeacherConfig(path=str(teacher), thinking=thinking)))
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    lines = rows(tmp_path)
+    expected = [
+        tokenizer.apply_chat_template(line["messages"], add_generation_prompt=True, enable_thinking=thinking, return_dict=False)
+        for line in lines[:: config.traces.samples_per_prompt]
+    ]
+    assert [prompt.ids for prompt in asked] == expected
+    newline = ID["\n"]
+    closed = [55, newline, newline, 56, newline, newline]
+    assert all((ids[-6:] == closed) is not thinking for ids in expected)
+    assert {line["thinking"] for line in lines} == {thinking}
+    if thinking:
+        student = build_tokenizer()
+        options = dict(max_length=99, rejected=Rejected(None, 0.0), end_ids=[ID["<|im_end|>"]])
+        with pytest.raises(ConfigError, match="22 with ids that the student lacks"):
+            load_traces(config.traces.path, student, shared=[True] * 53, **options)
+        adopt(student, 60, tokenizer)
+        examples, counts = load_traces(config.traces.path, student, **options)
+        assert counts.kept == 22 and counts.origins[0]["thinking"] is True
+        assert examples[0].ids[examples[0].prompt_length :].tolist() == [55, 40, 56, ID["<|im_end|>"]]

@@ -61,20 +61,15 @@ def build_sft(config):
     """A stage 1 model that is ready to train, as recipes/sft.py makes it."""
     from omegaconf import OmegaConf
 
-    from vold_nemo.data.adoption import adopt
+    from vold_nemo.data.adoption import agree
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.data.traces import load_traces
-    from vold_nemo.data.vocabulary import VocabularyContract
     from vold_nemo.models.sft import MegatronSFTModel
 
     model = MegatronSFTModel(OmegaConf.structured(config))
-    tokenizer, adopted = load_tokenizer(config.student.path), {}
-    if config.tokenizer.adopt_teacher_tokens:
-        adopted = adopt(tokenizer, model.architecture.vocabulary, load_tokenizer(config.teacher.path))
-    contract = VocabularyContract.from_tokenizers(
-        tokenizer, model.architecture.vocabulary, None, None, padded=model.padded_vocabulary
-    )
+    tokenizer = load_tokenizer(config.student.path)
+    adopted, contract = agree(config, tokenizer, model.architecture.vocabulary, [], padded=model.padded_vocabulary)
     examples, counts = load_traces(
         config.traces.path, tokenizer, max_length=config.sft.max_length, rejected=Rejected(None, 0.0),
         end_ids=eos_ids(config.student.path, tokenizer), shared=contract.shared.tolist(),
@@ -137,23 +132,19 @@ def build_vold(config, layout, sampler=None):
     """A stage 2 model that is ready to train, as recipes/vold.py makes it; ``sampler`` None = a FixedSampler."""
     from omegaconf import OmegaConf
 
+    from vold_nemo.data.adoption import agree
     from vold_nemo.data.templates import load_tokenizer
-    from vold_nemo.data.vocabulary import VocabularyContract
     from vold_nemo.megatron.runs import Run
-    from vold_nemo.models.teacher import Teacher
+    from vold_nemo.models.faculty import assemble
     from vold_nemo.models.vold import MegatronVOLDModel
 
-    model, teacher = MegatronVOLDModel(OmegaConf.structured(config)), None
-    if config.objective.kl.enabled:
-        teacher = Teacher(
-            config.teacher, layout, padded_vocabulary=model.padded_vocabulary, student_precision=config.precision
-        )
-    contract = VocabularyContract.from_tokenizers(
-        load_tokenizer(config.vold.start), model.architecture.vocabulary,
-        load_tokenizer(config.teacher.path) if teacher else None, teacher.architecture.vocabulary if teacher else None,
-        padded=model.padded_vocabulary,
+    model = MegatronVOLDModel(OmegaConf.structured(config))
+    teacher = assemble(config, layout, padded_vocabulary=model.padded_vocabulary)
+    adopted, contract = agree(
+        config, load_tokenizer(config.vold.start), model.architecture.vocabulary,
+        [config.teacher, *config.teachers.values()] if teacher else [], padded=model.padded_vocabulary,
     )  # fmt: skip
-    model.load_pretrained(config.vold.start)
+    model.load_pretrained(config.vold.start, adopted)
     model.prepare_for_training()
     model.attach(sampler or FixedSampler(), contract, teacher, Run(Path(config.outputs) / "vold", rank=layout.rank))
     return model
@@ -187,22 +178,29 @@ def sft_trained(folder: Path, *overrides: str) -> dict:
 def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
     """Two steps of stage 2 on fixed rollouts: metrics of each, and the weights after them."""
     from vold_nemo.megatron import parallel
+    from vold_nemo.models.faculty import members
 
     config = configuration(folder, "rollout.probe_tolerance=1e9", *overrides)
     layout = layout_of(config)
     sampler = FixedSampler(rewards)
     model = build_vold(config, layout, sampler)
-    before = teacher_state(model)
-    metrics = [model.train_step(step) for step in range(2)]
+    before, awake = teacher_state(model), []
+    metrics = []
+    for step in range(2):
+        metrics.append(model.train_step(step))
+        awake.append(sum(member.device_bytes() for member in members(model.teacher)))
     after, memory = teacher_state(model), model.teacher.memory_bytes() if model.teacher else None
     parallel.destroy()
     weights = {name: tensor.numpy() for name, tensor in sampler.received.items()}
-    return {"metrics": metrics, "weights": weights, "teacher": (before, after), "memory": memory}
+    return {"metrics": metrics, "weights": weights, "teacher": (before, after), "memory": memory, "awake": tuple(awake)}
 
 
 def teacher_state(model):
+    from vold_nemo.models.faculty import members
     from vold_nemo.rollout.sync import combine, tensor_digest
 
     if model.teacher is None:
         return None
-    return combine({name: tensor_digest(name, p) for name, p in model.teacher.model.named_parameters()})
+    named = [(f"{i}.{name}", p) for i, one in enumerate(members(model.teacher)) for name, p in one.model.named_parameters()]
+    # Asleep there is nothing to digest.
+    return combine({name: tensor_digest(name, p) for name, p in named if p.untyped_storage().nbytes()})

@@ -9,15 +9,46 @@ to the tokenizer's files.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.config import ConfigError
-from vold_nemo.data.vocabulary import first_difference
+from vold_nemo.config import Config, ConfigError, TeacherConfig
+from vold_nemo.data.templates import load_tokenizer
+from vold_nemo.data.vocabulary import VocabularyContract, first_difference
+from vold_nemo.megatron import architecture
 
 KEY = "tokenizer.adopt_teacher_tokens"
+
+
+def agree(
+    config: Config, tokenizer, rows: int, scorers: Sequence[TeacherConfig], *, padded: int
+) -> tuple[dict[int, tuple[int, ...]], VocabularyContract]:
+    """What the student takes over, and the contract that then holds.
+
+    Args:
+        tokenizer: the student's; extended in place where ``tokenizer.adopt_teacher_tokens`` asks for it.
+        rows, padded: of the student's embedding table, and of the LM heads.
+        scorers: the teachers of stage 2; none = stage 1, or no KL.
+
+    Returns:
+        See :func:`adopt`; ids are shared where all tokenizers have them.
+    """
+    adopted: dict[int, tuple[int, ...]] = {}
+    others = scorers or ([config.teacher, *config.teachers.values()] if config.objective.kl.enabled else [])
+    for teacher in others if config.tokenizer.adopt_teacher_tokens else ():
+        adopted |= adopt(tokenizer, rows, load_tokenizer(teacher.path, teacher.revision))
+    if not scorers:
+        return adopted, VocabularyContract.from_tokenizers(tokenizer, rows, None, None, padded=padded)
+    contracts = [
+        VocabularyContract.from_tokenizers(
+            tokenizer, rows, load_tokenizer(one.path, one.revision), architecture.read(one.path).vocabulary, padded=padded
+        )
+        for one in scorers
+    ]
+    return adopted, functools.reduce(VocabularyContract.and_for, contracts)
 
 
 def adopt(student, rows: int, teacher) -> dict[int, tuple[int, ...]]:

@@ -33,6 +33,7 @@ class MicroBatch:
     lengths: tuple[int, ...]  # [J] real tokens of each whole sequence
     prompts: tuple[int, ...]  # [J] prompt tokens of each
     scored: bool = False
+    teacher: int = 0  # whose, if it is scored
     bounds: tuple[int, ...] | None = None  # packed: where in the whole row each sequence begins, and the row's end
 
     def with_tensors(self, change) -> MicroBatch:
@@ -107,6 +108,7 @@ def collate(
     length: int,
     pad_id: int = 0,
     scored: bool = False,
+    teacher: int = 0,
 ) -> MicroBatch:
     """Pad ``(ids, prompt_length)`` pairs to ``length`` tokens, one a row.  No sequences = a dummy of one padding row.
 
@@ -114,7 +116,7 @@ def collate(
         ValueError: a sequence longer than ``length``, or a prompt of no tokens (nothing would predict its first token).
     """
     places = [(b, 0, length) for b in range(len(sequences))]
-    return _laid_out(sequences, places, max(1, len(sequences)), length, rows, pad_id, scored)
+    return replace(_laid_out(sequences, places, max(1, len(sequences)), length, rows, pad_id, scored), teacher=teacher)
 
 
 def pack(
@@ -162,7 +164,7 @@ def fingerprint(batches: Sequence[MicroBatch]) -> str:
     """Hash of everything that model-parallel peers must agree on."""
     digest = hashlib.sha256()
     for batch in batches:
-        digest.update(repr((tuple(batch.ids.shape), batch.rows, batch.scored, batch.bounds)).encode())
+        digest.update(repr((tuple(batch.ids.shape), batch.rows, batch.scored, batch.teacher, batch.bounds)).encode())
         digest.update(batch.ids.cpu().numpy().tobytes())
         digest.update(batch.predicts.cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Prompt:
     domain: str | None = None
     source: str | None = None  # where it came from
     verifier: str | None = None  # name in vold_nemo/rewards/registry.py; None = the configured one
+    teacher: str | None = None  # name in the configuration's `teachers`; None = `teacher`
     images: list[str | bytes] = field(default_factory=list)  # paths or encoded bytes, in the order of the image parts
     response: str | None = None  # the dataset's own trace, where it was asked for
 
@@ -67,6 +68,23 @@ class Wanted:
     system_prompt: str | None = None
     instruction: str | None = None
     refuse: Callable[[str, str | None], str | None] | None = None
+
+
+def teacher_number(prompt: Prompt, teachers: Mapping[str, Any]) -> int:
+    """Whose ``prompt`` is: 0 = the configuration's ``teacher``, else the place in ``teachers``, from 1.
+
+    Raises:
+        ConfigError: no teacher of that name.
+    """
+    if prompt.teacher is None:
+        return 0
+    if prompt.teacher not in teachers:
+        raise ConfigError(
+            "data.prompts.fields.teacher", f"{prompt.teacher!r} in prompt {prompt.id}",
+            " | ".join(teachers) or "no name: there are no `teachers`",
+            f"add teachers.{prompt.teacher}.path=CHECKPOINT, or correct the column",
+        )  # fmt: skip
+    return 1 + list(teachers).index(prompt.teacher)
 
 
 def load_prompts(config: DatasetConfig, system_prompt: str | None, rejected: Rejected, **wanted) -> list[Prompt]:
@@ -114,7 +132,7 @@ class _Absent:
         fields = config.fields
         must = {"prompt": fields.prompt, "answer": fields.answer if wanted.answers else None}
         must |= {"response": fields.response if wanted.responses else None}
-        may = {key: getattr(fields, key) for key in ("image", "domain", "source", "verifier")}
+        may = {key: getattr(fields, key) for key in ("image", "domain", "source", "verifier", "teacher")}
         self.path, self.rows, self.offered, self.must = str(config.path), 0, [], set(must)
         self.open = {key: name for key, name in {**must, **may}.items() if name is not None}
 
@@ -163,6 +181,7 @@ def _prompt(number: int, row: Any, file: Path | None, config: DatasetConfig, wan
         domain=_label(row, fields.domain, "domain"),
         source=_label(row, fields.source, "source"),
         verifier=verifier,
+        teacher=_label(row, fields.teacher, "teacher"),
         images=images,
         response=_response(pick(row, fields.response) if fields.response else trace) if wanted.responses else None,
     )

@@ -22,6 +22,7 @@ class Rollout:
     logprobs: list[float]  # of the sampled tokens, as the engine saw them
     text: str  # the response without special tokens
     finish_reason: str  # stop | length
+    teacher: int = 0  # whose the prompt is (data/prompts.teacher_number)
     reward: float = 0.0
     reason: str = ""  # the verifier's
     extracted: str | None = None  # what the verifier took for the answer

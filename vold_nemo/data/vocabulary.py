@@ -15,7 +15,7 @@ both have must be the same token, or the teacher would score another text than t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import BoolTensor
@@ -74,6 +74,13 @@ class VocabularyContract:
             {i: tokens[i] for i in sorted(tokens.keys() - others.keys())},
             {i: others[i] for i in sorted(others.keys() - tokens.keys())},
             added_tokens(student),
+        )  # fmt: skip
+
+    def and_for(self, other: VocabularyContract) -> VocabularyContract:
+        """One contract for two teachers: the KL is taken over the ids that all three tokenizers share."""
+        return replace(
+            self, teacher_rows=max(self.teacher_rows, other.teacher_rows), shared=self.shared & other.shared,
+            student_only=self.student_only | other.student_only, teacher_only=self.teacher_only | other.teacher_only,
         )  # fmt: skip
 
     def shard(self, rank: int, tensor: int, device: torch.device | str = "cpu") -> VocabularyShard:

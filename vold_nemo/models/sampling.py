@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from vold_nemo.config import Config
 from vold_nemo.data.order import Order
-from vold_nemo.data.prompts import Prompt
+from vold_nemo.data.prompts import Prompt, teacher_number
 from vold_nemo.data.rollouts import Rollout, write_rollouts
 from vold_nemo.data.templates import render_prompt
 from vold_nemo.rewards import diagnose
@@ -56,6 +56,8 @@ class Sampler:
         self.scorer = SharedScorer(config.reward)
         self.scorer.prepare(prompt.verifier for prompt in (*prompts, *validation))
         self.diagnosis: dict[str, Any] = {}
+        for prompt in prompts if config.teachers else ():  # a name that nobody bears is found before the first step
+            teacher_number(prompt, config.teachers)
 
     def name(self, rollout: Rollout) -> str:
         return self.prompts[rollout.prompt_index].id
@@ -82,6 +84,7 @@ class Sampler:
                     prompt_index=places[done.prompt_index][1], sample=done.sample, prompt_ids=rendered[done.prompt_index],
                     response_ids=done.ids, logprobs=done.logprobs, finish_reason=done.finish_reason,
                     text=self.tokenizer.decode(done.ids, skip_special_tokens=True),
+                    teacher=teacher_number(self.prompts[places[done.prompt_index][1]], self.config.teachers),
                 )
             )  # fmt: skip
         return [rollout for group in gather(groups, self.layout.rank, self.layout.world) for rollout in group]

@@ -7,7 +7,9 @@ never exist.  Student and teacher read the same micro-batch tensors, hence the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from vold_nemo.config import TeacherConfig, require_choice
 from vold_nemo.data.micro_batch import MicroBatch
 from vold_nemo.megatron import architecture, build, sequences, training, weights
 from vold_nemo.megatron.heads import meet_head
+from vold_nemo.megatron.host_copy import HostCopy
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -42,10 +45,33 @@ class Teacher:
         weights.load_hf(self.model, self.architecture, layout, config.path)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())  # on this rank
         self.tokens_scored = 0  # real tokens, padding and other data ranks not counted
+        self.resting: HostCopy | None = None
+        if config.offload:
+            reload = partial(weights.load_hf, self.model, self.architecture, layout, config.path)
+            self.resting = HostCopy(self.model, reload if config.offload_to == "checkpoint" else None)
+            self.rest()
+
+    def of(self, batch: MicroBatch) -> Teacher:
+        """The teacher of a micro-batch: this one (see :class:`vold_nemo.models.faculty.Faculty`)."""
+        return self
+
+    def rest(self) -> None:
+        """Where ``teacher.offload`` asks for it, leave the device, LM head and all, until the next hidden states."""
+        if self.resting:
+            self.resting.leave()
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """On the device; afterwards, with ``teacher.offload``, only the LM head stays, which the loss will ask for."""
+        if self.resting:
+            self.resting.come_back()
+        yield
+        if self.resting:
+            self.resting.leave(keep=[self.head] if self.layout.is_last_stage else [])
 
     @property
     def head(self) -> Tensor:
-        """This rank's rows [v, H_teacher] of the LM head; last stage only."""
+        """This rank's rows [v, H_teacher] of the LM head; last stage only.  Not there after :meth:`rest`."""
         return build.lm_head_weight(self.model)
 
     def hidden_states(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
@@ -72,9 +98,10 @@ class Teacher:
             # The schedule wants a scalar; this one is 0, or NaN where a hidden state is not finite.
             return hidden.float().sum() * 0.0, hidden
 
-        passed = training.forward_backward(
-            self.model, [batches[i] for i in wanted], forward, layout=self.layout, forward_only=True
-        )
+        with self._awake():
+            passed = training.forward_backward(
+                self.model, [batches[i] for i in wanted], forward, layout=self.layout, forward_only=True
+            )
         if passed.non_finite:
             where = "; ".join(str(item) for item in passed.non_finite[:4])
             raise RuntimeError(f"the teacher's hidden states are not finite: {where}; precision {self.precision}")
@@ -95,3 +122,11 @@ class Teacher:
             "weights": sum(p.numel() * p.element_size() for p in parameters),
             "gradients": sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None),
         }
+
+    def device_bytes(self) -> int:
+        """Bytes of weights on the device now."""
+        return self.resting.device_bytes() if self.resting else self.memory_bytes()["weights"]
+
+    def moved(self) -> dict[str, float]:
+        """Bytes moved between host and device, and the seconds that took, since the last call; on this rank."""
+        return self.resting.said() if self.resting else {}

@@ -25,6 +25,7 @@ from vold_nemo.megatron import architecture
 from vold_nemo.megatron.runs import Run
 from vold_nemo.models.agreement import whole_responses
 from vold_nemo.models.clock import PhaseClock
+from vold_nemo.models.faculty import Faculty, members
 from vold_nemo.models.sampling import Sampler
 from vold_nemo.models.selection import Selection, select, shapes_rewards
 from vold_nemo.models.step_metrics import StepMetrics
@@ -76,20 +77,22 @@ class MegatronVOLDModel(MegatronStudent):
     def vocabulary_rows(self) -> list[int]:
         rows = super().vocabulary_rows()
         if self.config.objective.kl.enabled and not self._is_model_being_restored():
-            rows.append(architecture.read(self.config.teacher.path).vocabulary)
+            rows += [architecture.read(one.path).vocabulary for one in (self.config.teacher, *self.config.teachers.values())]
         return rows
 
-    def attach(self, sampler: Sampler, contract: VocabularyContract, teacher: Teacher | None, run: Run) -> None:
+    def attach(
+        self, sampler: Sampler, contract: VocabularyContract, teacher: Teacher | Faculty | None, run: Run
+    ) -> None:
         """What the loop talks to.  ``teacher`` is None exactly when ``objective.kl.enabled`` is false."""
         if (teacher is None) != (self.kl is None):
             raise ValueError("a teacher is needed with a KL term, and only then")
         self.sampler, self.teacher, self.run = sampler, teacher, run
         self.contract = contract
         stage1 = lineage.read(self.config.vold.start).get("traces")
-        self.lineage = {"added_tokens": contract.added_tokens, "traces": stage1, "teacher": self.config.teacher.path}
+        self.lineage = {"added_tokens": contract.added_tokens, "traces": stage1}
         # A forward pass of the teacher in units of the student's forward and backward: 2 against 6 FLOPs a weight.
         own = sum(parameter.numel() for parameter in self.gpt.parameters())
-        self.teacher_cost = teacher.parameters / (3 * own) if teacher else 0.0
+        self.teacher_cost = [member.parameters / (3 * own) for member in members(teacher)] or [0.0]
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
 
     # -- one step, in the paper's order --------------------------------------------------------------------------------
@@ -119,13 +122,15 @@ class MegatronVOLDModel(MegatronStudent):
                 self.probe(rollouts, batches, statistics if old is None else old)
                 update = self.optimizer_step(step, passed, self._name_prompts(batches, rollouts))
             metrics.add(passed, statistics, update, batches)
+        if self.teacher:
+            self.teacher.rest()  # where teacher.offload asks for it
         with clock("sync"):
             self.sync(version=step + 1)
         with clock("validate"):
             validation = self.sampler.validate(step + 1)
         self.sampler.record(step + 1, rollouts, self.run.folder / "rollouts")
         said = metrics.summary(beta=self.beta.value(step), seconds=clock.seconds, diagnosis=self.sampler.diagnosis)
-        return said | validation
+        return said | validation | ({"teacher_moved": moved} if (moved := self.teacher and self.teacher.moved()) else {})
 
     def get_loss_and_metrics(self, batch, forward_only: bool):
         """Eq. 6 over this data rank's micro-batches; gradients stay in the DDP buffers, statistics on the last stage."""
@@ -137,8 +142,8 @@ class MegatronVOLDModel(MegatronStudent):
             tokens = self.tokens(micro_batch, selection, old, self.beta.value(step) if scored else 0.0)
             value, said = vold_loss(
                 student_hidden, self.head, tokens, self.shard, policy=self.policy, kl=self.kl if scored else None,
-                teacher_hidden=self.teacher.selected(hidden[index], micro_batch) if scored else None,
-                teacher_head=self.teacher.head if scored else None,
+                teacher_hidden=self.teacher.of(micro_batch).selected(hidden[index], micro_batch) if scored else None,
+                teacher_head=self.teacher.of(micro_batch).head if scored else None,
                 correction=self.correction, temperature=self.config.rollout.temperature,
                 teacher_temperature=objective.kl.teacher_temperature, chunk_tokens=objective.chunk_tokens,
                 group=self.layout.tensor_group, head_gradient=None if forward_only else self.head.main_grad,
@@ -157,7 +162,7 @@ class MegatronVOLDModel(MegatronStudent):
         return self.share([
             collate(
                 [(rollouts[row].ids, len(rollouts[row].prompt_ids)) for row in planned.rows],
-                rows=planned.rows, length=planned.length, scored=planned.scored,
+                rows=planned.rows, length=planned.length, scored=planned.scored, teacher=planned.teacher,
             )
             for planned in update.ranks[self.layout.data_rank]
         ], "their micro-batches")  # fmt: skip
@@ -232,7 +237,7 @@ class MegatronVOLDModel(MegatronStudent):
                 batch = batch.to(states.device)
                 targets, _, predicts = batch.predictions()
                 logprobs = self.score(
-                    self.teacher.selected(states, batch), self.teacher.head, targets,
+                    self.teacher.of(batch).selected(states, batch), self.teacher.of(batch).head, targets,
                     temperature if kl.teacher_temperature is None else kl.teacher_temperature, self.shard.over_shared,
                     selection.kl_tokens(targets, predicts),
                 )  # fmt: skip

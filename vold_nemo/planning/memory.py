@@ -1,6 +1,6 @@
 """Bytes on every kind of rank in every phase of a stage, by what they are for.
 
-Who holds the device (nothing is offloaded or put to sleep: the loop keeps all of it resident):
+Who holds the device (all of it stays resident, but for teachers with ``offload``):
 
     sft train       student weights, gradients, optimizer, activations of the micro-batches in flight, the loss
     vold generate   all of stage 2's residents (student with gradients and optimizer, teacher, the engine's own copy of the
@@ -38,13 +38,14 @@ class Models:
     teacher: Architecture | None
     vision: int  # parameters of the student's vision tower
     scribe: Architecture | None = None  # who writes the traces: the teacher, with or without a KL
+    more: tuple[Architecture, ...] = ()  # the named teachers, where there are several
 
     def parameters(self, which: Architecture) -> int:
         return allocation.frozen(which, Placement(1, 1, 1, 0), which.vocabulary, "bf16").elements
 
     @property
     def padded_rows(self) -> list[int]:
-        return [arch.vocabulary for arch in (self.student, self.teacher) if arch is not None]
+        return [arch.vocabulary for arch in (self.student, self.teacher, *self.more) if arch is not None]
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
     padded = allocation.padded_vocabulary(models.padded_rows, at.tensor)
     held = allocation.trained(student, at, padded, config.precision, config.vold.optimizer.distributed)
     resident = _student(held)
+    scores, lends = {}, {}
     if teacher is not None:
-        resident["teacher"] = allocation.frozen(teacher, at, padded, teacher_precision(config)).parameters
+        scoring, lending, resident["teacher"] = teachers_bytes(config, models, at, padded)
+        scores, lends = {"teacher": scoring}, {"teacher": lending}
     resident["engine"] = how.size * (models.parameters(student) + models.vision)
     resident |= reserve(config)
 
@@ -135,10 +138,29 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
             stash = {"hidden states": BYTES[teacher_precision(config)] * update * teacher.hidden // split}
         wide = teacher.experts_per_token * teacher.expert_ffn if teacher.experts else teacher.ffn // at.tensor
         work = BYTES[teacher_precision(config)] * tokens.count * (5 * wide + 2 * teacher.hidden)
-        yield Phase("vold", "teacher", at, resident | stash | {"activations": work})
+        yield Phase("vold", "teacher", at, resident | scores | stash | {"activations": work})
     width = teacher.hidden if teacher is not None else 0
-    yield Phase("vold", "train", at, resident | stash | _work(config, student, at, tokens, count, padded, width, how))
+    work = _work(config, student, at, tokens, count, padded, width, how)
+    yield Phase("vold", "train", at, resident | lends | stash | work)
     yield Phase("vold", "sync", at, resident | {"gathered": 2 * how.size * _largest(student, padded)})
+
+
+def teachers_bytes(config: Config, models: Models, at: Placement, padded: int) -> tuple[int, int, int]:
+    """Weights of all teachers while one scores (the largest one does), while the loss meets their LM heads, and else.
+
+    With ``teacher.offload`` a teacher is whole while it scores, its LM head stays for the loss, and then nothing of it.
+    """
+    whole, heads, stay = [], [], 0
+    for one, arch in zip((config.teacher, *config.teachers.values()), (models.teacher, *models.more), strict=True):
+        precision = teacher_precision(replace(config, teacher=one))
+        size = allocation.frozen(arch, at, padded, precision).parameters
+        if one.offload:
+            whole.append(size)
+            heads.append(BYTES[precision] * padded // at.tensor * arch.hidden if at.is_last else 0)
+        else:
+            stay += size
+    most = max((size + sum(heads) - head for size, head in zip(whole, heads, strict=True)), default=0)
+    return stay + most, stay + sum(heads), stay
 
 
 def rollout_tokens(config: Config) -> int:

@@ -64,7 +64,8 @@ def models_of(config: Config) -> Models:
         mend = "plan it by hand: the activations of experts are not in the formulas"
         raise ConfigError("student.path", config.student.path, "a dense student", mend)
     teacher = scribe if config.objective.kl.enabled else None
-    return Models(student, teacher, vision_parameters(config.student.path), scribe)
+    more = tuple(architecture_of(one.path) for one in config.teachers.values()) if teacher is not None else ()
+    return Models(student, teacher, vision_parameters(config.student.path), scribe, more)
 
 
 def stage_gpus(config: Config, stage: str) -> int:
@@ -88,8 +89,9 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
     """Why ``stage`` cannot run in this layout on ``gpus`` ranks; empty if it can."""
     if stage == "traces":
         return []
-    used = [models.student] if stage == "sft" or models.teacher is None else [models.student, models.teacher]
-    beside = any(arch is not None and arch.experts for arch in (models.student, models.teacher))
+    teachers = [models.teacher, *models.more] if models.teacher is not None else []
+    used = [models.student] if stage == "sft" else [models.student, *teachers]
+    beside = any(arch.experts for arch in teachers)
     return [
         error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus, beside_experts=beside)
     ]

@@ -21,10 +21,12 @@ def describe(config: Config, verb: str) -> str:
     student = architecture_of(config.student.path)
     lines = [f"student  {config.student.path}: {_model(student)}"]
     if "vold" in stages:
-        teacher = "none (objective.kl.enabled=false)"
-        if config.objective.kl.enabled:
-            teacher = f"{config.teacher.path}: {_model(architecture_of(config.teacher.path))}, frozen"
-        lines.append(f"teacher  {teacher}")
+        if not config.objective.kl.enabled:
+            lines.append("teacher  none (objective.kl.enabled=false)")
+        for name, one in {"": config.teacher, **config.teachers}.items() if config.objective.kl.enabled else ():
+            said = f"{one.path}: {_model(architecture_of(one.path))}, frozen"
+            said += f", for prompts that name {name}" if name else ""
+            lines.append(f"teacher  {said}" + (f", in turn on the device (else {one.offload_to})" if one.offload else ""))
     for stage, described in (("sft", _sft), ("vold", _vold)):
         if stage in stages:
             world = submitted_world(config, stage) if verb == "plan" else planned_world(config, verb)

@@ -8,10 +8,10 @@ Rules (each has a test):
 * A rollout goes to the teacher only if its KL weight is not zero; under the paper's mask that means reward 0.
 * A rollout is trained on only if it can move a gradient: a non-zero advantage (policy term) or a non-zero KL weight.
   ``skip=False`` keeps every rollout; the gradient is the same, because denominators count all sampled rollouts either way.
-* A micro-batch is wholly scored or wholly unscored, and padded once, to ``pad_multiple``.
+* A micro-batch is wholly scored, by one teacher, or wholly unscored, and padded once, to ``pad_multiple``.
 * The rollouts of a group stay on one data-parallel rank; ranks are balanced by student plus teacher cost.
-* Every data-parallel rank gets at least one student micro-batch per update, and at least one scored one if any rank has
-  any: a dummy (no rows, zero weight) where it has nothing to do, so that it still joins every collective.  With expert
+* Every data-parallel rank gets at least one student micro-batch per update, and at least one of each teacher if any rank
+  has any: a dummy (no rows, zero weight) where it has nothing to do, so that it still joins every collective.  With expert
   parallelism the counts are made equal as well.
 
 Per-token weights are one number per rollout here (masks over single tokens come later, where ids are at hand).  With
@@ -34,11 +34,12 @@ class PlannedMicroBatch:
     rows: tuple[int, ...]
     length: int
     scored: bool
+    teacher: int = 0  # whose, if it is scored
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """One optimizer step: ``ranks[d]`` are the micro-batches of data-parallel rank d, scored ones first."""
+    """One optimizer step: ``ranks[d]`` are the micro-batches of data-parallel rank d, scored ones first, by teacher."""
 
     ranks: tuple[tuple[PlannedMicroBatch, ...], ...]
     sampled: int  # rollouts of the update, trained on or not: what its averages are taken over
@@ -62,20 +63,20 @@ def _pad(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def _micro_batches(rows: Sequence[int], lengths: Sequence[int], limit: int, multiple: int, scored: bool):
+def _micro_batches(rows: Sequence[int], lengths: Sequence[int], limit: int, multiple: int, scored: bool, teacher: int):
     """Cut rows, longest first, into micro-batches of at most ``limit`` padded tokens (one row may exceed it alone)."""
     batches: list[PlannedMicroBatch] = []
     current: list[int] = []
     padded = 0
     for row in sorted(rows, key=lambda r: (-lengths[r], r)):
         if current and padded * (len(current) + 1) > limit:
-            batches.append(PlannedMicroBatch(tuple(current), padded, scored))
+            batches.append(PlannedMicroBatch(tuple(current), padded, scored, teacher))
             current = []
         if not current:
             padded = _pad(lengths[row], multiple)
         current.append(row)
     if current:
-        batches.append(PlannedMicroBatch(tuple(current), padded, scored))
+        batches.append(PlannedMicroBatch(tuple(current), padded, scored, teacher))
     return batches
 
 
@@ -105,7 +106,8 @@ def make_step_plan(
     updates: int = 1,
     micro_batch_tokens: int,
     pad_multiple: int = 1,
-    teacher_cost: float = 1.0,
+    teachers: Sequence[int] | None = None,
+    teacher_cost: Sequence[float] = (1.0,),
     expert_parallel: int = 1,
     policy: bool = True,
     skip: bool = True,
@@ -120,8 +122,9 @@ def make_step_plan(
         updates: optimizer steps on these rollouts; each takes a contiguous share of the groups.
         micro_batch_tokens: upper bound on rows x padded length of a micro-batch.
         pad_multiple: padded lengths are multiples of this (sequence parallelism, FP8).
-        teacher_cost: forward of the teacher per token, in units of the student's forward + backward.
-        expert_parallel: > 1 makes micro-batch counts equal on all data ranks, scored and unscored each.
+        teachers: whose each rollout is, by number; None = all are number 0's.
+        teacher_cost: of each teacher, its forward per token in units of the student's forward + backward.
+        expert_parallel: > 1 makes micro-batch counts equal on all data ranks, those of each teacher and unscored ones.
         policy: whether a policy term exists; without one advantages do not keep a rollout.
         skip: leave out rollouts that cannot move a gradient.
 
@@ -129,6 +132,7 @@ def make_step_plan(
         ValueError: more updates than groups.
     """
     count = len(lengths)
+    teachers = [0] * count if teachers is None else teachers
     if updates > len(groups):
         raise ValueError(f"updates = {updates}, but the step has only {len(groups)} groups")
     live = [policy and advantages[i] != 0.0 for i in range(count)]
@@ -147,25 +151,23 @@ def make_step_plan(
         for row, weight in zip(members, sequence_weights(kl_counts, kl_average, max_tokens), strict=True):
             kl_weight[row] = weight * kl_mask[row]
         kept = [[row for row in group if trained[row]] for group in part]
-        cost = [lengths[i] * (1.0 + teacher_cost * scored[i]) for i in range(count)]
+        cost = [lengths[i] * (1.0 + teacher_cost[teachers[i]] * scored[i]) for i in range(count)]
         assigned = _assign([group for group in kept if group], cost, data_ranks)
-        with_teacher, without = [], []
-        for rows in assigned:
-            for flag, into in ((True, with_teacher), (False, without)):
-                chosen = [row for row in rows if scored[row] == flag]
-                into.append(_micro_batches(chosen, lengths, micro_batch_tokens, pad_multiple, flag))
-        if expert_parallel > 1:  # experts of one layer live on several data ranks: all must run the same number
-            for lists, flag in ((with_teacher, True), (without, False)):
-                most = max(len(batches) for batches in lists)
-                for batches in lists:
-                    batches.extend([PlannedMicroBatch((), _pad(1, pad_multiple), flag)] * (most - len(batches)))
-        any_scored = any(with_teacher)
-        for first, second in zip(with_teacher, without, strict=True):
-            # The teacher's pass ends in a collective over the world: a rank takes part in it, or nobody does.
-            if not first and (any_scored or not second):
-                first.append(PlannedMicroBatch((), _pad(1, pad_multiple), any_scored))
-        ranks = tuple(tuple(a + b) for a, b in zip(with_teacher, without, strict=True))
-        planned.append(UpdatePlan(ranks, sampled=len(members)))
+        ranks: list[list[PlannedMicroBatch]] = [[] for _ in assigned]
+        scorer = {row: teachers[row] if scored[row] else None for rows in assigned for row in rows}
+        for number in [*sorted(set(scorer.values()) - {None}), None]:
+            flag, teacher = number is not None, number or 0
+            chosen = [[row for row in rows if scorer[row] == number] for rows in assigned]
+            lists = [_micro_batches(rows, lengths, micro_batch_tokens, pad_multiple, flag, teacher) for rows in chosen]
+            # A teacher's pass ends in a collective over the world: a rank takes part in it, or nobody does.  Experts of one
+            # layer live on several data ranks: all must run the same number.
+            least = max(map(len, lists)) if expert_parallel > 1 else int(flag)
+            for batches, into in zip(lists, ranks, strict=True):
+                into += batches + [PlannedMicroBatch((), _pad(1, pad_multiple), flag, teacher)] * (least - len(batches))
+        for into in ranks:
+            if not into:
+                into.append(PlannedMicroBatch((), _pad(1, pad_multiple), False))
+        planned.append(UpdatePlan(tuple(map(tuple, ranks)), sampled=len(members)))
     skipped = sum(1 for group in groups if not any(trained[row] for row in group))
     return StepPlan(
         tuple(planned), tuple(policy_weight), tuple(kl_weight), tuple(scored), tuple(trained), skipped

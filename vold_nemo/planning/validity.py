@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "precision": ("bf16", "fp32"),
     "teacher.precision": ("auto", "fp32", "bf16"),
+    "teacher.offload_to": ("host", "checkpoint"),
     "objective.policy.loss": ("grpo", "gspo"),
     "objective.policy.advantage": ("standardised", "centred"),
     "objective.policy.average": AVERAGES,
@@ -159,6 +161,9 @@ _OPTIMIZER_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
 PLANNED: dict[str, tuple[str, ...]] = {"rollout.engine": ("vllm",), "teacher.precision": ("fp8",)}
 
 
+_TEACHERS = re.compile(r"teachers\.[^.]+\.")  # a named teacher has the keys of the one without a name
+
+
 class Pending(ConfigError):
     """Something that is not here yet: a checkpoint or data to fetch, a feature to build.  Stops a run; a plan warns of it."""
 
@@ -223,14 +228,23 @@ def submitted_world(config: Config, stage: str) -> int:
 
 def value_at(config: Config, key: str):
     """``config.a.b`` for ``"a.b"``; None where a section on the way is null."""
-    return functools.reduce(lambda node, name: None if node is None else getattr(node, name), key.split("."), config)
+
+
+    def step(node, name: str):
+        if node is None:
+            return None
+        return node.get(name) if isinstance(node, dict) else getattr(node, name)
+
+    return functools.reduce(step, key.split("."), config)
 
 
 def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[ConfigError]:
-    for key, choices in CHOICES.items():
+    own = {key: choices for key, choices in CHOICES.items() if key.startswith("teacher.")}
+    more = {key.replace("teacher.", f"teachers.{name}.", 1): own[key] for name in config.teachers for key in own}
+    for key, choices in (CHOICES | more).items():
         if value_at(config, key) not in choices:
             error = ConfigError(key, value_at(config, key), " | ".join(choices), f"set {key} to one of these")
-            yield Unbuilt.of(error) if error.value in PLANNED.get(key, ()) else error
+            yield Unbuilt.of(error) if error.value in PLANNED.get(_TEACHERS.sub("teacher.", key), ()) else error
     optimizers = {
         f"{stage}.optimizer.{name}": bound for stage in ("sft", "vold") for name, bound in _OPTIMIZER_BOUNDS.items()
     }
@@ -257,6 +271,7 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
         yield from _objective(config)
         yield from _context(config)
         yield from _beta(config.objective.kl.beta, config.vold.steps)
+        yield from _teachers(config)
     if config.tokenizer.adopt_teacher_tokens and "sft" in stages:
         teacher = _read("teacher.path", config.teacher.path, config.miniature.path)
         if isinstance(teacher, ConfigError) and "vold" not in stages:  # stage 2 names it anyway
@@ -349,8 +364,10 @@ def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigE
     """Student and teacher share one layout: both must fit it."""
     found: dict[str, ConfigError] = {}
     # The stages share a configuration: what only the teacher's experts need does not trouble stage 1.
-    beside = config.objective.kl.enabled and config.parallel.expert > 1 and _may_have_experts(config.teacher.path)
-    for key in ("student.path", *(["teacher.path"] if with_teacher else [])):
+    scorers = [config.teacher, *config.teachers.values()] if config.objective.kl.enabled else []
+    beside = config.parallel.expert > 1 and any(_may_have_experts(one.path) for one in scorers)
+    named = ("teacher.path", *(f"teachers.{name}.path" for name in config.teachers)) if with_teacher else ()
+    for key in ("student.path", *named):
         path = value_at(config, key)
         model = _read(key, path, config.miniature.path)
         errors = [model] if isinstance(model, ConfigError) else []
@@ -364,6 +381,17 @@ def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigE
             errors += architecture.check_layout(model, config.parallel, world, beside_experts=beside)
         found.update((str(error), error) for error in errors)  # what both models say the same is said once
     yield from found.values()
+
+
+def _teachers(config: Config) -> Iterator[ConfigError]:
+    """Named teachers and the column that names them come together."""
+    column = config.data.prompts.fields.teacher
+    if config.teachers and column is None:
+        mend = "name the column, or remove `teachers`"
+        yield ConfigError("data.prompts.fields.teacher", None, "the column that names a row's teacher", mend)
+    if column is not None and not config.teachers and config.objective.kl.enabled:
+        mend = "add teachers.NAME.path=CHECKPOINT, or leave the column out"
+        yield ConfigError("teachers", {}, "the teachers that data.prompts.fields.teacher names", mend)
 
 
 def _may_have_experts(path: str) -> bool:
