@@ -11,7 +11,7 @@ import pytest
 
 from vold_nemo.config import Config, ConfigError, DatasetConfig, PromptFieldsConfig, ReportConfig
 from vold_nemo.evaluation.report.charts import Series, line_chart, nice_ticks
-from vold_nemo.evaluation.report.page import write_report
+from vold_nemo.evaluation.report.page import accuracy, write_report
 from vold_nemo.evaluation.report.verdict import find_difference, headline, sentences
 from vold_nemo.evaluation.results import build_results
 from vold_nemo.miniature.random_models import write_questions
@@ -170,3 +170,14 @@ def test_a_chart_keeps_its_points_inside_its_frame():
     width, height = (float(x) for x in re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
     for x, y in re.findall(r"([\d.-]+),([\d.-]+)", " ".join(re.findall(r'points="([^"]+)"', svg))):
         assert 0 <= float(x) <= width and 0 <= float(y) <= height
+
+
+def test_a_benchmark_stands_beside_the_own_questions_with_its_published_scores():
+    answers, _ = results_with({"sft_grpo": 100, "sft_vold": 150}, n=160)
+    for rows in answers.values():
+        right = {row["id"].rpartition("-")[2]: row["reward"] for row in rows if row["set"] == "image"}
+        rows += [row("mmstar", int(i), r == 1) | {"subject": f"s{int(i) % 2}", "rules": 1} for i, r in right.items()]
+    manifests = {arm: {"path": arm, "weights": "ab"} for arm in answers}
+    html = accuracy(build_results(answers, manifests, {}), {"sft_grpo": "red", "sft_vold": "blue"})
+    assert html.count("<svg") == 3 and "MMStar: mean of categories" in html and "93.8%" in html
+    assert html.index("Image questions") < html.index("Text questions") < html.index(">MMStar<")
