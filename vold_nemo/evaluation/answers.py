@@ -82,18 +82,16 @@ def questions_fingerprint(prompts: list[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def describe(arm: str, path: str | Path, questions: dict[str, list[Prompt]], settings: Settings) -> dict:
-    """The arm's manifest: what its answers are of."""
+def describe(arm: str, path: str | Path, weights: str, questions: dict[str, str], settings: Settings) -> dict:
+    """The arm's manifest: what its answers are of.
+
+    Args:
+        weights: :func:`model_fingerprint` of ``path``.
+        questions: set -> :func:`questions_fingerprint`; computed once for all arms, since benchmarks hold gigabytes of images.
+    """
     # the batch only groups the work: it is no part of what the answers are of
     deciding = {name: value for name, value in asdict(settings).items() if name != "batch"}
-    fingerprints = {kind: questions_fingerprint(prompts) for kind, prompts in questions.items()}
-    return {
-        "arm": arm,
-        "path": str(path),
-        "weights": model_fingerprint(path),
-        "questions": fingerprints,
-        "settings": deciding,
-    }
+    return {"arm": arm, "path": str(path), "weights": weights, "questions": questions, "settings": deciding}
 
 
 def answer_questions(

@@ -15,7 +15,15 @@ from pathlib import Path
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.data.prompts import Prompt, load_prompts
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.evaluation.answers import Settings, answer_questions, collect, describe, keep, model_fingerprint
+from vold_nemo.evaluation.answers import (
+    Settings,
+    answer_questions,
+    collect,
+    describe,
+    keep,
+    model_fingerprint,
+    questions_fingerprint,
+)
 from vold_nemo.evaluation.benchmarks.load import load_benchmark
 from vold_nemo.evaluation.benchmarks.question import Question
 from vold_nemo.evaluation.results import build_results
@@ -100,8 +108,8 @@ def evaluate(config: Config) -> dict | None:
         if not arm.replace("_", "").replace("-", "").isalnum():  # it names files
             raise ConfigError("evaluate.models", arm, ARM_CHARACTERS, "rename the arm")
     device = pick_device(config.device)
-    for path in options.models.values():
-        model_fingerprint(path)  # a missing checkpoint is found before the first arm has answered for an hour
+    # a missing checkpoint is found before the first arm has answered for an hour
+    weights = {arm: model_fingerprint(path) for arm, path in options.models.items()}
     part = part_of(config)
     questions = load_questions(config, writes=part[0] == 0)
     settings = Settings(
@@ -110,7 +118,8 @@ def evaluate(config: Config) -> dict | None:
         temperature=options.temperature,
     )  # fmt: skip
     score = functools.partial(score_rows, reward=config.reward)
-    manifests = {arm: describe(arm, path, questions, settings) for arm, path in options.models.items()}
+    fingerprints = {kind: questions_fingerprint(prompts) for kind, prompts in questions.items()}
+    manifests = {arm: describe(arm, path, weights[arm], fingerprints, settings) for arm, path in options.models.items()}
     for manifest in manifests.values():
         answer_questions(manifest, questions, settings, score, options.path, device, part)
     answers = {arm: collect(manifest, questions, settings, score, options.path) for arm, manifest in manifests.items()}
