@@ -27,6 +27,13 @@ def test_the_order_never_changes_between_releases():
     assert Order(8, 8, seed=1).indices(0) == [1, 5, 4, 2, 7, 0, 3, 6]
 
 
+def test_a_name_stands_for_what_every_step_sees():
+    order = Order(10, 4, seed=1)
+    others = [Order(11, 4, 1), Order(10, 5, 1), Order(10, 4, 2), Order(10, 4, 1, sources=["a"] * 10, mixture={"a": 1})]
+    assert order.name("rows") == Order(10, 4, seed=1).name("rows")
+    assert len({order.name("rows"), order.name("other rows"), *(other.name("rows") for other in others)}) == 6
+
+
 def test_a_dataset_without_rows_is_refused():
     with pytest.raises(ConfigError):
         Order(0, 4, seed=1)

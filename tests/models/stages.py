@@ -118,6 +118,9 @@ class FixedSampler:
     def validate(self, step):
         return {}
 
+    def data_name(self):
+        return "fixed"
+
     def record(self, *_):
         pass
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.stages import make_world
+from tests.models.stages import build_sft, configuration, layout_of, make_world
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,9 +81,10 @@ def curve(outputs: Path) -> list[tuple]:
 @pytest.mark.parametrize(
     "stage, ranks, overrides",
     [
-        ("sft", 1, []),
+        ("sft", 1, ["sft.packing=true", "sft.micro_batch=1"]),
         ("vold", 1, ["vold.updates_per_step=2"]),
         pytest.param("sft", 2, ["parallel=tp2"], marks=pytest.mark.long),
+        pytest.param("vold", 2, ["parallel.context=2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel=tp2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel=pp2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel=dp2"], marks=pytest.mark.long),
@@ -115,3 +116,29 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_85(world, tm
     assert process.returncode == 85, stderr[-3000:]
     done = len(metrics.read_text().splitlines())
     assert (tmp_path / f"run/checkpoints/step_{done}/manifest.json").exists()
+
+
+def goes_on_with(world: Path, outputs: Path, *overrides: str) -> str:
+    """One step of stage 1, then a second start under ``overrides``: what it says."""
+    from vold_nemo.config import ConfigError
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.runs import Run
+
+    said = ""
+    for steps, more in ((1, ()), (2, overrides)):
+        config = configuration(world, f"outputs={outputs}", "sft.max_length=64", f"sft.steps={steps}", *more)
+        layout_of(config)
+        model = build_sft(config)
+        try:
+            model.fit(Run(outputs / "run", rank=0, config=config))
+        except ConfigError as error:
+            said = str(error)
+        parallel.destroy()
+    return said
+
+
+def test_a_position_in_other_data_is_refused(world, tmp_path, gloo):
+    assert gloo(1).run(goes_on_with, world, tmp_path / "same", "sft.packing=true", "sft.micro_batch=1") == [""]
+    for number, change in enumerate(("seed=2", "sft.batch=4")):
+        (said,) = gloo(1).run(goes_on_with, world, tmp_path / str(number), change)
+        assert "the same rows, seed, batch size and mixture" in said, change

@@ -73,7 +73,8 @@ def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bo
 
 
 def training_peak(
-    shape: dict, tensor: int, sequence: bool, precision: str, length: int, sequences: int, chunk: int, estimator: str
+    shape: dict, tensor: int, sequence: bool, precision: str, length: int, sequences: int, chunk: int, estimator: str,
+    recompute: str = "none",
 ) -> dict:
     """Bytes that one micro-batch of stage 2 needs beyond weights and gradient buffers: kept after the forward, and at most."""
     from vold_nemo.megatron import build, parallel
@@ -87,7 +88,7 @@ def training_peak(
     try:
         arch = Architecture(**shape)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        model = wrap_ddp(build.build_model(arch, layout, padded_vocabulary=arch.vocabulary, dtype=dtype))
+        model = wrap_ddp(build.build_model(arch, layout, padded_vocabulary=arch.vocabulary, dtype=dtype, recompute=recompute))
         head = build.lm_head_weight(unwrap(model))
         for parameter in model.module.parameters():
             torch.nn.init.normal_(parameter, std=0.02)

@@ -18,23 +18,26 @@ CASES = {  # vocabulary, hidden, feed-forward, length of two sequences, chunk, q
 
 
 @pytest.mark.parametrize("tensor, sequence", [(1, False), (2, False), (2, True)], ids=["tp1", "tp2", "tp2_sp"])
-@pytest.mark.parametrize("case, precision, size", [
-    ("activations dominate", "bf16", 2), ("LM head dominates", "bf16", 2), ("logits dominate", "fp32", 4),
+@pytest.mark.parametrize("case, precision, size, recompute", [
+    ("activations dominate", "bf16", 2, "none"), ("LM head dominates", "bf16", 2, "none"),
+    ("logits dominate", "fp32", 4, "none"),
+    ("activations dominate", "bf16", 2, "selective"), ("activations dominate", "bf16", 2, "full"),
 ])  # fmt: skip
-def test_peaks_are_those_of_the_tracker(gloo, case, precision, size, tensor, sequence):
+def test_peaks_are_those_of_the_tracker(gloo, case, precision, size, recompute, tensor, sequence):
     vocabulary, hidden, ffn, length, chunk, qk_norm, estimator = CASES[case]
     shape = dict(SHAPE, vocabulary=vocabulary, hidden=hidden, ffn=ffn, qk_norm=qk_norm)
-    args = (shape, tensor, sequence, precision, length, 2, chunk, estimator)
+    args = (shape, tensor, sequence, precision, length, 2, chunk, estimator, recompute)
     measured = max(gloo(tensor).run(training_peak, *args), key=lambda found: found["peak"])
 
     arch, tokens, how = Architecture(**shape), Tokens(2 * length, length), Numerics(size, fused_norms=False)
     rows = vocabulary // tensor
-    kept = activations.saved(arch, arch.layers, tokens, tensor, sequence, True, how)
+    kept = activations.saved(arch, arch.layers, tokens, tensor, sequence, True, True, how, recompute)
     loss = activations.objective(
         hidden, rows, tokens.count, sequence, chunk, 2 * hidden, estimator == "reverse", how, cuda=False
     )
-    behind = loss.kept + activations.layer_backward(arch, tokens, tensor, how)
-    peak = max(kept + max(loss.peak, behind), activations.embedding_backward(arch, rows, 1, how))
+    behind = activations.layer_backward(arch, tokens, tensor, how)
+    again = behind + activations.recomputed(arch, tokens, tensor, sequence, how, recompute)
+    peak = max(kept + max(loss.peak, loss.kept + behind, again), activations.embedding_backward(arch, rows, 1, how))
     assert kept == pytest.approx(measured["saved"], rel=0.05)
     assert peak == pytest.approx(measured["peak"], rel=0.10)
 

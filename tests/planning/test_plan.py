@@ -13,7 +13,7 @@ from vold_nemo.config import ConfigError
 from vold_nemo.megatron import architecture
 from vold_nemo.planning import allocation, memory, text, timing
 from vold_nemo.planning.memory import GIB
-from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, places, stage_gpus
+from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, places, plan_stage, stage_gpus
 from vold_nemo.planning.published import architecture_of, vision_parameters
 from vold_nemo.planning.resolved import parameters
 from vold_nemo.planning.search import assign, candidates, cheapest_changes, fewest_gpus, ranked
@@ -92,6 +92,21 @@ def test_the_mask_saves_more_the_more_rollouts_are_right(paper):
     assert timing.shares(paper, 0.5) == (0.5, 1 - 0.5**5)
     assert timing.shares(compose(["experiment=paper_3b", "objective=grpo"]), 0.5) == (0.0, 1 - 2 * 0.5**5)
     assert timing.shares(compose(["experiment=paper_3b", "objective.skip=false"]), 0.5) == (1.0, 1.0)
+
+
+def test_recomputation_and_context_parallelism_buy_memory_with_time(paper):
+    def work(**changes):
+        config = assign(paper, "cluster.gpus.sft", 8)
+        for key, value in changes.items():
+            config = assign(config, f"parallel.{key}", value)
+        plan = plan_stage(config, models_of(config), "sft", 8)
+        train = next(phase for phase in plan.phases if phase.name == "train")
+        return train.parts["activations"], train.total, plan.time.seconds["compute"]
+
+    kept, peaks, seconds = zip(*(work(recompute=how) for how in ("none", "selective", "full")), strict=True)
+    assert kept[0] > 2 * kept[1] > 10 * kept[2] and peaks[0] > peaks[1] > peaks[2]
+    assert seconds[0] < seconds[1] < seconds[2] < 1.34 * seconds[0]
+    assert work(context=2)[0] == pytest.approx(kept[0] / 2, rel=0.01)
 
 
 def test_every_rank_holds_something_and_every_layer_is_held(paper):

@@ -5,6 +5,7 @@ Nothing is stored and nothing depends on the number of ranks: a resumed run, on 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 
@@ -53,6 +54,11 @@ class Order:
     def epoch(self, step: int) -> float:
         """Epochs seen before ``step``."""
         return step * self.batch / self.size
+
+    def name(self, rows: str) -> str:
+        """Hash of all that decides which data a step sees; ``rows`` stands for the rows themselves."""
+        decides = (rows, self.size, self.batch, self.seed, sorted(self._slots.items()))
+        return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, self.size)

@@ -62,6 +62,10 @@ class Sampler:
     def name(self, rollout: Rollout) -> str:
         return self.prompts[rollout.prompt_index].id
 
+    def data_name(self) -> str:
+        """See :meth:`vold_nemo.models.student.MegatronStudent.data_name`."""
+        return self.order.name(repr([(prompt.id, prompt.messages, prompt.answer) for prompt in self.prompts]))
+
     def seed(self, step: int) -> int:
         """Of the engine's random numbers in this step: 63 bits of a hash of (run seed, step)."""
         digest = hashlib.sha256(f"rollouts/{self.config.seed}/{step}".encode()).digest()

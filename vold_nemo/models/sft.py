@@ -51,6 +51,11 @@ class MegatronSFTModel(MegatronStudent):
         self.batches = Ahead(self.cut, self.total_steps)
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
 
+    def data_name(self) -> str:
+        if isinstance(self.examples, StoredExamples):
+            return self.order.name(self.examples.folder.name)  # a hash of the traces
+        return self.order.name(repr([(example.name, len(example.ids)) for example in self.examples]))
+
     def cut(self, step: int) -> SFTBatch:
         """The global batch of ``step``, and this data rank's share of it, collated; no collective."""
         sft, layout = self.config.sft, self.layout

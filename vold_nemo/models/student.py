@@ -91,6 +91,10 @@ class MegatronStudent(ModelPT):
         """Optimizer steps in one :meth:`train_step`."""
         return 1
 
+    def data_name(self) -> str:
+        """What decides the data of every step, hashed: a position in other data is no position."""
+        return ""
+
     @abstractmethod
     def train_step(self, step: int) -> dict[str, Any]:
         """Do step ``step`` (from 0) and return its metrics.  Collective over the world."""
@@ -256,7 +260,8 @@ class MegatronStudent(ModelPT):
         try:
             checkpoint.save(
                 run.checkpoints, done, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule,
-                layout=self.layout, extra={"data_position": done}, keep=options.keep, keep_every=options.keep_every,
+                layout=self.layout, extra={"data_position": done, "data": self.data_name()},
+                keep=options.keep, keep_every=options.keep_every,
                 keep_best=options.keep_best, metric=number_at(metrics, options.metric), highest=options.metric_best == "max",
             )  # fmt: skip
         except checkpoint.CheckpointNotWritten as error:
@@ -269,7 +274,7 @@ class MegatronStudent(ModelPT):
         """First step to do: after the newest whole checkpoint, or 0.
 
         Raises:
-            ConfigError: ``checkpoint.resume=required`` and there is none, or a checkpoint of another layout.
+            ConfigError: ``checkpoint.resume=required`` and there is none, or a checkpoint of another layout or other data.
         """
         mode = self.config.checkpoint.resume
         found = checkpoint.find_latest(run.checkpoints) if mode != "never" else None
@@ -281,9 +286,14 @@ class MegatronStudent(ModelPT):
                 )  # fmt: skip
             run.resume_at(0)
             return 0
-        step, _ = checkpoint.load(
+        step, extra = checkpoint.load(
             found, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule, layout=self.layout
         )
+        if extra.get("data", self.data_name()) != self.data_name():
+            raise ConfigError(
+                "data", "not what this run began with", "the same rows, seed, batch size and mixture to go on with",
+                f"restore them, or start a new run from the exported weights of {found}",
+            )  # fmt: skip
         run.resume_at(step)
         if self.layout.rank == 0:
             logger.info("resumed from %s", found)

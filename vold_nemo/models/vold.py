@@ -74,6 +74,9 @@ class MegatronVOLDModel(MegatronStudent):
     def source_path(self) -> str:
         return self.config.vold.start
 
+    def data_name(self) -> str:
+        return self.sampler.data_name()
+
     def vocabulary_rows(self) -> list[int]:
         rows = super().vocabulary_rows()
         if self.config.objective.kl.enabled and not self._is_model_being_restored():

@@ -1,6 +1,6 @@
 """What a forward pass keeps for its backward pass, and what the objective adds on top; bytes on one rank.
 
-Counted tensor by tensor from the layers this project builds (no recomputation, no fused activation): the formulas are what
+Counted tensor by tensor from the layers this project builds (no fused activation): the formulas are what
 autograd saves, and the tests hold them against a tracker of every allocation.  With ``n`` tokens of a micro-batch, ``e`` bytes
 an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-value heads·d, F feed-forward:
 
@@ -11,6 +11,9 @@ an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-valu
     MLP         gate and up 2F, gate copied F, silu(gate) F, product F:  5·e·nF/T
 
 Under sequence parallelism n is n/T for the norms, and the gathered input is made again in the backward pass, not kept.
+Recomputation keeps less of a layer and holds the rest while that one layer is in its backward pass: ``selective`` all but the
+MLP's 5·e·nF/T, ``full`` its input e·nH and the rotary angles.  Under context parallelism n and s are a rank's slice, as
+Transformer Engine's ring leaves them (on a CPU keys and values are kept whole).
 """
 
 from __future__ import annotations
@@ -63,11 +66,26 @@ def layer(arch: Architecture, tokens: Tokens, tensor: int, sequence: bool, how: 
     return total + 5 * e * n * ffn
 
 
+def recomputed(arch: Architecture, tokens: Tokens, tensor: int, sequence: bool, how: Numerics, recompute: str) -> int:
+    """What ``recompute`` does not keep of one layer, and makes again for its backward pass."""
+    if recompute == "selective":
+        return 5 * how.size * tokens.count * (arch.ffn // tensor)
+    if recompute == "full":
+        slices = tokens.count // tensor if sequence else tokens.count
+        return layer(arch, tokens, tensor, sequence, how) - how.size * slices * arch.hidden
+    return 0
+
+
 def saved(
-    arch: Architecture, layers: int, tokens: Tokens, tensor: int, sequence: bool, last: bool, how: Numerics
-) -> int:
-    """Saved by a stage of ``layers`` layers for one micro-batch: its layers, ids, and the final norm on the last stage."""
-    total = layers * layer(arch, tokens, tensor, sequence, how) + 8 * tokens.count
+    arch: Architecture, layers: int, tokens: Tokens, tensor: int, sequence: bool, first: bool, last: bool, how: Numerics,
+    recompute: str = "none",
+) -> int:  # fmt: skip
+    """Saved by a stage of ``layers`` layers for one micro-batch: its layers, ids and rotary angles; the embedding's output
+    before it is split along the sequence, on the first stage; the final norm, on the last."""
+    kept = layer(arch, tokens, tensor, sequence, how) - recomputed(arch, tokens, tensor, sequence, how, recompute)
+    total = layers * kept + 8 * tokens.count + FP32 * tokens.length * arch.head_dim
+    if first and sequence:
+        total += how.size * tokens.count * arch.hidden
     if last:
         total += _norm(tokens.count // tensor if sequence else tokens.count, arch.hidden, 1, how)
     return total

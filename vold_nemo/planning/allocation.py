@@ -23,7 +23,10 @@ BYTES = {"bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a rank stands: its pipeline stage and data-parallel number in a layout."""
+    """Where a rank stands: its pipeline stage and data-parallel number in a layout.
+
+    ``data`` counts the ranks that hold the same weights: context-parallel ranks are among them.
+    """
 
     tensor: int
     pipeline: int

@@ -33,7 +33,7 @@ class Stage:
 def stages(config: Config) -> list[Stage]:
     """The chain of ``config``.  ``cluster.gpus`` says how many ranks a stage gets; null = as many as one copy of the model."""
     outputs, arm = Path(config.outputs), config.objective.arm
-    copy = config.parallel.tensor * config.parallel.pipeline
+    copy = config.parallel.model_ranks
     gpus, shards = config.cluster.gpus, config.traces.shards
     sft, vold = outputs / config.sft.run, outputs / config.vold.run
     arms = {"base": config.student.path, "sft": str(sft / "hf"), arm: str(vold / "hf")}

@@ -103,8 +103,8 @@ def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:
     student, how = models.student, numerics(config)
     padded = allocation.padded_vocabulary([student.vocabulary], at.tensor)
     held = allocation.trained(student, at, padded, config.precision, config.sft.optimizer.distributed)
-    tokens = Tokens(config.sft.micro_batch * config.sft.max_length, config.sft.max_length)
-    count = -(-config.sft.batch // (config.sft.micro_batch * at.data))
+    tokens = _slice(config, sft_tokens(config), config.sft.max_length)
+    count = sft_micro_batches(config, at.data // config.parallel.context)
     work = _work(config, student, at, tokens, count, padded, 0, how)
     yield Phase("sft", "train", at, {**_student(held), **work, **reserve(config)})
     whole = 2 * how.size * _largest(student, padded)
@@ -128,8 +128,8 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
     here = min(config.rollout.batch, -(-sampled // gpus))
     yield Phase("vold", "generate", at, resident | {"cache": activations.decoding(student, here, longest, how.size)})
 
-    tokens = Tokens(max(config.vold.micro_batch_tokens, longest), longest)
-    update = rollout_tokens(config) // (config.vold.updates_per_step * at.data)
+    tokens = _slice(config, max(config.vold.micro_batch_tokens, longest), longest)
+    update = rollout_tokens(config) // (config.vold.updates_per_step * at.data)  # context ranks share tokens as data ranks do
     count = max(1, -(-update // tokens.count))
     stash = {}
     if teacher is not None:
@@ -170,6 +170,27 @@ def rollout_tokens(config: Config) -> int:
     return sampled * (config.plan.prompt_tokens + response)
 
 
+def sft_tokens(config: Config) -> int:
+    """Tokens of one micro-batch of stage 1, at most."""
+    return (config.sft.pack_length or config.sft.max_length) if config.sft.packing else (
+        config.sft.micro_batch * config.sft.max_length
+    )  # fmt: skip
+
+
+def sft_micro_batches(config: Config, data: int) -> int:
+    """Micro-batches of a step of stage 1 on each of ``data`` ranks; packed rows are supposed to be full."""
+    if not config.sft.packing:
+        return -(-config.sft.batch // (config.sft.micro_batch * data))
+    mean = min(config.plan.prompt_tokens + config.plan.trace_tokens, config.sft.max_length)
+    return -(-config.sft.batch * mean // (sft_tokens(config) * data))
+
+
+def _slice(config: Config, count: int, length: int) -> Tokens:
+    """A context-parallel rank's part of a micro-batch."""
+    context = config.parallel.context
+    return Tokens(-(-count // context), -(-length // context))
+
+
 def _student(held: allocation.Allocation) -> dict[str, int]:
     return {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
 
@@ -187,15 +208,18 @@ def _work(
     tensor, sequence = at.tensor, config.parallel.sequence
     rows, layers = padded // tensor, arch.stages(at.pipeline)[at.stage]
     flying = activations.in_flight(at.pipeline, at.stage, count)
-    kept = flying * activations.saved(arch, layers, tokens, tensor, sequence, at.is_last, how)
+    again = config.parallel.recompute
+    kept = flying * activations.saved(arch, layers, tokens, tensor, sequence, at.is_first, at.is_last, how, again)
     added = activations.layer_backward(arch, tokens, tensor, how)
+    behind = added + activations.recomputed(arch, tokens, tensor, sequence, how, again)
     if at.is_last:
         kl = config.objective.kl
         loss = activations.objective(
             arch.hidden, rows, tokens.count, sequence, config.objective.chunk_tokens, teacher_hidden,
             bool(teacher_hidden) and kl.estimator in EXACT_KL, how, on_cuda(config),
         )  # fmt: skip
-        added = max(loss.peak, loss.kept + added)
+        added = max(loss.peak, loss.kept + added)  # what the loss keeps is used up before a layer is made again
+    added = max(added, behind)
     if at.is_first:
         added = max(added, activations.embedding_backward(arch, rows, at.pipeline, how) - kept)
     return {"activations": kept, "objective": added}

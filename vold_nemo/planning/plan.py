@@ -70,8 +70,7 @@ def models_of(config: Config) -> Models:
 
 def stage_gpus(config: Config, stage: str) -> int:
     """``cluster.gpus.<stage>``; unset, one GPU for the traces and one model copy for the others."""
-    copy = config.parallel.tensor * config.parallel.pipeline
-    return getattr(config.cluster.gpus, stage) or (1 if stage == "traces" else copy)
+    return getattr(config.cluster.gpus, stage) or (1 if stage == "traces" else config.parallel.model_ranks)
 
 
 def plan_stage(config: Config, models: Models, stage: str, gpus: int) -> StagePlan:
@@ -98,7 +97,7 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
 
 
 def places(config: Config, models: Models, gpus: int) -> list[str]:
-    """Which ranks hold what: megatron-core numbers tensor fastest, then data, then pipeline."""
+    """Which ranks hold what: megatron-core numbers tensor fastest, then context, then data, then pipeline."""
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     each, lines = gpus // pipeline, []
     named = [("student", models.student)] + ([("teacher", models.teacher)] if models.teacher is not None else [])
@@ -111,5 +110,6 @@ def places(config: Config, models: Models, gpus: int) -> list[str]:
         ends = ["embeddings"] * (stage == 0) + ["final norms, LM heads, objective"] * (stage == pipeline - 1)
         ranks = f"ranks {stage * each}-{(stage + 1) * each - 1}" if each > 1 else f"rank {stage * each}"
         copies = "1 copy" if each == tensor else f"{each // tensor} copies"
-        lines.append(f"{ranks}: 1/{tensor} of {', '.join([*held, *ends])}; {copies}")
+        shared = f", {config.parallel.context} of them share each sequence" if config.parallel.context > 1 else ""
+        lines.append(f"{ranks}: 1/{tensor} of {', '.join([*held, *ends])}; {copies}{shared}")
     return lines

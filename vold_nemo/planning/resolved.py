@@ -31,7 +31,7 @@ def describe(config: Config, verb: str) -> str:
         if stage in stages:
             world = submitted_world(config, stage) if verb == "plan" else planned_world(config, verb)
             lines.extend(_layout(config, student, world))
-            lines.extend(described(config, world // (config.parallel.tensor * config.parallel.pipeline)))
+            lines.extend(described(config, world // config.parallel.model_ranks))
     return "\n".join(lines)
 
 
@@ -58,18 +58,28 @@ def _model(arch: Architecture) -> str:
 
 def _layout(config: Config, student: Architecture, world: int) -> Iterator[str]:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
-    data = world // (tensor * pipeline)
+    context = f" x context {config.parallel.context}" if config.parallel.context > 1 else ""
+    data = world // config.parallel.model_ranks
     launched = "launched" if launched_world() is not None else "not launched"
-    yield f"layout   {world} ranks = tensor {tensor} x pipeline {pipeline} x data {data} ({launched})"
+    yield f"layout   {world} ranks = tensor {tensor} x pipeline {pipeline}{context} x data {data} ({launched})"
     split = ", activations split along the sequence" if config.parallel.sequence else ""
     layers = " or ".join(map(str, sorted(set(student.stages(pipeline)))))
     yield f"         {layers} student layers and {student.heads // tensor} heads on a rank{split}"
+    if config.parallel.recompute != "none":
+        yield f"         activations made again in the backward pass: {config.parallel.recompute}"
     if config.parallel.expert > 1:
         yield f"         experts spread over {config.parallel.expert} ranks of a stage"
 
 
 def _sft(config: Config, data: int) -> Iterator[str]:
     sft = config.sft
+    if sft.packing:
+        yield (
+            f"stage 1  {sft.steps} steps of {sft.batch} traces up to {sft.max_length} tokens, packed into rows of at most "
+            f"{sft.pack_length or sft.max_length}, dealt to {data} data-parallel ranks"
+        )
+        yield f"         {_rate(sft.optimizer)}; run {config.outputs}/{sft.run}"
+        return
     micro_batches = -(-sft.batch // sft.micro_batch)
     each = -(-micro_batches // data)
     dummies = each * data - micro_batches

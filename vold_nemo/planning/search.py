@@ -1,7 +1,7 @@
 """Other layouts and settings: all legal ones ranked, the fewest GPUs that fit, the cheapest changes that make a plan fit.
 
 What is tried is what the code can run: tensor x pipeline x sequence parallelism x micro-batch x distributed optimizer x
-decoding batch.  There is no recomputation, offload, context or expert parallelism to try yet.
+decoding batch, and recomputation where it does not fit without.  Offload, context and expert parallelism are not tried.
 """
 
 from __future__ import annotations
@@ -69,14 +69,30 @@ def candidates(config: Config, models: Models, stage: str, gpus: int) -> Iterato
 
 def ranked(config: Config, models: Models, stage: str, gpus: int) -> list[Layout]:
     """Layouts that fit, fastest first (without rates: emptiest first), then those that do not, nearest first."""
-    tried = candidates(config, models, stage, gpus)
-    found = [Layout(names, plan_stage(changed, models, stage, gpus)) for names, changed in tried]
+    found = [
+        _least_recomputed(Layout(names, plan_stage(changed, models, stage, gpus)), changed, models)
+        for names, changed in candidates(config, models, stage, gpus)
+    ]
 
     def order(layout: Layout):
         time = layout.plan.time.step if layout.plan.time is not None else 0.0
         return (not layout.plan.fits, time if layout.plan.fits else 0.0, layout.plan.peak.total)
 
     return sorted(found, key=order)
+
+
+def _least_recomputed(layout: Layout, config: Config, models: Models) -> Layout:
+    """``layout``, or the same with as much recomputation as it takes to fit (all of it, where even that does not)."""
+    stage, gpus = layout.plan.stage, layout.plan.gpus
+    if stage == "traces" or config.parallel.recompute != "none":
+        return layout
+    names = layout.overrides
+    for value in ("selective", "full"):
+        if layout.plan.fits:
+            break
+        changed = assign(config, "parallel.recompute", value)
+        layout = Layout((*names, f"parallel.recompute={value}"), plan_stage(changed, models, stage, gpus))
+    return layout
 
 
 def fewest_gpus(config: Config, models: Models, stage: str) -> Layout | None:
@@ -94,6 +110,7 @@ _CHANGES: dict[str, Callable] = {
     "sft.optimizer.distributed": lambda now: [True],
     "vold.optimizer.distributed": lambda now: [True],
     "parallel.sequence": lambda now: [True],
+    "parallel.recompute": lambda now: ["selective", "full"] if now == "none" else ["full"],
     "sft.micro_batch": lambda now: [now // 2, 1],
     "vold.micro_batch_tokens": lambda now: [now // 2, now // 4],
     "rollout.batch": lambda now: [now // 2, now // 4, now // 8],
@@ -118,7 +135,7 @@ def cheapest_changes(config: Config, models: Models, wanted: int = 3) -> list[tu
         (key, value)
         for key, values in _CHANGES.items()
         for value in dict.fromkeys(values(_get(start, key)))
-        if value != _get(start, key) and value >= 1
+        if value != _get(start, key) and (isinstance(value, str) or value >= 1)
     ]
     found: list[tuple[tuple[str, ...], Plan]] = []
     sets: list[set[str]] = []

@@ -3,6 +3,8 @@
     matrix products   2 FLOPs a weight and token forward, twice that backward; attention 2·A·context·layers (causal: half of 4)
     decoding          a step reads all weights and the cache once, and launches every layer: the larger of both times
     tensor parallel   two all-reduces of [n, H] a layer forward, two backward, 2(T-1)/T of their bytes over the node's links
+    recomputation     the feed-forward's share of a forward pass, or all of the layers', once more
+    context parallel  keys and values travel C - 1 times forward, with their gradients backward; not overlapped
     data parallel     4-byte gradients, 2(D-1)/D of their bytes, over the network as soon as the stage spans nodes
     pipeline          bubble (P - 1)/M of the work, M micro-batches; all stages wait for the last, which has the LM head besides
 
@@ -15,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture
-from vold_nemo.planning import allocation
+from vold_nemo.planning import allocation, memory
 from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.memory import Models, rollout_tokens, teacher_precision
 
@@ -97,8 +99,7 @@ def _trace_seconds(config: Config, models: Models, gpus: int) -> float:
 def _sft(config: Config, models: Models, gpus: int) -> dict[str, float]:
     length = min(config.plan.prompt_tokens + config.plan.trace_tokens, config.sft.max_length)
     tokens = config.sft.batch * length
-    data = gpus // (config.parallel.tensor * config.parallel.pipeline)
-    count = -(-config.sft.batch // (config.sft.micro_batch * data))
+    count = memory.sft_micro_batches(config, gpus // config.parallel.model_ranks)
     return _training(config, models.student, gpus, tokens, length, count, config.sft.optimizer.distributed)
 
 
@@ -109,12 +110,14 @@ def _training(
     """Forward and backward of ``tokens`` over the world, and ``updates`` reductions of the gradients."""
     plan, cluster = config.plan, config.cluster
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
-    data = gpus // (tensor * pipeline)
+    data = gpus // (tensor * pipeline)  # all that share weights and tokens: context ranks, too
     # The last stage has the LM head besides its layers, and the others wait for it.
     head, weights = arch.vocabulary * arch.hidden, matrix_weights(arch)
     bubble = (1 + (pipeline - 1) / max(1, micro_batches)) * (((weights - head) / pipeline + head) * pipeline / weights)
-    compute = 3 * forward_flops(arch, tokens, context) / (gpus * cluster.bf16_tflops * 1e12 * plan.train_efficiency)
+    passes = 3 + _again(config, arch, context)
+    compute = passes * forward_flops(arch, tokens, context) / (gpus * cluster.bf16_tflops * 1e12 * plan.train_efficiency)
     found = {"compute": compute * bubble, "tensor parallel": _tensor_seconds(config, arch, tokens / data, 4) * bubble}
+    found["context parallel"] = _context_seconds(config, arch, tokens / data)
     held = max(
         allocation.frozen(arch, Placement(tensor, pipeline, data, stage), arch.vocabulary // tensor * tensor, "fp32").elements
         for stage in {0, pipeline - 1}
@@ -123,6 +126,20 @@ def _training(
     across = cluster.network_gbs if gpus > cluster.gpus_per_node else cluster.link_gbs
     found["data parallel"] = updates * 2 * (data - 1) / data * volume / (across * 1e9 * plan.network_efficiency)
     return {name: seconds for name, seconds in found.items() if seconds}
+
+
+def _again(config: Config, arch: Architecture, context: float) -> float:
+    """Share of a forward pass that recomputation adds."""
+    layers = forward_flops(arch, 1, context) - 2 * arch.vocabulary * arch.hidden
+    again = {"none": 0.0, "selective": 6.0 * arch.layers * arch.ffn * arch.hidden, "full": layers}[config.parallel.recompute]
+    return again / forward_flops(arch, 1, context)
+
+
+def _context_seconds(config: Config, arch: Architecture, tokens: float) -> float:
+    """Keys and values of ``tokens`` tokens a rank on their way around the ring, in the backward pass with their gradients."""
+    ring, width = config.parallel.context - 1, 2 * arch.kv_groups * arch.head_dim // config.parallel.tensor
+    size = BYTES[config.precision] * tokens * width * arch.layers / config.parallel.pipeline
+    return 3 * ring * size / (config.cluster.link_gbs * 1e9 * config.plan.network_efficiency)
 
 
 def _tensor_seconds(config: Config, arch: Architecture, tokens: float, reductions: int) -> float:
@@ -172,7 +189,7 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
         )
         data = gpus // (config.parallel.tensor * config.parallel.pipeline)
         found["teacher"] = compute + _tensor_seconds(config, teacher, scored * tokens / data, 2)
-    data = gpus // (config.parallel.tensor * config.parallel.pipeline)
+    data = gpus // config.parallel.model_ranks
     count = max(1, int(trained * tokens / (data * vold.micro_batch_tokens * vold.updates_per_step)))
     train = _training(
         config, student, gpus, trained * tokens, context, count, vold.optimizer.distributed, vold.updates_per_step
