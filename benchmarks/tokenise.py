@@ -1,6 +1,6 @@
 """How fast traces become the token cache of stage 1: JSON lines in, mapped ids out.
 
-    python benchmarks/tokenise.py [examples=20000] [tokens=1000] [vocabulary=50000] [results=benchmarks/results/tokenise.md]
+    python benchmarks/tokenise.py [examples=5000] [tokens=1000] [vocabulary=50000] [results=benchmarks/results/tokenise.md]
 
 Traces of ``tokens`` tokens, as text (a dataset's own: the student's tokenizer reads them) and as ids (a teacher's, generated
 here).  The tokenizer is a byte-level BPE with the splitting rule of Qwen2's, trained on the sources of the installed Python
@@ -26,7 +26,7 @@ from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.traces import TraceCounts, read_traces, trace_files
 from vold_nemo.miniature.tokenizer import CHAT_TEMPLATE
 
-DEFAULTS = {"examples": 20_000, "tokens": 1000, "vocabulary": 50_000, "results": "benchmarks/results/tokenise.md"}
+DEFAULTS = {"examples": 5_000, "tokens": 1000, "vocabulary": 50_000, "results": "benchmarks/results/tokenise.md"}
 SPLIT = (  # Qwen2's
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -101,8 +101,8 @@ def measure(folder: Path, tokenizer, path: Path) -> dict:
 
 def main(arguments: list[str]) -> dict:
     settings = parse(arguments, DEFAULTS)
-    text = corpus(20_000_000)
-    tokenizer = build_tokenizer(text[:10_000_000], settings["vocabulary"])
+    text = corpus(8_000_000)
+    tokenizer = build_tokenizer(text[:4_000_000], settings["vocabulary"])
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("text", "ids"):
