@@ -27,12 +27,13 @@ def locate(spec: Benchmark, path: str | None) -> Path:
         return Path(snapshot_download(hub, repo_type="dataset", revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         at = f" --revision {revision}" if revision else ""
+        fetch = f"fetch it where there is a network (recipes/prefetch.py; hf download --repo-type dataset {hub}{at}), or give "
         raise ConfigError(
-            f"evaluate.benchmarks: {spec.name}", path or f"{hub} at {revision or 'main'}",
+            f"evaluate.benchmarks: {spec.name}",
+            path or f"{hub} at {revision or 'main'}",
             "a folder, or a data set in the hub cache",
-            f"fetch it where there is a network (recipes/prefetch.py, or hf download --repo-type dataset {hub}{at}), or give "
-            f"evaluate.benchmark_paths.{spec.name}=FOLDER",
-        ) from error  # fmt: skip
+            f"{fetch if path is None or '/' in path[1:] else 'give '}evaluate.benchmark_paths.{spec.name}=FOLDER",
+        ) from error
 
 
 def files_of(spec: Benchmark, folder: Path) -> list[tuple[int, Path]]:
