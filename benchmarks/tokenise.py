@@ -101,8 +101,8 @@ def measure(folder: Path, tokenizer, path: Path) -> dict:
 
 def main(arguments: list[str]) -> dict:
     settings = parse(arguments, DEFAULTS)
-    text = corpus(8_000_000)
-    tokenizer = build_tokenizer(text[:4_000_000], settings["vocabulary"])
+    text = corpus(20_000_000)
+    tokenizer = build_tokenizer(text[:10_000_000], settings["vocabulary"])
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("text", "ids"):
