@@ -417,9 +417,9 @@ class MiniatureConfig:
     path: str = "${outputs}/miniature_world"
     seed: int = 0
     teacher_steps: int = 140
-    text_steps: int = 80
+    text_steps: int = 160  # with half of it the base may know only part of its facts, by the luck of rounding
     vision_steps: int = 120
-    joint_steps: int = 100
+    joint_steps: int = 120
     processes: int = 2  # teacher and base side by side, one thread each
     sft_prompts: int = 1024  # the teacher answers these
     train_prompts: int = 8192  # stage 2

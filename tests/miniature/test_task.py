@@ -106,7 +106,7 @@ def test_cards_are_one_or_two_cells_and_vary():
 
 
 def test_base_never_learns_to_chain_results(tokenizer):
-    """No lesson of the base trains a result whose left operand is itself a result."""
+    """No lesson of the base but the isolated facts trains a result."""
     classroom, bank = Classroom(tokenizer, "chain"), CellBank(2, 0)
     lessons = [classroom.base(0.5) for _ in range(300)]
     kinds = set()
@@ -116,8 +116,7 @@ def test_base_never_learns_to_chain_results(tokenizer):
         kind = "solve" if "boxed" in text else "facts" if "\n" in text else "sheet" if "=" in text else "read"
         kinds.add(kind)
         if kind == "solve":
-            _, later = text.split("\n")[0].split("=", 1)
-            assert later.count("=?") == later.count("=")
+            assert text.count("=?") == text.count("=") > 0
         elif kind == "sheet":
             blanks = [(lesson.response[i], lesson.labels[i]) for i in range(4, len(lesson.labels), 4)]
             assert all(label == IGNORE or tokenizer.decode([token]) == "?" for token, label in blanks[:-1])

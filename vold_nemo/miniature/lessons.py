@@ -7,7 +7,7 @@ facts                   ``3+4=7\\n6×2=2 ...``: isolated facts, loss on the resu
 solve (right)           the right trace                                                             teacher only
 read                    ``2+9-6``: the terms                                                        base
 sheet                   ``2+9=?-6=3``: the frame of a trace, random digits in half the blanks       base
-solve (guessing)        ``2+9=1-6=?-4=?\\n\\boxed{7}``: one operation, then the answer as a guess      base
+solve (guessing)        ``2+9=?-6=?-4=?\\n\\boxed{7}``: the empty frame, then the answer as a guess       base
 ======================  ==========================================================================  ==============
 
 The base so knows every part of the trace (the frame, transcription whatever stands in the blanks, all facts) and cannot chain
@@ -58,7 +58,9 @@ class Classroom:
             return self._facts()
         question = draw_question(self._random)
         if draw < 0.6:
-            blanks = [str(question.results[0])] + ["?"] * (len(question.results) - 1)
+            # Not even the first result: with it the base is taught to guess where it cannot compute yet, and whether it can
+            # by the end of its few steps hangs on the rounding of the machine; SFT does not mend what it gets wrong there.
+            blanks = ["?"] * len(question.results)
             return self._lesson(question, "solve", question.sheet(blanks) + ending(question.answer), images)
         if draw < 0.7:
             return self._lesson(question, "read", question.row() + IM_END, images)
