@@ -85,13 +85,13 @@ def build_engine(config: Config, local_rank: int):
 
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.megatron.parallel import pick_device
+    from vold_nemo.planning.memory import scribe_precision
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 
-    precision = config.precision if config.teacher.precision == "auto" else config.teacher.precision
     return TransformersEngine(
         Path(config.teacher.path),
         device=pick_device(config.device, local_rank),
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[scribe_precision(config)],
         batch=config.traces.batch,
         stop_ids=eos_ids(config.teacher.path, load_tokenizer(config.teacher.path, config.teacher.revision)),
     )

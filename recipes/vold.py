@@ -10,6 +10,7 @@ checkpoints, metrics.jsonl, TensorBoard, rollouts, and ``student.nemo`` at the e
 whole checkpoint (``checkpoint.resume``).  Export with recipes/export_hf.py.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -26,10 +27,10 @@ def main(config: Config) -> None:
     from vold_nemo.data.adoption import agree
     from vold_nemo.data.prompts import load_prompts
     from vold_nemo.data.rejected import Rejected
-    from vold_nemo.data.templates import eos_ids, load_tokenizer
+    from vold_nemo.data.templates import eos_ids, load_tokenizer, render_prompt
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.runs import Run
-    from vold_nemo.models.faculty import assemble
+    from vold_nemo.models.faculty import assemble, members
     from vold_nemo.models.sampling import Sampler
     from vold_nemo.models.vold import MegatronVOLDModel
     from vold_nemo.rewards.keys import refusal
@@ -64,6 +65,11 @@ def main(config: Config) -> None:
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         print(f"{contract.describe()}\n{len(prompts)} prompts, {len(validation)} for validation\nrun folder: {folder}")
+    for one in members(teacher):
+        asked = (render_prompt(tokenizer, prompt) for prompt in prompts)
+        said = one.probe(list(itertools.islice(asked, one.config.fp8.probe_tokens)))
+        if layout.rank == 0:
+            print(one.precision.describe() + (f"\nprobe: {said}" if said else ""))
     model.load_pretrained(start, adopted)
     model.prepare_for_training()
     run = Run(folder, rank=layout.rank, config=config, logging=config.logging)

@@ -42,15 +42,28 @@ class StudentConfig:
 
 
 @dataclass
+class FP8Config:
+    """The teacher's linear layers in FP8 (docs/fp8.md); embedding, norms, router and LM head stay bf16."""
+
+    backend: str = "te"  # te | emulated: Transformer Engine on a GPU with FP8, or FP8 weights on any device, for study
+    recipe: str = "auto"  # auto | blockwise | tensorwise | mxfp8: which values share a scale; auto follows GPU and shapes
+    activations: bool = True  # emulated: what a linear layer reads is rounded to FP8, too; false = weights alone
+    probe_tokens: int = 512  # ours: tokens scored in both precisions before the first step; 0 = no probe
+    probe_layers: int = 2  # ours: layers of each pipeline stage that the probe computes in bf16 for comparison
+    max_drift: float = 0.1  # ours: a probe whose mean KL(bf16 || fp8) is above this stops the run; nats a token
+
+
+@dataclass
 class TeacherConfig:
     """The text-only teacher, an ordinary Hugging Face checkpoint; frozen."""
 
     path: str = MISSING
     revision: str | None = None
-    precision: str = "auto"  # auto | fp32 | bf16: auto follows `precision`
+    precision: str = "auto"  # auto | fp32 | bf16 | fp8: auto = fp8 where GPU and libraries have it (docs/fp8.md)
     thinking: bool = False  # ours: passed to the teacher's chat template as enable_thinking
     offload: bool = False  # off the device while it does not score; its LM head stays for the loss
     offload_to: str = "host"  # host | checkpoint: kept in (pinned) host memory, or dropped and read from disk again
+    fp8: FP8Config = field(default_factory=FP8Config)
 
 
 @dataclass
@@ -401,6 +414,17 @@ class VerifyConfig:
 
 
 @dataclass
+class DriftConfig:
+    """recipes/teacher_drift.py: the teacher in FP8 against the same in bf16."""
+
+    traces: str = "${traces.path}"
+    limit: int = 64  # only the first traces
+    max_length: int = 4096  # prompt + response; longer traces are left out
+    worst: int = 20  # tokens shown
+    path: str = "${outputs}/${name}/drift"  # drift.json and drift.html
+
+
+@dataclass
 class ReportConfig:
     path: str = "${outputs}/${name}/report.html"
     results: str = "${evaluate.path}/results.json"
@@ -467,6 +491,7 @@ class ClusterConfig:
     gpus_per_node: int = 1
     gpus: GPUsConfig = field(default_factory=GPUsConfig)
     memory_gib: float | None = None  # of one GPU; null = a plan without a verdict on memory
+    compute_capability: float | None = None  # 8.0 (A100), 9.0 (H100, H200), 10.0 (B200); null = no FP8 is planned by itself
     bf16_tflops: float | None = None  # dense; null (with the two below) = a plan without times
     memory_gbs: float | None = None  # bandwidth of a GPU's own memory, GB/s
     link_gbs: float | None = None  # between GPUs of a node, GB/s a GPU
@@ -527,6 +552,7 @@ class Config:
     reproduce: ReproduceConfig = field(default_factory=ReproduceConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     miniature: MiniatureConfig = field(default_factory=MiniatureConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -64,3 +64,17 @@ def test_grpo_loads_no_teacher_and_needs_no_path(gloo, world):
 def test_right_answers_alone_teach_the_masked_student_nothing(gloo, world):
     said = gloo(1).run(vold_steps, world, (1,) * 16, "objective=vold_reverse")[0]
     assert all(metrics["grad_norm"] == 0 and metrics["teacher_tokens"] == 0 for metrics in said["metrics"])
+
+
+def test_an_fp8_teacher_teaches_in_half_the_bytes(gloo, world):
+    options = ("objective=vold_reverse", "parallel=tp2")
+    fp8, bf16 = (
+        gloo(2).run(vold_steps, world, REWARDS, *options, f"teacher.precision={precision}", f"teacher.fp8.backend={backend}")
+        for precision, backend in (("fp8", "emulated"), ("bf16", "te"))
+    )
+    for a, b in zip(fp8, bf16, strict=True):
+        assert a["memory"]["gradients"] == 0 and a["memory"]["weights"] < b["memory"]["weights"]
+        for step, other in zip(a["metrics"], b["metrics"], strict=True):
+            assert step["teacher_tokens"] == other["teacher_tokens"] > 0
+            assert step["kl_mean"] != other["kl_mean"]
+            assert step["kl_mean"] == pytest.approx(other["kl_mean"], rel=0.2)

@@ -81,6 +81,11 @@ def test_the_teacher_must_fit_the_layout_too_but_only_where_one_is_loaded(config
         ),
         (["traces.shard=3", "traces.shards=3"], "traces.shard"),
         (["data.max_rejected_share=5"], "data.max_rejected_share"),
+        (["teacher.precision=fp8"], "teacher.precision"),  # on a CPU
+        (["teacher.precision=fp8", "device=auto", "cluster=a100_80"], "teacher.precision"),
+        (["teacher.precision=fp8", "device=auto", "cluster=h100", "teacher.fp8.recipe=mxfp8"], "teacher.fp8.recipe"),
+        (["teacher.fp8.backend=emulated"], "teacher.fp8.backend"),
+        (["teacher.fp8.recipe=delayed"], "teacher.fp8.recipe"),
         (["student.path=/nowhere"], "student.path"),
         (["teacher.path=nobody/model"], "teacher.path"),
     ],

@@ -2,11 +2,12 @@
 
 With Transformer Engine installed (GPU) its fused layers are used, otherwise those of :mod:`vold_nemo.megatron.layers`;
 the rest of the path is the same.  Weights always come from a checkpoint (:func:`vold_nemo.megatron.weights.load_hf`), so
-parameters are born as zeros.
+parameters are born as zeros, or, in a frozen model, as whatever the memory held: writing zeros would take its bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from functools import cache
 
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vold_nemo.config import ConfigError
-from vold_nemo.megatron import cpu
+from vold_nemo.megatron import cpu, fp8
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.parallel import Layout
+from vold_nemo.megatron.precision import Precision
 
 
 def padded_vocabulary(rows: list[int], tensor: int) -> int:
@@ -70,15 +72,19 @@ def recomputation(arch: Architecture, recompute: str) -> dict:
     return {}
 
 
-def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype, recompute: str = "none"):
-    """megatron-core's ``TransformerConfig`` for ``arch`` in this layout."""
+def transformer_config(
+    arch: Architecture, layout: Layout, *, dtype: torch.dtype, trainable: bool = True, recompute: str = "none",
+    held: Precision | None = None,
+):  # fmt: skip
+    """megatron-core's ``TransformerConfig`` for ``arch`` in this layout; ``held``: the precision of a frozen model."""
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     # Zeros as initialiser, not perform_initialization=False: that would also leave out the tensor-parallel marks on the
-    # parameters, and every gradient norm would count one shard only.
+    # parameters, and every gradient norm would count one shard only.  A frozen model has no gradients, and would pay the
+    # initialisation on the CPU with an unsplit fp32 copy of each weight.
     zeros = torch.nn.init.zeros_
     engine = has_transformer_engine()
-    special: dict = {}
+    special: dict = fp8.config_fields(held)
     if arch.experts:
         special |= dict(
             num_moe_experts=arch.experts, moe_router_topk=arch.experts_per_token, moe_ffn_hidden_size=arch.expert_ffn,
@@ -99,7 +105,7 @@ def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype
         tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
         sequence_parallel=layout.sequence, context_parallel_size=layout.context,
         params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype is torch.bfloat16,
-        init_method=zeros, output_layer_init_method=zeros, embedding_init_method=zeros,
+        perform_initialization=trainable, init_method=zeros, output_layer_init_method=zeros, embedding_init_method=zeros,
         use_cpu_initialization=layout.device.type == "cpu",
         variable_seq_lengths=True,  # micro-batches are padded to their own longest sequence
         moe_token_dispatcher_type="alltoall",  # variable lengths refuse the default even without experts
@@ -115,11 +121,12 @@ def transformer_config(arch: Architecture, layout: Layout, *, dtype: torch.dtype
 
 def build_model(
     arch: Architecture, layout: Layout, *, padded_vocabulary: int, dtype: torch.dtype, trainable: bool = True,
-    recompute: str = "none",
+    recompute: str = "none", held: Precision | None = None,
 ) -> torch.nn.Module:
-    """This rank's pipeline stage of ``arch``, on ``layout.device``; weights are zeros until loaded.
+    """This rank's pipeline stage of ``arch``, on ``layout.device``; weights are zeros (frozen: nothing) until loaded.
 
-    Collective over the pipeline where the embedding is tied.  ``trainable=False`` freezes it (``eval``, no gradient).
+    Collective over the pipeline where the embedding is tied.  ``trainable=False`` freezes it (``eval``, no gradient), and
+    ``held`` then says whether its linear layers are FP8 (:mod:`vold_nemo.megatron.fp8`).
     ``recompute``: ``none | selective | full`` (``parallel.recompute``); gradients are the same.
 
     :raises ConfigError: if ``padded_vocabulary`` does not hold the checkpoint's rows or cannot be split.
@@ -129,28 +136,48 @@ def build_model(
                           f"at least {arch.vocabulary} rows and a multiple of tensor = {layout.tensor}",
                           "use vold_nemo.megatron.build.padded_vocabulary over all models of the run")
     cpu.enable()
-    config = transformer_config(arch, layout, dtype=dtype, recompute=recompute)
-    if has_transformer_engine():
-        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
-
-        spec = get_gpt_layer_with_transformer_engine_spec(
-            num_experts=arch.experts or None, moe_grouped_gemm=bool(arch.experts), qk_layernorm=arch.qk_norm
-        )
-    else:
-        from vold_nemo.megatron.layers import local_block_spec
-
-        spec = local_block_spec(config, layout.pipeline_rank)
+    config = transformer_config(arch, layout, dtype=dtype, trainable=trainable, recompute=recompute, held=held)
+    spec = _layer_spec(arch, layout, config, held)
     # Text has equal temporal, height and width positions, where Qwen2.5-VL's multimodal RoPE is plain RoPE.
-    model = _model_class()(
-        config=config, transformer_layer_spec=spec,
-        vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
-        pre_process=layout.is_first_stage, post_process=layout.is_last_stage, parallel_output=True,
-        share_embeddings_and_output_weights=arch.tied, position_embedding_type="rope", rotary_base=arch.rope_theta,
-    ).to(layout.device)
+    # Outside gradients Transformer Engine keeps neither a high-precision copy of an FP8 weight nor a column-wise one.
+    with contextlib.nullcontext() if trainable else torch.no_grad():
+        model = _model_class()(
+            config=config, transformer_layer_spec=spec,
+            vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
+            pre_process=layout.is_first_stage, post_process=layout.is_last_stage, parallel_output=True,
+            share_embeddings_and_output_weights=arch.tied, position_embedding_type="rope", rotary_base=arch.rope_theta,
+        )  # fmt: skip
+    if held is None or held.backend != "te":  # built on the GPU as it is, and the data of its tensors must not be assigned to
+        model = model.to(layout.device)
     if not trainable:
         model.requires_grad_(False)
         model.eval()
     return model
+
+
+def _layer_spec(arch: Architecture, layout: Layout, config, held: Precision | None):
+    backend = None if held is None else held.backend
+    if has_transformer_engine() and backend != "emulated":
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=arch.experts or None, moe_grouped_gemm=bool(arch.experts), qk_layernorm=arch.qk_norm
+        )
+    from vold_nemo.megatron.layers import local_block_spec
+
+    linear = fp8.emulated_layers(held.recipe, held.activations) if backend == "emulated" else None
+    return local_block_spec(config, layout.pipeline_rank, linear)
+
+
+def build_layer(arch: Architecture, layout: Layout, number: int, dtype: torch.dtype) -> torch.nn.Module:
+    """One more copy of layer ``number`` of this stage (from 0), frozen, in ``dtype``; :func:`weights.load_layer` fills it."""
+    from megatron.core.transformer.spec_utils import build_module
+
+    config = transformer_config(arch, layout, dtype=dtype, trainable=False)
+    spec = _layer_spec(arch, layout, config, None)
+    with torch.no_grad():
+        layer = build_module(getattr(spec, "layer_specs", [spec])[0], config=config, layer_number=number + 1)
+    return layer.to(layout.device).requires_grad_(False).eval()
 
 
 def lm_head_weight(model: torch.nn.Module) -> torch.nn.Parameter:

@@ -6,14 +6,16 @@ attention refuses packed sequences and holds the full score matrix.  Both parts 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, gather_from_sequence_parallel_region
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
@@ -106,8 +108,11 @@ class CoreAttention(torch.nn.Module):
         return out.permute(2, 0, 1, 3).flatten(2)  # [s, b, n*d]
 
 
-def local_block_spec(config, pipeline_rank: int) -> TransformerBlockSubmodules:
-    """This pipeline stage's layers, and the final norm, from the parts above."""
+def local_block_spec(config, pipeline_rank: int, linear: tuple[type, type] | None = None) -> TransformerBlockSubmodules:
+    """This pipeline stage's layers, and the final norm, from the parts above.
+
+    ``linear``: (column-parallel, row-parallel) layers instead of megatron-core's.
+    """
     layer = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts, qk_layernorm=config.qk_layernorm, normalization="RMSNorm"
     )
@@ -117,5 +122,19 @@ def local_block_spec(config, pipeline_rank: int) -> TransformerBlockSubmodules:
     attention.core_attention = CoreAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if linear is not None:
+        layer = _replaced(layer, dict(zip((ColumnParallelLinear, RowParallelLinear), linear, strict=True)))
     count = get_num_layers_to_build(config, vp_stage=None, pp_rank=pipeline_rank)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
+
+
+def _replaced(spec, classes: dict[type, type]):
+    """``spec`` with other classes for some, in every part that it is made of."""
+    if isinstance(spec, type):
+        return classes.get(spec, spec)
+    if isinstance(spec, ModuleSpec):
+        return ModuleSpec(_replaced(spec.module, classes), spec.params, _replaced(spec.submodules, classes))
+    if dataclasses.is_dataclass(spec):
+        parts = {part.name: _replaced(getattr(spec, part.name), classes) for part in dataclasses.fields(spec)}
+        return dataclasses.replace(spec, **parts)
+    return spec

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vold_nemo.config import ConfigError
-from vold_nemo.megatron import tensors
+from vold_nemo.megatron import fp8, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture, read
 from vold_nemo.megatron.names import Block, Placement, head, placements
 from vold_nemo.megatron.parallel import Layout
@@ -49,19 +49,24 @@ class _Files:
 
 def _held(model: torch.nn.Module, arch: Architecture, layout: Layout) -> Iterator[tuple[Placement, torch.nn.Parameter]]:
     """The placements of this rank's stage, each with its parameter; no rule and no parameter may be left over."""
-    parameters = dict(model.named_parameters())
-    each = arch.experts // layout.expert  # experts on a rank
-    first_expert = layout.expert_rank * each
     places = [
         place
         for place in placements(arch, layout.tensor, model.vocab_size)
         if _owner(place, arch, layout) == layout.pipeline_rank
-        and (place.expert is None or place.expert // each == layout.expert_rank)
     ]
     if arch.tied and layout.is_last_stage and not layout.is_first_stage:
         places.append(head(arch, model.vocab_size))  # the last stage's own copy of the embedding
-    first_layer = sum(arch.stages(layout.pipeline)[: layout.pipeline_rank])
+    yield from _matched(places, dict(model.named_parameters()), arch, layout)
+
+
+def _matched(
+    places: list[Placement], parameters: dict[str, torch.nn.Parameter], arch: Architecture, layout: Layout
+) -> Iterator[tuple[Placement, torch.nn.Parameter]]:
+    each = arch.experts // layout.expert  # experts on a rank
+    first_expert, first_layer = layout.expert_rank * each, sum(arch.stages(layout.pipeline)[: layout.pipeline_rank])
     for place in places:
+        if place.expert is not None and place.expert // each != layout.expert_rank:
+            continue
         parameter = _take(parameters, place, first_layer, first_expert)
         if parameter is None:
             raise ConfigError(f"names.TABLES[{arch.family!r}]", f"no parameter {place.megatron} for {place.hf[0]}",
@@ -114,6 +119,8 @@ def check_names(arch: Architecture, entries: dict[str, tensors.Entry], folder: P
 def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, path: str | Path) -> None:
     """Copy this rank's part of checkpoint ``path`` into ``model``; a rank reads only its own slices.  No collectives.
 
+    Host memory beyond ``model``: at most one FP8 weight's shard in bf16.
+
     Rows of vocabulary padding become zeros.  ``path`` may name its tensors in another layout than ``arch`` does.
 
     :raises ConfigError: for a missing, left-over or misshapen tensor, naming both sides; for a tied model whose
@@ -122,8 +129,15 @@ def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, path: st
     files = _Files(Path(path))
     arch = _as_on_disk(arch, path)
     check_names(arch, files.entries, files.folder, layout.tensor, model.vocab_size)
+    stores = fp8.stores(model)
     for place, parameter in _held(model, arch, layout):
-        parameter.copy_(_assemble(place, layout, files, parameter))
+        store = stores.get(id(parameter))
+        if store is None:
+            _fill(parameter, place, layout, files)
+        else:  # FP8 is formed from the whole shard, one shard at a time
+            shard = torch.empty(parameter.shape, dtype=torch.bfloat16)
+            _fill(shard, place, layout, files)
+            store(shard)
         if arch.tied and arch.head_on_disk and place.hf[0].endswith("embed_tokens.weight"):
             _check_stored_head(place, layout, files)
 
@@ -150,6 +164,18 @@ def adopt_rows(
                 parameter[row - first] = table.float().mean(0).to(parameter)
 
 
+@torch.no_grad()
+def load_layer(layer: torch.nn.Module, number: int, arch: Architecture, layout: Layout, path: str | Path) -> None:
+    """:func:`load_hf` for one decoder layer, the ``number``-th of this stage (from 0).  No collectives."""
+    files = _Files(Path(path))
+    arch = _as_on_disk(arch, path)
+    whole = sum(arch.stages(layout.pipeline)[: layout.pipeline_rank]) + number
+    places = [place for place in placements(arch, layout.tensor, arch.vocabulary) if place.layer == whole]
+    parameters = {f"decoder.layers.{number}.{name}": parameter for name, parameter in layer.named_parameters()}
+    for place, parameter in _matched(places, parameters, arch, layout):
+        _fill(parameter, place, layout, files)
+
+
 def _as_on_disk(arch: Architecture, path: str | Path) -> Architecture:
     """``arch`` with the names that checkpoint ``path`` gives its tensors."""
     found = read(path)
@@ -157,17 +183,23 @@ def _as_on_disk(arch: Architecture, path: str | Path) -> Architecture:
     return replace(arch, **{key: getattr(found, key) for key in same})
 
 
-def _assemble(place: Placement, layout: Layout, files: _Files, like: Tensor) -> Tensor:
-    """This rank's part of one parameter."""
+def _fill(target: Tensor, place: Placement, layout: Layout, files: _Files) -> None:
+    """Write this rank's part of one parameter, block by block: no copy of it is made beside ``target``."""
     if place.packed:
-        return _fitting(files.expert(place.hf[0], place.expert, place.transposed).to(like.dtype), place, like)
-    pieces = []
-    for block in place.part(layout.tensor_rank, layout.tensor):
+        target.copy_(_fitting(files.expert(place.hf[0], place.expert, place.transposed), place, target))
+        return
+    blocks = place.part(layout.tensor_rank, layout.tensor)
+    shape = list(place.shapes[0])
+    shape[place.axis] = sum(block.size for block in blocks)
+    _fitting(torch.empty(shape, device="meta"), place, target)
+    at = 0
+    for block in blocks:
+        part = target.narrow(place.axis, at, block.size)
         if block.source is None:
-            pieces.append(torch.zeros(block.size, *like.shape[1:], dtype=like.dtype))
+            part.zero_()
         else:
-            pieces.append(files.slice(place.hf[block.source], place.axis, block.start, block.size).to(like.dtype))
-    return _fitting(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=place.axis), place, like)
+            part.copy_(files.slice(place.hf[block.source], place.axis, block.start, block.size))
+        at += block.size
 
 
 def _fitting(whole: Tensor, place: Placement, like: Tensor) -> Tensor:

@@ -89,13 +89,13 @@ class Selection:
 
 def select(
     rollouts: Sequence[Rollout], rewards: Sequence[float], config: Config, contract: VocabularyContract, layout,
-    *, eos_ids: tuple[int, ...], teacher_cost: Sequence[float], beta: float,
+    *, eos_ids: tuple[int, ...], teacher_cost: Sequence[float], beta: float, pad_multiple: int,
 ) -> Selection:  # fmt: skip
     """Plan the step on rank 0 and broadcast it.
 
     ``rollouts`` come group after group, K a prompt.  ``teacher_cost``: each teacher's forward of a token in units of the
-    student's forward and backward.  Where ``beta`` is 0 (``objective.kl.beta.off_step``) no rollout goes to the teacher.  One
-    object broadcast over the world.
+    student's forward and backward.  Where ``beta`` is 0 (``objective.kl.beta.off_step``) no rollout goes to the teacher.
+    ``pad_multiple``: of every padded length (sequence parallelism, FP8).  One object broadcast over the world.
     """
     objective, samples = config.objective, config.rollout.samples_per_prompt
     grid = torch.tensor(rewards, dtype=torch.float64).view(-1, samples)
@@ -123,7 +123,7 @@ def select(
             response_lengths=[len(rollout.response_ids) for rollout in rollouts], kl_lengths=kl_lengths,
             advantages=moves, kl_mask=kl_mask, policy_average=policy.average, kl_average=kl.average,
             max_tokens=config.rollout.max_tokens, data_ranks=layout.data, updates=config.vold.updates_per_step,
-            micro_batch_tokens=config.vold.micro_batch_tokens, pad_multiple=layout.pad_multiple,
+            micro_batch_tokens=config.vold.micro_batch_tokens, pad_multiple=pad_multiple,
             teachers=[rollout.teacher for rollout in rollouts], teacher_cost=teacher_cost,
             expert_parallel=config.parallel.expert, policy=policy.enabled, skip=objective.skip,
         )  # fmt: skip

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vold_nemo.config import TeacherConfig, require_choice
+from vold_nemo.config import TeacherConfig
 from vold_nemo.data.micro_batch import MicroBatch
-from vold_nemo.megatron import architecture, build, sequences, training, weights
+from vold_nemo.megatron import architecture, build, fp8, precision, sequences, training, weights
 from vold_nemo.megatron.heads import meet_head
 from vold_nemo.megatron.host_copy import HostCopy
 
@@ -27,22 +27,28 @@ class Teacher:
     """Frozen scorer.
 
     Args:
-        config: where it is and in which precision; ``auto`` takes the student's.
+        config: where it is and in which precision (:func:`vold_nemo.megatron.precision.choose`).
         layout: the student's.
         padded_vocabulary: rows of the student's padded LM head, so that shard i of both covers the same ids.
         student_precision: ``fp32`` | ``bf16``.
+
+    Raises:
+        ConfigError: a precision that these devices or shapes do not have.
+        RuntimeError: FP8 weights that take other bytes than they should.
     """
 
     def __init__(self, config: TeacherConfig, layout, *, padded_vocabulary: int, student_precision: str):
-        require_choice("teacher.precision", config.precision, ("auto", *PRECISIONS))
-        self.precision = student_precision if config.precision == "auto" else config.precision
-        self.layout = layout
+        self.layout, self.config = layout, config
         self.architecture = architecture.read(config.path)
+        self.precision = precision.choose(
+            config, student_precision, fp8.hardware(layout.device), self.architecture, layout.tensor
+        )
         self.model = build.build_model(
-            self.architecture, layout, padded_vocabulary=padded_vocabulary, dtype=PRECISIONS[self.precision],
-            trainable=False,
+            self.architecture, layout, padded_vocabulary=padded_vocabulary, dtype=PRECISIONS[self.precision.dtype],
+            trainable=False, held=self.precision,
         )  # fmt: skip
         weights.load_hf(self.model, self.architecture, layout, config.path)
+        fp8.assert_held(self.model, self.precision)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())  # on this rank
         self.tokens_scored = 0  # real tokens, padding and other data ranks not counted
         self.resting: HostCopy | None = None
@@ -104,10 +110,32 @@ class Teacher:
             )
         if passed.non_finite:
             where = "; ".join(str(item) for item in passed.non_finite[:4])
-            raise RuntimeError(f"the teacher's hidden states are not finite: {where}; precision {self.precision}")
+            raise RuntimeError(f"the teacher's hidden states are not finite: {where}; {self.precision.describe()}")
         for index, hidden in zip(wanted, passed.statistics, strict=False):
             found[index] = hidden
         return found
+
+    def probe(self, texts: Sequence[Sequence[int]]) -> str | None:
+        """Score the token ids ``texts`` as the teacher is, and again with a few layers in bf16; None where it has no FP8.
+
+        Collective over the world; every rank brings the same texts.
+
+        Raises:
+            ConfigError: log-probs that are not finite, or drift above ``teacher.fp8.max_drift``.
+        """
+        if self.precision.recipe is None or not self.config.fp8.probe_tokens:
+            return None
+        from vold_nemo.models.fp8_probe import probe
+
+        before, resting = self.tokens_scored, self.resting
+        if resting:  # layers are exchanged meanwhile, and a layer that is not in the model would not come back
+            resting.come_back()
+            self.resting = None
+        try:
+            return probe(self, texts)
+        finally:
+            self.tokens_scored, self.resting = before, resting
+            self.rest()
 
     def selected(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
         """[S (/ T), B, H_teacher] -> [n, H_teacher] at the trained positions, as the objective wants them."""
@@ -117,11 +145,8 @@ class Teacher:
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of weights and of gradients on this rank; the second must be 0."""
-        parameters = list(self.model.parameters())
-        return {
-            "weights": sum(p.numel() * p.element_size() for p in parameters),
-            "gradients": sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None),
-        }
+        gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
+        return {"weights": fp8.model_bytes(self.model), "gradients": sum(fp8.tensor_bytes(grad) for grad in gradients)}
 
     def device_bytes(self) -> int:
         """Bytes of weights on the device now."""

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from vold_nemo.data.micro_batch import MicroBatch, collate
 from vold_nemo.data.rollouts import Rollout
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import architecture
+from vold_nemo.megatron.precision import pad_multiple
 from vold_nemo.megatron.runs import Run
 from vold_nemo.models.agreement import whole_responses
 from vold_nemo.models.clock import PhaseClock
@@ -98,6 +100,12 @@ class MegatronVOLDModel(MegatronStudent):
         self.teacher_cost = [member.parameters / (3 * own) for member in members(teacher)] or [0.0]
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
 
+    @property
+    def pad_multiple(self) -> int:
+        """Of every padded length: what the layout asks for, and on each rank what an FP8 teacher's matrix units do."""
+        split = self.layout.pad_multiple
+        return math.lcm(split, *(pad_multiple(one.precision, split) for one in members(self.teacher)))
+
     # -- one step, in the paper's order --------------------------------------------------------------------------------
 
     def train_step(self, step: int) -> dict[str, Any]:
@@ -110,6 +118,7 @@ class MegatronVOLDModel(MegatronStudent):
         selection = select(  # what the teacher scores, what is trained on, where
             rollouts, rewards, self.config, self.contract, self.layout,
             eos_ids=self.sampler.engine.stop_ids, teacher_cost=self.teacher_cost, beta=self.beta.value(step),
+            pad_multiple=self.pad_multiple,
         )  # fmt: skip
         metrics = StepMetrics(self.layout, rollouts, selection)
         updates = [self.micro_batches(update, rollouts) for update in selection.plan.updates]

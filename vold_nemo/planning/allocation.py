@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.precision import linear_shapes, weight_bytes
 
 FP32 = 4
 BYTES = {"bf16": 2, "fp32": 4}
@@ -181,7 +182,15 @@ def _overlap(buckets: list[tuple[int, int]], ranges: list[tuple[int, int]], at: 
 
 
 @functools.lru_cache(4096)
-def frozen(arch: Architecture, at: Placement, padded: int, precision: str) -> Allocation:
-    """A rank of the teacher: weights alone."""
-    elements = sum(parameter.numel for parameter in stage_parameters(arch, at, padded))
-    return Allocation(elements, BYTES[precision] * elements, 0, 0)
+def frozen(arch: Architecture, at: Placement, padded: int, precision: str, recipe: str | None = None) -> Allocation:
+    """A rank of the teacher: weights alone.
+
+    With an FP8 ``recipe`` (``precision`` fp8) linear layers take a byte a weight and their scales, the rest is bf16.
+    """
+    parameters = stage_parameters(arch, at, padded)
+    elements = sum(parameter.numel for parameter in parameters)
+    if recipe is None:
+        return Allocation(elements, BYTES[precision] * elements, 0, 0)
+    held = {kind: weight_bytes(*shape, recipe) for kind, shape in linear_shapes(arch, at.tensor).items()}
+    size = sum(held.get(".".join(p.name.split(".")[-2:]), BYTES["bf16"] * p.numel) for p in parameters)
+    return Allocation(elements, size, 0, 0)

@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vold_nemo.config import Config
+from vold_nemo.megatron import precision
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.precision import Precision
 from vold_nemo.planning import activations, allocation
 from vold_nemo.planning.activations import Numerics, Tokens
 from vold_nemo.planning.allocation import BYTES, Placement
@@ -70,8 +72,15 @@ def numerics(config: Config) -> Numerics:
     return Numerics(BYTES[config.precision], fused_norms=on_cuda(config))
 
 
-def teacher_precision(config: Config) -> str:
-    return config.precision if config.teacher.precision == "auto" else config.teacher.precision
+def teacher_precision(config: Config, teacher: Architecture) -> Precision:
+    """How stage 2 holds the teacher on the cluster's GPUs."""
+    hardware = precision.of_cluster(config.device, config.cluster.compute_capability)
+    return precision.choose(config.teacher, config.precision, hardware, teacher, config.parallel.tensor)
+
+
+def scribe_precision(config: Config) -> str:
+    """In which the rollout engine writes the teacher's traces: FP8 is the training engine's alone."""
+    return {"auto": config.precision, "fp8": "bf16"}.get(config.teacher.precision, config.teacher.precision)
 
 
 def reserve(config: Config) -> dict[str, int]:
@@ -90,7 +99,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
 
 
 def _traces(config: Config, models: Models) -> Phase:
-    size = BYTES[teacher_precision(config)]
+    size = BYTES[scribe_precision(config)]
     rows = config.traces.batch * config.traces.samples_per_prompt
     length = config.plan.prompt_tokens + config.traces.max_tokens
     cache = activations.decoding(models.scribe, min(rows, config.traces.batch), length, size)
@@ -118,6 +127,7 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
     resident = _student(held)
     scores, lends = {}, {}
     if teacher is not None:
+        held_in = teacher_precision(config, teacher)
         scoring, lending, resident["teacher"] = teachers_bytes(config, models, at, padded)
         scores, lends = {"teacher": scoring}, {"teacher": lending}
     resident["engine"] = how.size * (models.parameters(student) + models.vision)
@@ -135,9 +145,9 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
     if teacher is not None:
         if at.is_last:
             split = at.tensor if config.parallel.sequence else 1
-            stash = {"hidden states": BYTES[teacher_precision(config)] * update * teacher.hidden // split}
+            stash = {"hidden states": BYTES[held_in.dtype] * update * teacher.hidden // split}
         wide = teacher.experts_per_token * teacher.expert_ffn if teacher.experts else teacher.ffn // at.tensor
-        work = BYTES[teacher_precision(config)] * tokens.count * (5 * wide + 2 * teacher.hidden)
+        work = BYTES[held_in.dtype] * tokens.count * (5 * wide + 2 * teacher.hidden)
         yield Phase("vold", "teacher", at, resident | scores | stash | {"activations": work})
     width = teacher.hidden if teacher is not None else 0
     work = _work(config, student, at, tokens, count, padded, width, how)
@@ -152,11 +162,11 @@ def teachers_bytes(config: Config, models: Models, at: Placement, padded: int) -
     """
     whole, heads, stay = [], [], 0
     for one, arch in zip((config.teacher, *config.teachers.values()), (models.teacher, *models.more), strict=True):
-        precision = teacher_precision(replace(config, teacher=one))
-        size = allocation.frozen(arch, at, padded, precision).parameters
+        held = teacher_precision(replace(config, teacher=one), arch)
+        size = allocation.frozen(arch, at, padded, held.weights, held.recipe).parameters
         if one.offload:
             whole.append(size)
-            heads.append(BYTES[precision] * padded // at.tensor * arch.hidden if at.is_last else 0)
+            heads.append(BYTES[held.dtype] * padded // at.tensor * arch.hidden if at.is_last else 0)
         else:
             stay += size
     most = max((size + sum(heads) - head for size, head in zip(whole, heads, strict=True)), default=0)

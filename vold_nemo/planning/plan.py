@@ -11,6 +11,7 @@ from vold_nemo.planning import memory, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.published import architecture_of, vision_parameters
 from vold_nemo.planning.timing import Duration
+from vold_nemo.planning.validity import precision_findings
 
 STAGES = ("traces", "sft", "vold")
 
@@ -91,9 +92,14 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
     teachers = [models.teacher, *models.more] if models.teacher is not None else []
     used = [models.student] if stage == "sft" else [models.student, *teachers]
     beside = any(arch.experts for arch in teachers)
-    return [
+    errors = [
         error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus, beside_experts=beside)
     ]
+    if stage != "sft":
+        sections = ("teacher", *(f"teachers.{name}" for name in config.teachers))
+        for section, arch in zip(sections, teachers, strict=False):  # without a KL there are none
+            errors += precision_findings(config, section, arch)
+    return errors
 
 
 def places(config: Config, models: Models, gpus: int) -> list[str]:

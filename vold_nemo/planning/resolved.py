@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vold_nemo.config import Config, OptimizerConfig
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.planning.memory import teacher_precision
 from vold_nemo.planning.published import architecture_of
 from vold_nemo.planning.validity import STAGES, launched_world, planned_world, submitted_world
 
@@ -24,9 +26,11 @@ def describe(config: Config, verb: str) -> str:
         if not config.objective.kl.enabled:
             lines.append("teacher  none (objective.kl.enabled=false)")
         for name, one in {"": config.teacher, **config.teachers}.items() if config.objective.kl.enabled else ():
-            said = f"{one.path}: {_model(architecture_of(one.path))}, frozen"
+            arch = architecture_of(one.path)
+            said = f"{one.path}: {_model(arch)}, frozen"
             said += f", for prompts that name {name}" if name else ""
             lines.append(f"teacher  {said}" + (f", in turn on the device (else {one.offload_to})" if one.offload else ""))
+            lines.append(f"         {teacher_precision(replace(config, teacher=one), arch).describe()}")
     for stage, described in (("sft", _sft), ("vold", _vold)):
         if stage in stages:
             world = submitted_world(config, stage) if verb == "plan" else planned_world(config, verb)

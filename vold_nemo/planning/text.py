@@ -101,7 +101,7 @@ def assumptions(config: Config) -> Iterator[str]:
     cluster = config.cluster
     yield f"cluster {cluster.name}: " + ", ".join(
         f"{key} {getattr(cluster, key)}"
-        for key in ("gpus_per_node", "memory_gib", "bf16_tflops", "memory_gbs", "link_gbs", "network_gbs")
+        for key in ("gpus_per_node", "memory_gib", "compute_capability", "bf16_tflops", "memory_gbs", "link_gbs", "network_gbs")
     )
     for module in (allocation, activations, memory, timing):
         yield f"\n{module.__name__.rpartition('.')[2]}: {module.__doc__.strip()}"

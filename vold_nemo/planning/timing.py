@@ -19,7 +19,7 @@ from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning import allocation, memory
 from vold_nemo.planning.allocation import BYTES, Placement
-from vold_nemo.planning.memory import Models, rollout_tokens, teacher_precision
+from vold_nemo.planning.memory import Models, rollout_tokens, scribe_precision
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _trace_seconds(config: Config, models: Models, gpus: int) -> float:
     limit = config.data.trace_prompts.limit if config.data.trace_prompts is not None else config.data.prompts.limit
     prompts = min(config.plan.trace_prompts, limit or config.plan.trace_prompts)
     each = -(-prompts * config.traces.samples_per_prompt // gpus)
-    teacher, size = models.scribe, BYTES[teacher_precision(config)]
+    teacher, size = models.scribe, BYTES[scribe_precision(config)]
     return decode_seconds(
         config, teacher, models.parameters(teacher), size, each, config.traces.batch, config.plan.trace_tokens,
         config.traces.max_tokens,

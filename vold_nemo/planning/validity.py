@@ -15,15 +15,17 @@ from pathlib import Path
 
 from vold_nemo.checkpoint_source import local_folder
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
-from vold_nemo.megatron import architecture
+from vold_nemo.megatron import architecture, precision
 from vold_nemo.planning import published
 
 AVERAGES = ("token", "sequence", "constant")
 CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "precision": ("bf16", "fp32"),
-    "teacher.precision": ("auto", "fp32", "bf16"),
+    "teacher.precision": ("auto", "fp32", "bf16", "fp8"),
     "teacher.offload_to": ("host", "checkpoint"),
+    "teacher.fp8.backend": ("te", "emulated"),
+    "teacher.fp8.recipe": ("auto", *precision.MULTIPLE),
     "objective.policy.loss": ("grpo", "gspo"),
     "objective.policy.advantage": ("standardised", "centred"),
     "objective.policy.average": AVERAGES,
@@ -56,6 +58,9 @@ _SHARE = (lambda x: 0 <= x <= 1, "0 to 1")
 _EFFICIENCY = (lambda x: 0 < x <= 1, "above 0, at most 1")
 _FRACTION = (lambda x: 0 <= x < 1, "0 to 1, 1 excluded")
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null is never out of bounds
+    "teacher.fp8.probe_tokens": _COUNT,
+    "teacher.fp8.probe_layers": _POSITIVE,
+    "teacher.fp8.max_drift": _ABOVE_ZERO,
     "objective.chunk_tokens": _POSITIVE,
     "objective.policy.clip_low": _SHARE,
     "objective.policy.clip_high": _COUNT,
@@ -121,12 +126,16 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "evaluate.judge.parallel": _POSITIVE,
     "verify.limit": _POSITIVE,
     "compare.examples": _COUNT,
+    "drift.limit": _POSITIVE,
+    "drift.max_length": (lambda x: x >= 2, "2 or more"),
+    "drift.worst": _COUNT,
     "report.examples": _COUNT,
     "cluster.gpus_per_node": _POSITIVE,
     "cluster.gpus.traces": _POSITIVE,
     "cluster.gpus.sft": _POSITIVE,
     "cluster.gpus.vold": _POSITIVE,
     "cluster.memory_gib": _ABOVE_ZERO,
+    "cluster.compute_capability": _ABOVE_ZERO,
     "cluster.bf16_tflops": _ABOVE_ZERO,
     "cluster.memory_gbs": _ABOVE_ZERO,
     "cluster.link_gbs": _ABOVE_ZERO,
@@ -157,8 +166,10 @@ _OPTIMIZER_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_skipped": _POSITIVE,
 }
 
+REFUSED = {("teacher.fp8.recipe", "delayed"): precision.DELAYED}  # values that others allow, and why we do not
+
 # Wanted by the project and not built yet: a run refuses them like any other value, a plan warns.
-PLANNED: dict[str, tuple[str, ...]] = {"rollout.engine": ("vllm",), "teacher.precision": ("fp8",)}
+PLANNED: dict[str, tuple[str, ...]] = {"rollout.engine": ("vllm",)}
 
 
 _TEACHERS = re.compile(r"teachers\.[^.]+\.")  # a named teacher has the keys of the one without a name
@@ -177,7 +188,7 @@ class Unbuilt(Pending):
 
 
 # Which stages a verb runs; a verb that is not here runs neither.
-STAGES = {"sft": ("sft",), "vold": ("vold",), "plan": ("sft", "vold")}
+STAGES = {"sft": ("sft",), "vold": ("vold",), "teacher_drift": ("vold",), "plan": ("sft", "vold")}
 
 
 def findings(config: Config, verb: str, world: int | None = None) -> list[ConfigError]:
@@ -186,7 +197,7 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
     Keys of single values are checked for every verb; layouts and checkpoints only for the stages that the verb runs.
     """
     errors = list(_find(config, STAGES.get(verb, ()), planned_world(config, verb) if world is None else world))
-    if verb == "vold" and not config.dry_run and not Path(config.vold.start).is_dir():
+    if verb in ("vold", "teacher_drift") and not config.dry_run and not Path(config.vold.start).is_dir():
         mend = "run recipes/sft.py and recipes/export_hf.py first, or give vold.start=CHECKPOINT"
         errors.append(ConfigError("vold.start", config.vold.start, "a checkpoint folder", mend))
     return errors
@@ -243,8 +254,10 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
     more = {key.replace("teacher.", f"teachers.{name}.", 1): own[key] for name in config.teachers for key in own}
     for key, choices in (CHOICES | more).items():
         if value_at(config, key) not in choices:
-            error = ConfigError(key, value_at(config, key), " | ".join(choices), f"set {key} to one of these")
-            yield Unbuilt.of(error) if error.value in PLANNED.get(_TEACHERS.sub("teacher.", key), ()) else error
+            value, plain = value_at(config, key), _TEACHERS.sub("teacher.", key)
+            mend = REFUSED.get((plain, value), f"set {key} to one of these")
+            error = ConfigError(key, value, " | ".join(choices), mend)
+            yield Unbuilt.of(error) if error.value in PLANNED.get(plain, ()) else error
     optimizers = {
         f"{stage}.optimizer.{name}": bound for stage in ("sft", "vold") for name, bound in _OPTIMIZER_BOUNDS.items()
     }
@@ -379,6 +392,8 @@ def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigE
                 errors.append(model)
         if not isinstance(model, ConfigError):
             errors += architecture.check_layout(model, config.parallel, world, beside_experts=beside)
+            if key in named:
+                errors += precision_findings(config, key.removesuffix(".path"), model)
         found.update((str(error), error) for error in errors)  # what both models say the same is said once
     yield from found.values()
 
@@ -400,6 +415,20 @@ def _may_have_experts(path: str) -> bool:
         return bool(published.architecture_of(path).experts)
     except ConfigError:
         return True
+
+
+def precision_findings(config: Config, section: str, arch: architecture.Architecture) -> list[ConfigError]:
+    """Why the teacher of ``section`` (``teacher``, ``teachers.NAME``) cannot be held as it asks, here and in this layout."""
+    hardware, asked = precision.of_cluster(config.device, config.cluster.compute_capability), value_at(config, section)
+    own = {key.partition(".")[2]: choices for key, choices in CHOICES.items() if key.startswith("teacher.")}
+    if any(value_at(asked, key) not in choices for key, choices in own.items()):
+        return []  # said already
+    try:
+        precision.choose(asked, config.precision, hardware, arch, max(1, config.parallel.tensor))
+    except ConfigError as error:
+        key = error.key.replace("teacher.", f"{section}.", 1)
+        return [ConfigError(key, error.value, error.allowed, error.mend)]
+    return []
 
 
 def _read(key: str, path: str, miniature: str) -> architecture.Architecture | ConfigError:
