@@ -1,0 +1,79 @@
+"""Is FP8 good enough for this teacher?  Score given traces with the teacher in FP8 and in bf16, and compare.
+
+    torchrun --nproc-per-node 8 recipes/teacher_drift.py experiment=paper_3b_h100 teacher.precision=fp8
+    python recipes/teacher_drift.py experiment=miniature teacher.precision=fp8 teacher.fp8.backend=emulated
+
+Reads ``drift.traces`` (written by recipes/generate_traces.py), the teacher twice, and the student ``vold.start``, in the
+layout of stage 2.  Writes ``drift.json`` and ``drift.html`` under ``drift.path``: KL(bf16 || FP8) of the response tokens,
+agreement of first choices, the worst tokens and layers, and the cosine of the student's two distillation gradients.
+"""
+
+import dataclasses
+
+from vold_nemo.command import recipe
+from vold_nemo.config import Config, ConfigError
+
+
+@recipe(training=True)
+def main(config: Config) -> None:
+    from omegaconf import OmegaConf
+
+    from vold_nemo.data.adoption import agree
+    from vold_nemo.data.rejected import Rejected
+    from vold_nemo.data.templates import eos_ids, load_tokenizer
+    from vold_nemo.data.traces import load_traces
+    from vold_nemo.evaluation.report import drift as page
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.precision import pad_multiple
+    from vold_nemo.models import teacher_drift
+    from vold_nemo.models.selection import select
+    from vold_nemo.models.teacher import Teacher
+    from vold_nemo.models.vold import MegatronVOLDModel
+
+    config = teacher_drift.distillation_only(config)
+    tokenizer = load_tokenizer(config.vold.start)
+    layout = parallel.initialize_from(config)
+    model = MegatronVOLDModel(OmegaConf.structured(config))
+    shared = dict(padded_vocabulary=model.padded_vocabulary, student_precision=config.precision)
+    fp8 = Teacher(config.teacher, layout, **shared)
+    if fp8.precision.recipe is None:
+        raise ConfigError("teacher.precision", fp8.precision.describe(), "a teacher in FP8",
+                          "set teacher.precision=fp8, without FP8 hardware with teacher.fp8.backend=emulated")
+    plain = dataclasses.replace(config.teacher, precision="bf16", fp8=dataclasses.replace(config.teacher.fp8, backend="te"))
+    bf16 = Teacher(plain, layout, **shared)
+    adopted, contract = agree(
+        config, tokenizer, model.architecture.vocabulary, [config.teacher], padded=model.padded_vocabulary
+    )
+    examples, counts = load_traces(
+        config.drift.traces, tokenizer, max_length=config.drift.max_length,
+        rejected=Rejected(None, config.data.max_rejected_share), end_ids=eos_ids(config.vold.start, tokenizer),
+        shared=contract.shared.tolist(),
+    )  # fmt: skip
+    rollouts = teacher_drift.as_rollouts(examples[: config.drift.limit])
+    model.load_pretrained(config.vold.start, adopted)
+    model.prepare_for_training()
+    model.attach(None, contract, bf16, None)
+    selection = select(
+        rollouts, [0.0] * len(rollouts), config, contract, layout, eos_ids=(), teacher_cost=[1.0], beta=1.0,
+        pad_multiple=pad_multiple(fp8.precision, layout.pad_multiple),
+    )  # fmt: skip
+    drift = teacher_drift.measure(model, fp8, bf16, rollouts, selection)
+    if layout.rank == 0:
+        names = [example.name for example in examples]
+        found = teacher_drift.summary(drift, rollouts, names, tokenizer, config.drift.worst)
+        found |= {
+            "teacher": config.teacher.path, "precision": fp8.precision.describe(), "source": config.drift.traces,
+            "layout": f"tensor {layout.tensor}, pipeline {layout.pipeline}, on {layout.device.type}",
+            "bytes": {"fp8": fp8.memory_bytes()["weights"], "bf16": bf16.memory_bytes()["weights"]},
+        }  # fmt: skip
+        print(counts.describe())
+        print(
+            f"{fp8.precision.describe()}\n{found['tokens']} tokens: mean KL(bf16 || fp8) {found['kl_mean']:.4g} nats, first "
+            f"choice the same in {found['same_first_choice']:.2%}, gradient cosine {found['gradient_cosine']:.5f}\n"
+            f"written: {page.write(config.drift.path, found)}"
+        )
+    parallel.destroy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The whole teacher in FP8 against the same teacher in bf16, on given traces: what recipes/teacher_drift.py reports.
+
+    tokens     KL(bf16 || fp8) over the vocabulary at every response token, and whether both rank the same id first
+    layers     each FP8 layer on the bf16 model's own input: |fp8 - bf16| over what the layer adds to the residual stream
+    gradient   cosine of the student's two distillation gradients, all parameters, every trace taken for wrong (mask 1)
+
+Both teachers are on the ranks at once, in the layout of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.distributed as dist
+
+from vold_nemo.config import BetaConfig, Config
+from vold_nemo.data.micro_batch import MicroBatch
+from vold_nemo.data.rollouts import Rollout
+from vold_nemo.data.traces import SFTExample
+from vold_nemo.models.drift import token_drift, vocabulary_shard
+
+
+@dataclass
+class Drift:
+    """``kl`` and ``same_top``: by trace, response token by response token.  ``layers``: relative error, first layer first."""
+
+    kl: dict[int, list[float]] = field(default_factory=dict)
+    same_top: dict[int, list[bool]] = field(default_factory=dict)
+    layers: list[float] = field(default_factory=list)
+    cosine: float = float("nan")
+    norm_ratio: float = float("nan")  # |gradient with fp8| / |gradient with bf16|
+
+
+def distillation_only(config: Config) -> Config:
+    """``config`` for the gradient: the KL term alone, on every trace, with weight 1, without corrections for an engine.
+
+    ``k1_reward`` is no loss of its own; k2, whose expected gradient is the same, stands in for it.
+    """
+    objective = config.objective
+    estimator = "k2" if objective.kl.estimator == "k1_reward" else objective.kl.estimator
+    kl = replace(
+        objective.kl, enabled=True, mask="none", beta=BetaConfig(value=1.0), estimator=estimator,
+        reward_placement="after", reward_horizon="immediate",
+    )  # fmt: skip
+    policy = replace(objective.policy, enabled=False, advantage="centred")
+    correction = replace(objective.correction, mode="none")
+    return replace(
+        config, teachers={}, teacher=replace(config.teacher, offload=False),
+        objective=replace(objective, kl=kl, policy=policy, correction=correction),
+        rollout=replace(config.rollout, samples_per_prompt=1),
+        vold=replace(config.vold, updates_per_step=1, optimizer=replace(config.vold.optimizer, distributed=False)),
+    )  # fmt: skip
+
+
+def as_rollouts(examples: Sequence[SFTExample]) -> list[Rollout]:
+    """Traces as if the student had sampled them; the log-probs are read by nothing that :func:`distillation_only` leaves on."""
+    rollouts = []
+    for index, example in enumerate(examples):
+        prompt, response = example.ids[: example.prompt_length].tolist(), example.ids[example.prompt_length :].tolist()
+        rollouts.append(Rollout(index, 0, prompt, response, [0.0] * len(response), "", "stop"))
+    return rollouts
+
+
+def measure(model, fp8, bf16, rollouts: Sequence[Rollout], selection) -> Drift:
+    """Score ``rollouts`` with both teachers.  Collective over the world; rank 0's result is whole, and so is every other's.
+
+    Args:
+        model: a stage 2 student, built from :func:`distillation_only` and ready to train; its weights do not move.
+        selection: its plan of these rollouts.
+    """
+    (update,) = selection.plan.updates
+    batches, layout = model.micro_batches(update, rollouts), model.layout
+    with layers_compared(bf16.model, fp8.model, fp8.precision.backend == "te") as errors:
+        exact = bf16.hidden_states(batches)
+    rounded = fp8.hidden_states(batches)
+    found, shard = Drift(), None
+    for batch, a, b in zip(batches, rounded, exact, strict=True):
+        if a is None or not batch.rows:
+            continue
+        head = bf16.head
+        shard = shard or vocabulary_shard(layout, fp8.architecture.vocabulary, len(head) * layout.tensor)
+        here: MicroBatch = batch.to(layout.device)
+        drift = token_drift(
+            fp8.selected(a, batch), bf16.selected(b, batch), head, here.predictions()[0], shard,
+            group=layout.tensor_group, chunk_tokens=model.config.objective.chunk_tokens,
+        )  # fmt: skip
+        found.kl.update(here.by_response(drift.kl))
+        found.same_top.update(here.by_response(drift.same_top))
+    first, second = (
+        gradient(model, teacher, batches, hidden, selection) for teacher, hidden in ((bf16, exact), (fp8, rounded))
+    )
+    found.cosine, found.norm_ratio = compare(first, second, layout)
+    return gathered(found, errors)
+
+
+@contextlib.contextmanager
+def layers_compared(bf16: torch.nn.Module, fp8: torch.nn.Module, engine: bool):
+    """While ``bf16`` runs, each layer's input goes through ``fp8``'s layer too; yields {layer: [error², update²]}."""
+    sums: dict[int, torch.Tensor] = {}
+
+    def compare_layer(twin):
+        def hook(layer, args, kwargs, output):
+            if engine:
+                from megatron.core.fp8_utils import get_fp8_context
+
+                context = get_fp8_context(fp8.config, twin.layer_number - 1)
+            else:
+                context = contextlib.nullcontext()
+            with context:
+                other = twin(*args, **kwargs)[0]
+            exact, before = output[0].double(), (args[0] if args else kwargs["hidden_states"]).double()
+            both = torch.stack([(other.double() - exact).square().sum(), (exact - before).square().sum()])
+            sums[layer.layer_number] = sums.get(layer.layer_number, 0) + both
+
+        return hook
+
+    pairs = zip(bf16.decoder.layers, fp8.decoder.layers, strict=True)
+    hooks = [layer.register_forward_hook(compare_layer(twin), with_kwargs=True) for layer, twin in pairs]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def gradient(model, teacher, batches, hidden, selection) -> list[torch.Tensor]:
+    """Copies of the student's gradients (this rank's shards) with ``teacher``'s hidden states in the KL."""
+    model.teacher = teacher
+    model.get_loss_and_metrics((batches, hidden, selection, None, None, 0), False)
+    return [parameter.main_grad.clone() for parameter in counted(model)]
+
+
+def counted(model) -> list[torch.nn.Parameter]:
+    """Parameters of this rank that no other rank of the model copy holds as well."""
+    from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+
+    return [
+        p for p in model.stage.parameters()
+        if p.requires_grad and param_is_not_tensor_parallel_duplicate(p) and not getattr(p, "shared", False)
+    ]  # fmt: skip
+
+
+def compare(first: list[torch.Tensor], second: list[torch.Tensor], layout) -> tuple[float, float]:
+    """(cosine, |second| / |first|) over all shards.  One all-reduce over the model's ranks."""
+    sums = torch.zeros(3, dtype=torch.float64, device=layout.device)
+    for a, b in zip(first, second, strict=True):
+        a, b = a.double(), b.double()
+        sums += torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])
+    dist.all_reduce(sums, group=layout.model_group)
+    product, own, other = sums.tolist()
+    return product / max(own * other, 1e-300) ** 0.5, (other / max(own, 1e-300)) ** 0.5
+
+
+def gathered(found: Drift, errors: dict[int, torch.Tensor]) -> Drift:
+    """What all ranks found, on every rank; what two ranks found alike is counted once or cancels in a ratio."""
+    everywhere: list = [None] * dist.get_world_size()
+    mine = {number: both.tolist() for number, both in errors.items()}
+    dist.all_gather_object(everywhere, (found.kl, found.same_top, mine))
+    sums: dict[int, list[float]] = {}
+    for kl, same, layers in everywhere:
+        found.kl.update(kl)
+        found.same_top.update(same)
+        for number, (error, update) in layers.items():
+            held = sums.setdefault(number, [0.0, 0.0])
+            held[0] += error
+            held[1] += update
+    found.layers = [(error / max(update, 1e-300)) ** 0.5 for _, (error, update) in sorted(sums.items())]
+    return found
+
+
+def summary(drift: Drift, rollouts: Sequence[Rollout], names: Sequence[str], tokenizer, worst: int) -> dict:
+    """``drift.json``: means, quantiles, the worst tokens with what stands before them, the layers."""
+    rows = sorted(drift.kl)
+    kl = torch.tensor([value for row in rows for value in drift.kl[row]], dtype=torch.float64)
+    same = torch.tensor([float(value) for row in rows for value in drift.same_top[row]], dtype=torch.float64)
+    places = [(row, position) for row in rows for position in range(len(drift.kl[row]))]
+    order = kl.argsort(descending=True)[:worst].tolist()
+    quantiles = torch.quantile(kl[:: max(1, len(kl) // 1_000_000)], torch.tensor([0.5, 0.9, 0.99, 0.999], dtype=torch.float64))
+
+    def told(index: int) -> dict:
+        row, position = places[index]
+        rollout = rollouts[row]
+        before = rollout.ids[: len(rollout.prompt_ids) + position][-24:]
+        return {
+            "trace": names[row], "position": position, "token": tokenizer.decode([rollout.response_ids[position]]),
+            "before": tokenizer.decode(before), "kl": kl[index].item(), "same_first_choice": bool(same[index]),
+        }  # fmt: skip
+
+    return {
+        "traces": len(rows), "tokens": len(kl), "kl_mean": kl.mean().item(), "kl_max": kl.max().item(),
+        "kl_quantiles": dict(zip(("0.5", "0.9", "0.99", "0.999"), quantiles.tolist(), strict=True)),
+        "same_first_choice": same.mean().item(), "gradient_cosine": drift.cosine, "gradient_norm_ratio": drift.norm_ratio,
+        "layers": drift.layers, "worst_tokens": [told(index) for index in order],
+    }  # fmt: skip
