@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LARGEST = 448.0
-ROWS = 1024  # rows worked on at a time: temporaries stay small beside the tensor
+AT_A_TIME = 1 << 18  # values worked on together: temporaries stay small beside the tensor
 Block = tuple[int, int] | None  # rows x columns that share a scale; None = the whole tensor
 
 
@@ -24,9 +24,10 @@ def scale_shape(shape: tuple[int, int], block: Block) -> tuple[int, ...]:
 def quantise(values: Tensor, block: Block, codes: Tensor, scales: Tensor) -> None:
     """Write float8_e4m3fn ``codes`` [r, c] and ``scales`` (:func:`scale_shape`; fp32, or float8_e8m0fnu) of ``values`` [r, c].
 
-    ``ROWS`` rows at a time; the last blocks of a ragged shape hold what is left.
+    A band of rows at a time; the last blocks of a ragged shape hold what is left.
     """
-    rows = ROWS - ROWS % (block[0] if block else 1)
+    step = block[0] if block else 1
+    rows = max(1, AT_A_TIME // values.shape[1] // step) * step
     if block is None:
         low, high = torch.aminmax(values)
         scales.copy_(_scale(torch.maximum(-low, high).float(), power_of_two=False))

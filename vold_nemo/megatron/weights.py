@@ -130,12 +130,15 @@ def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, path: st
     arch = _as_on_disk(arch, path)
     check_names(arch, files.entries, files.folder, layout.tensor, model.vocab_size)
     stores = fp8.stores(model)
+    # One buffer for all shards: the allocator would keep the memory of many, of many sizes, for itself.
+    largest = max((parameter.numel() for parameter in model.parameters() if id(parameter) in stores), default=0)
+    buffer = torch.empty(largest, dtype=torch.bfloat16)
     for place, parameter in _held(model, arch, layout):
         store = stores.get(id(parameter))
         if store is None:
             _fill(parameter, place, layout, files)
         else:  # FP8 is formed from the whole shard, one shard at a time
-            shard = torch.empty(parameter.shape, dtype=torch.bfloat16)
+            shard = buffer[: parameter.numel()].view(parameter.shape)
             _fill(shard, place, layout, files)
             store(shard)
         if arch.tied and arch.head_on_disk and place.hf[0].endswith("embed_tokens.weight"):
