@@ -32,6 +32,7 @@ def main(config: Config) -> None:
     from vold_nemo.megatron.runs import Run
     from vold_nemo.models.faculty import assemble, members
     from vold_nemo.models.sampling import Sampler
+    from vold_nemo.models.validation import split_off_validation
     from vold_nemo.models.vold import MegatronVOLDModel
     from vold_nemo.rewards.keys import refusal
     from vold_nemo.rollout.transformers_engine import TransformersEngine
@@ -54,17 +55,13 @@ def main(config: Config) -> None:
         config.data.prompts, config.data.system_prompt, rejected, instruction=config.data.instruction,
         refuse=refusal(config.reward.verifier),
     )  # fmt: skip
-    held_out = config.vold.validation.data
-    validation = (
-        load_prompts(held_out, config.data.system_prompt, rejected, instruction=config.data.instruction)
-        if held_out is not None
-        else []
-    )
+    prompts, validation = split_off_validation(prompts, config, rejected)
     if layout.rank == 0:
         warning = lineage.strangers(lineage.read(start).get("traces"), [one.path for one in named]) if named else None
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
-        print(f"{contract.describe()}\n{len(prompts)} prompts, {len(validation)} for validation\nrun folder: {folder}")
+        held_out = ", ".join(f"{len(asked)} {name}" for name, asked in validation.items()) or "no"
+        print(f"{contract.describe()}\n{len(prompts)} prompts, {held_out} questions for validation\nrun folder: {folder}")
     for one in members(teacher):
         asked = (render_prompt(tokenizer, prompt) for prompt in prompts)
         said = one.probe(list(itertools.islice(asked, one.config.fp8.probe_tokens)))

@@ -163,7 +163,7 @@ def test_every_recipe_explains_itself():
     assert len(recipes) >= 7
     for script in recipes:
         text = script.read_text()
-        # watch takes a folder and no configuration: it must also read runs whose configuration is long gone
-        assert ("@recipe(" in text) != (script.name == "watch.py"), script
+        # these take a folder and no configuration: they must also read runs whose configuration is long gone
+        assert ("@recipe(" in text) != (script.name in ("watch.py", "show_rollouts.py")), script
         assert 'if __name__ == "__main__":' in text, script
         assert f"recipes/{script.name}" in text.split('"""')[1], f"{script}: the docstring shows how to start it"

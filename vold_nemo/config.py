@@ -139,8 +139,8 @@ class KLConfig:
 class CorrectionConfig:
     """Correction for the gap between the rollout engine's and the trainer's log-probs."""
 
-    mode: str = "none"  # none | token | sequence | sequence_mask
-    cap: float = 2.0
+    mode: str = "auto"  # ours: auto (token with rollout.engine=vllm, else none) | none | token | sequence | sequence_mask
+    cap: float = 2.0  # ours: weights above it are cut to it (sequence_mask: the rollout is left out)
     on_kl: bool = True
 
 
@@ -257,16 +257,32 @@ class RolloutConfig:
     temperature: float = 1.0  # ours
     max_tokens: int = 8192
     batch: int = 64  # sequences generated at a time on a rank
+    stop: list[str] = field(default_factory=list)  # texts that end an answer beside the model's end-of-sequence ids
+    overlong: str = "keep"  # ours: keep | mask_policy | mask_all: answers cut off for length leave the policy term, or both
+    token_budget: int | None = None  # ours: response tokens of a step, all ranks; once spent, what still runs is cut off
+    refill_rounds: int = 0  # ours: times a step replaces its groups without any signal (all right) by other prompts
     probe_tolerance: float = 5e-2  # largest mean |log-prob difference| of engine and trainer on the same weights
+    mismatch_warning: float = 3.0  # ours: warn where that mean is so many times its median over the last 20 steps
+    sleep: bool = False  # the engine leaves the device while the teacher scores and the student trains
 
 
 @dataclass
 class ValidationConfig:
-    """Accuracy on held-out images during stage 2, on the rollout engine (the paper's figure 3)."""
+    """Greedy accuracy on images and on held-out text during stage 2, on the rollout engine (the paper's figure 3)."""
 
-    every: int = 0  # steps; 0 = never
-    data: DatasetConfig | None = None
+    every: int = 0  # steps; 0 = never; once before the first step, too
+    data: DatasetConfig | None = None  # image questions; accuracy also by their `domain`
+    text: DatasetConfig | None = None  # text questions that are not trained on
+    hold_out: int = 0  # ours: instead of `text`, so many of the training prompts, kept out of training
     max_tokens: int = 1024
+
+
+@dataclass
+class OffloadConfig:
+    """What leaves the device in the phases of stage 2 that do without it (vold_nemo/models/handover.py)."""
+
+    gradients: bool = False  # gradient buffers: freed outside the training phase
+    optimizer: bool = False  # master weights and Adam's moments: in host memory outside the training phase
 
 
 @dataclass
@@ -280,10 +296,12 @@ class VOLDConfig:
     updates_per_step: int = 1  # ours: optimizer steps on one batch of rollouts
     micro_batch_tokens: int = 16384  # padded tokens of one micro-batch
     rollout_log_every: int = 1  # steps between rollouts/step_*.jsonl files; 0 = never
+    rollout_log_tokens: bool = True  # in them also ids, log-probs and KL of every token, some 30 bytes each
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=6e-6, warmup_steps=5)  # paper
     )
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
 
 
 @dataclass

@@ -48,6 +48,7 @@ def needs(config: Config) -> list[Need]:
     sets = {
         "data.prompts.path": data.prompts, "data.trace_prompts.path": data.trace_prompts,
         "vold.validation.data.path": config.vold.validation.data,
+        "vold.validation.text.path": config.vold.validation.text,
         "evaluate.text.path": config.evaluate.text, "evaluate.image.path": config.evaluate.image,
     }  # fmt: skip
     for name in config.evaluate.benchmarks:

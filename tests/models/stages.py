@@ -87,7 +87,8 @@ class FixedSampler:
         import torch
 
         self.rewards, self.vocabulary, self.received = rewards, vocabulary, {}
-        self.engine, self.dtype, self.stop_ids, self.diagnosis = self, torch.float32, (1,), {}
+        self.engine, self.dtype, self.stop_ids, self.diagnosis, self.refilled = self, torch.float32, (1,), {}, {}
+        self.awake = True
 
     def generate(self, step: int):
         from vold_nemo.data.rollouts import Rollout
@@ -111,9 +112,18 @@ class FixedSampler:
         from vold_nemo.rollout.engine import LoadReport
         from vold_nemo.rollout.sync import combine, tensor_digest
 
-        self.received = {name: tensor.clone() for name, tensor in stream}
+        self.received = {name: tensor.to(self.dtype, copy=True) for name, tensor in stream}
         digests = {name: tensor_digest(name, tensor) for name, tensor in self.received.items()}
         return LoadReport(0, 0.0, combine(digests), version)
+
+    def sleep(self):
+        self.awake = False
+
+    def wake(self):
+        self.awake = True
+
+    def device_bytes(self):
+        return 1000 * self.awake
 
     def validate(self, step):
         return {}
@@ -121,8 +131,11 @@ class FixedSampler:
     def data_name(self):
         return "fixed"
 
-    def record(self, *_):
-        pass
+    def records(self, step):
+        return True
+
+    def record(self, step, rollouts, fates, folder):
+        self.recorded = getattr(self, "recorded", []) + [(rollouts, fates)]
 
     def name(self, rollout):
         return f"prompt {rollout.prompt_index}"
@@ -195,7 +208,10 @@ def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
     after, memory = teacher_state(model), model.teacher.memory_bytes() if model.teacher else None
     parallel.destroy()
     weights = {name: tensor.numpy() for name, tensor in sampler.received.items()}
-    return {"metrics": metrics, "weights": weights, "teacher": (before, after), "memory": memory, "awake": tuple(awake)}
+    return {
+        "metrics": metrics, "weights": weights, "teacher": (before, after), "memory": memory, "awake": tuple(awake),
+        "recorded": sampler.recorded, "shared": model.contract.shared.tolist(),
+    }  # fmt: skip
 
 
 def teacher_state(model):

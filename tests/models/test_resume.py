@@ -37,7 +37,7 @@ def command(world: Path, stage: str, ranks: int, outputs: Path, *overrides: str)
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments) -> None:
@@ -74,7 +74,16 @@ def shards(outputs: Path) -> dict[str, str]:
 
 def curve(outputs: Path) -> list[tuple]:
     lines = [json.loads(line) for line in (outputs / "run/metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["grad_norm"], line["learning_rate"]) for line in lines]
+    names = ("step", "loss", "grad_norm", "learning_rate", "reward_mean", "refill", "mismatch")
+    return [tuple(line.get(name) for name in names) for line in lines]
+
+
+# Everything that a step of stage 2 may move, draw again or leave out
+EVERY_OPTION = [
+    "vold.updates_per_step=2", "vold.offload.gradients=true", "vold.offload.optimizer=true", "rollout.sleep=true",
+    "rollout.refill_rounds=2", "rollout.token_budget=150", "rollout.overlong=mask_policy", "objective.correction.mode=token",
+    "reward.verifier=tests.rewards.own_verifiers:often",
+]  # fmt: skip
 
 
 @pytest.mark.timeout(900)
@@ -82,7 +91,7 @@ def curve(outputs: Path) -> list[tuple]:
     "stage, ranks, overrides",
     [
         ("sft", 1, ["sft.packing=true", "sft.micro_batch=1"]),
-        ("vold", 1, ["vold.updates_per_step=2"]),
+        ("vold", 1, EVERY_OPTION),
         pytest.param("sft", 2, ["parallel=tp2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel.context=2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel=tp2"], marks=pytest.mark.long),
@@ -96,6 +105,8 @@ def test_four_steps_equal_two_steps_a_kill_and_two_more(world, tmp_path, stage, 
     run_and_kill(broken, world, stage, ranks, broken, *overrides)
     run(world, stage, ranks, broken, *overrides)
     assert curve(broken) == curve(whole) and len(curve(whole)) == 4
+    if overrides == EVERY_OPTION:
+        assert sum(refilled["dropped_groups"] for *_, refilled, _ in curve(whole)) > 0
     assert shards(broken) == shards(whole)  # model and optimizer, byte for byte
     for a, b in zip(rank_states(whole), rank_states(broken), strict=True):
         assert torch.equal(a["random"]["torch"], b["random"]["torch"])

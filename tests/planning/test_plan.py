@@ -85,6 +85,20 @@ def test_the_teacher_is_charged_for_only_where_a_kl_needs_one(paper):
     assert "teacher" not in without.peak.parts and "teacher" not in without.time.seconds
 
 
+def test_what_leaves_the_device_is_charged_to_the_phases_that_need_it(paper):
+    asked = ["vold.offload.gradients=true", "vold.offload.optimizer=true", "rollout.sleep=true"]
+    config = compose(["experiment=paper_3b", *asked])
+    kept, moved = (
+        {phase.name: phase.parts for phase in memory.phases(c, models_of(c), "vold", 4)} for c in (paper, config)
+    )
+    for phase, gone in {
+        "generate": {"gradients", "optimizer"}, "teacher": {"gradients", "optimizer", "engine"}, "train": {"engine"},
+        "sync": {"gradients", "optimizer"},
+    }.items():  # fmt: skip
+        assert moved[phase] == {name: size for name, size in kept[phase].items() if name not in gone}
+        assert gone <= set(kept[phase])
+
+
 def test_the_mask_saves_more_the_more_rollouts_are_right(paper):
     rows = timing.mask_saving(paper, models_of(paper), 4)
     saved = [whole - step for _, step, whole in rows]

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import time
+import zlib
 
 from vold_nemo.rewards import Verdict
 
@@ -26,6 +27,11 @@ def raises(response, truth):
 
 def too_much(response, truth):
     return 2.0
+
+
+def often(response, truth):
+    """Right three times in four, by what was said."""
+    return float(zlib.crc32(response.encode()) % 4 > 0)
 
 
 def hangs(response, truth):

@@ -268,3 +268,31 @@ def test_images_for_a_text_model_and_a_folder_without_a_checkpoint_are_refused(f
         TransformersEngine(folder / "qwen3").generate([EnginePrompt([1], images=["x"])], Sampling())
     with pytest.raises(ConfigError, match=r"config\.json"):
         TransformersEngine(tmp_path)
+
+
+def test_an_answer_ends_with_the_token_that_completes_a_stop_text(folder):
+    engine, tokenizer = TransformersEngine(folder / "tied", batch=4, stop_ids=()), load_tokenizer(folder / "tied")
+    prompts = prompts_of(folder, "text")
+    sampling = dict(samples=3, temperature=1.0, max_tokens=24, seed=5)
+    free = engine.generate(prompts, Sampling(**sampling))
+    stop = (tokenizer.decode(free[0].ids[6:9]), tokenizer.decode(free[7].ids[4:5]))
+    ended = engine.generate(prompts, Sampling(**sampling, stop=stop))
+    assert {completion.finish_reason for completion in ended} == {"stop", "length"}
+    for before, after in zip(free, ended, strict=True):
+        ends = [n for n in range(1, 25) if any(text in tokenizer.decode(before.ids[:n]) for text in stop)]
+        assert after.ids == before.ids[: ends[0] if ends else None]
+        assert after.finish_reason == ("stop" if ends else "length")
+
+
+def test_a_continued_answer_may_hold_an_image_placeholder_and_goes_on_as_it_would_have(folder):
+    engine = TransformersEngine(folder / "tied", batch=4, stop_ids=())
+    placeholder = engine._model.config.image_token_id
+    (prompt,) = prompts_of(folder, "text")[:1]
+    (refused,) = [EnginePrompt([*prompt.ids, placeholder])]
+    with pytest.raises(ConfigError, match="images"):
+        engine.generate([refused], Sampling(temperature=0, max_tokens=4))
+    continued = EnginePrompt([*prompt.ids, 20, placeholder, 21], answered=3)
+    (found,) = engine.generate([continued], Sampling(temperature=0, max_tokens=8))
+    model = reference_model(folder / "tied", vision=True)
+    expected = model.generate(torch.tensor([continued.ids]), do_sample=False, max_new_tokens=8, eos_token_id=[10**6])
+    assert found.ids == expected[0, len(continued.ids) :].tolist()

@@ -46,6 +46,17 @@ class Prompt:
         ]
 
 
+def question_text(prompt: Prompt) -> str:
+    """The messages in plain text, a ▢ for each image."""
+    parts = []
+    for message in prompt.messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = "".join("▢" if part["type"] == "image" else part["text"] for part in content)
+        parts.append(content.strip())
+    return "\n".join(parts)
+
+
 class RowError(ValueError):
     """Why a row cannot be used; becomes the reason in ``rejected.jsonl``."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vold_nemo.config import ConfigError
-from vold_nemo.data.prompts import Prompt
+from vold_nemo.data.prompts import Prompt, question_text
 from vold_nemo.evaluation.benchmarks.question import Question
 
 if TYPE_CHECKING:  # the engine's module needs torch, which the report does without
@@ -43,17 +43,6 @@ class Settings:
     dtype: str
     verifier: str
     temperature: float = 1.0
-
-
-def question_text(prompt: Prompt) -> str:
-    """The messages in plain text, a ▢ for each image."""
-    parts = []
-    for message in prompt.messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = "".join("▢" if part["type"] == "image" else part["text"] for part in content)
-        parts.append(content.strip())
-    return "\n".join(parts)
 
 
 def model_fingerprint(path: str | Path) -> str:

@@ -20,8 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vold_nemo.config import ConfigError, JudgeConfig
-from vold_nemo.data.prompts import Prompt
-from vold_nemo.evaluation.answers import question_text
+from vold_nemo.data.prompts import Prompt, question_text
 from vold_nemo.rewards.boxed import outside_thinking
 
 KEPT = 6_000  # characters of a response, from its end, that the judge sees

@@ -52,10 +52,13 @@ class Run:
             self.loggers = _loggers(self.folder, logging)
 
     def resume_at(self, step: int) -> None:
-        """Drop metrics of steps that the checkpoint of ``step`` does not know: they will be taken again."""
+        """Drop metrics of steps that the checkpoint of ``step`` does not know: they will be taken again.
+
+        At 0 all go, that of step 0 (before the first update), too.
+        """
         if self.rank != 0 or not self.metrics.exists():
             return
-        kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line, below=step)]
+        kept = [line for line in self.metrics.read_text().splitlines() if step and _step_of(line, below=step)]
         aside = self.metrics.with_suffix(".part")
         aside.write_text("".join(line + "\n" for line in kept))
         os.replace(aside, self.metrics)
@@ -66,7 +69,7 @@ class Run:
             lineage.write(origin, self.folder / lineage.IN_RUN)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """One line of ``metrics.jsonl`` for ``step`` (the first is 1), and its numbers to the loggers.
+        """One line of ``metrics.jsonl`` for ``step`` (1 is the first; 0 stands for before it), and its numbers to the loggers.
 
         ``values`` may nest: ``{"seconds": {"train": 1.2}}`` is ``seconds.train`` in the loggers.
         """

@@ -7,20 +7,22 @@ Every rank answers its share of a step's prompts and the answers are gathered ov
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from vold_nemo.config import Config
 from vold_nemo.data.order import Order
 from vold_nemo.data.prompts import Prompt, teacher_number
-from vold_nemo.data.rollouts import Rollout, write_rollouts
+from vold_nemo.data.rollouts import Fate, Rollout, write_rollouts
 from vold_nemo.data.templates import render_prompt
 from vold_nemo.rewards import diagnose
 from vold_nemo.rewards.shared import SharedScorer
-from vold_nemo.rollout.engine import EnginePrompt, RolloutEngine, Sampling
+from vold_nemo.rollout.engine import Completion, EnginePrompt, RolloutEngine, Sampling
 
 
 def gather(mine: list, rank: int, world: int) -> list:
@@ -41,12 +43,13 @@ class Sampler:
     Args:
         engine: holds the whole student; the trainer feeds it weights.
         prompts: training prompts, text only.
-        validation: held-out prompts with images, or empty.
+        validation: held-out prompts by name, ``image`` and ``text``, whichever there are.
     """
 
     def __init__(
-        self, engine: RolloutEngine, tokenizer, prompts: Sequence[Prompt], validation: Sequence[Prompt], config: Config, layout
-    ):
+        self, engine: RolloutEngine, tokenizer, prompts: Sequence[Prompt], validation: Mapping[str, Sequence[Prompt]],
+        config: Config, layout,
+    ):  # fmt: skip
         self.engine, self.tokenizer, self.prompts, self.validation = engine, tokenizer, prompts, validation
         self.config, self.layout = config, layout
         self.order = Order(
@@ -54,8 +57,9 @@ class Sampler:
             mixture=config.data.mixture,
         )  # fmt: skip
         self.scorer = SharedScorer(config.reward)
-        self.scorer.prepare(prompt.verifier for prompt in (*prompts, *validation))
-        self.diagnosis: dict[str, Any] = {}
+        self.scorer.prepare(prompt.verifier for asked in (prompts, *validation.values()) for prompt in asked)
+        self.diagnosis: dict[str, Any] = {}  # what the verifiers said of the step, for its metrics
+        self.refilled: dict[str, Any] = {}  # and what became of groups without signal (models/refill.py)
         for prompt in prompts if config.teachers else ():  # a name that nobody bears is found before the first step
             teacher_number(prompt, config.teachers)
 
@@ -66,21 +70,24 @@ class Sampler:
         """See :meth:`vold_nemo.models.student.MegatronStudent.data_name`."""
         return self.order.name(repr([(prompt.id, prompt.messages, prompt.answer) for prompt in self.prompts]))
 
-    def seed(self, step: int) -> int:
-        """Of the engine's random numbers in this step: 63 bits of a hash of (run seed, step)."""
-        digest = hashlib.sha256(f"rollouts/{self.config.seed}/{step}".encode()).digest()
+    def seed(self, step: int, attempt: int = 0, length: int = 0) -> int:
+        """Of the engine's random numbers: 63 bits of a hash of (run seed, step), and of what is asked again in it."""
+        again = f"/{attempt}/{length}" if attempt or length else ""
+        digest = hashlib.sha256(f"rollouts/{self.config.seed}/{step}{again}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
     def generate(self, step: int) -> list[Rollout]:
         """K answers to each prompt of the step, group after group.  The engine must hold the weights of ``step``."""
-        rollout = self.config.rollout
-        places = list(enumerate(self.order.indices(step)))[self.layout.rank :: self.layout.world]
+        return self.answer(step, dict(enumerate(self.order.indices(step))))
+
+    def answer(self, step: int, asked: Mapping[int, int], attempt: int = 0) -> list[Rollout]:
+        """K answers to each of ``asked``, {place in the step: index of its prompt}, in that order; all of the world's."""
+        places = list(asked.items())[self.layout.rank :: self.layout.world]
         rendered = [render_prompt(self.tokenizer, self.prompts[index]) for _, index in places]
-        completions = self.engine.generate(
+        completions = self._complete(
             [EnginePrompt(ids, key=place) for (place, _), ids in zip(places, rendered, strict=True)],
-            Sampling(rollout.samples_per_prompt, rollout.temperature, rollout.max_tokens, seed=self.seed(step)),
-            expect_version=step,
-        )
+            step, attempt, share=len(asked) / self.config.vold.prompts_per_step,
+        )  # fmt: skip
         groups: list[list[Rollout]] = [[] for _ in places]
         for done in completions:
             groups[done.prompt_index].append(
@@ -93,6 +100,58 @@ class Sampler:
             )  # fmt: skip
         return [rollout for group in gather(groups, self.layout.rank, self.layout.world) for rollout in group]
 
+    def _complete(self, prompts: list[EnginePrompt], step: int, attempt: int, share: float) -> list[Completion]:
+        """K completions of this rank's prompts, within ``share`` of ``rollout.token_budget``.
+
+        The budget is dealt out evenly: every rollout may take its part; what those that ended left over is dealt out evenly
+        among those that still run, which are continued, and so on, until less than 1/64 of ``rollout.max_tokens`` each is
+        left or nothing runs.  Then what runs is cut off (``length``), as at ``max_tokens``.  Lengths decide, not clocks: the
+        same answers on every run and layout.  Without a budget, or with one that nobody meets, there is one round.
+        """
+        rollout = self.config.rollout
+        samples, longest, least = rollout.samples_per_prompt, rollout.max_tokens, max(1, rollout.max_tokens // 64)
+        length, running = longest, self._over_world(len(prompts) * samples)[0]
+        if rollout.token_budget is not None:
+            budget = int(share * rollout.token_budget)
+            length = max(1, min(longest, budget // max(1, running)))
+        sampling = Sampling(
+            samples, rollout.temperature, length, stop=tuple(rollout.stop), seed=self.seed(step, attempt)
+        )
+        done = self.engine.generate(prompts, sampling, expect_version=step)
+        while length < longest:
+            cut = [at for at, answer in enumerate(done) if answer.finish_reason == "length"]
+            spent, running = self._over_world(sum(len(answer.ids) for answer in done), len(cut))
+            further = min(longest - length, (budget - spent) // running) if running else 0
+            if further < least:
+                break
+            again = self.engine.generate(
+                [
+                    EnginePrompt(
+                        prompts[done[at].prompt_index].ids + done[at].ids,
+                        key=prompts[done[at].prompt_index].key * samples + done[at].sample,
+                        answered=len(done[at].ids),
+                    )
+                    for at in cut
+                ],
+                Sampling(1, rollout.temperature, further, seed=self.seed(step, attempt, length)),
+                expect_version=step,
+            )
+            for at, more in zip(cut, again, strict=True):
+                first = done[at]
+                done[at] = replace(
+                    first, ids=first.ids + more.ids, logprobs=first.logprobs + more.logprobs,
+                    finish_reason=more.finish_reason,
+                )  # fmt: skip
+            length += further
+        return done
+
+    def _over_world(self, *counts: int) -> list[int]:
+        if self.layout.world == 1:
+            return list(counts)
+        totals = torch.tensor(counts, dtype=torch.int64, device=self.layout.device)
+        dist.all_reduce(totals)
+        return totals.tolist()
+
     def verify(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Rewards, also written into the rollouts; one rank of each node judges a share."""
         asked = [self.prompts[rollout.prompt_index] for rollout in rollouts]
@@ -103,28 +162,44 @@ class Sampler:
         return [rollout.reward for rollout in rollouts]
 
     def validate(self, step: int) -> dict[str, Any]:
-        """Greedy accuracy on the held-out image questions, every ``vold.validation.every`` steps; else nothing."""
-        settings = self.config.vold.validation
-        if not self.validation or not settings.every or step % settings.every:
-            return {}
-        share = self.validation[self.layout.rank :: self.layout.world]
-        completions = self.engine.generate(
-            [EnginePrompt(render_prompt(self.tokenizer, prompt), images=prompt.open_images()) for prompt in share],
-            Sampling(1, 0.0, settings.max_tokens),
-            expect_version=step,
-        )
-        items = [
-            (self.tokenizer.decode(done.ids, skip_special_tokens=True), prompt.answer, prompt.verifier)
-            for done, prompt in zip(completions, share, strict=True)
-        ]
-        rewards = [verdict.reward for verdict in self.scorer.score(gather(items, self.layout.rank, self.layout.world))]
-        return {"validation": {"image_accuracy": sum(rewards) / len(rewards), "questions": len(rewards)}}
+        """Greedy accuracy on the held-out questions every ``vold.validation.every`` steps, and at step 0; else nothing.
 
-    def record(self, step: int, rollouts: Sequence[Rollout], folder: Path) -> None:
-        """``rollouts/step_*.jsonl``, by rank 0, every ``vold.rollout_log_every`` steps."""
+        Greedy answers draw no random number: rollouts are the same with and without validation.
+        """
+        settings = self.config.vold.validation
+        if not settings.every or step % settings.every:
+            return {}
+        found: dict[str, Any] = {}
+        for name, prompts in self.validation.items():
+            share = prompts[self.layout.rank :: self.layout.world]
+            completions = self.engine.generate(
+                [EnginePrompt(render_prompt(self.tokenizer, prompt), images=prompt.open_images()) for prompt in share],
+                Sampling(1, 0.0, settings.max_tokens, stop=tuple(self.config.rollout.stop)),
+                expect_version=step,
+            )
+            texts = [(self.tokenizer.decode(c.ids, skip_special_tokens=True), c.finish_reason) for c in completions]
+            answers = gather(texts, self.layout.rank, self.layout.world)
+            verdicts = self.scorer.score([(text, p.answer, p.verifier) for (text, _), p in zip(answers, prompts, strict=True)])
+            rewards = [verdict.reward for verdict in verdicts]
+            found[f"{name}_accuracy"] = sum(rewards) / len(rewards)
+            found[f"{name}_questions"] = len(rewards)
+            found[f"{name}_truncated_rate"] = sum(reason == "length" for _, reason in answers) / len(answers)
+            by_domain: dict[str, list[float]] = {}
+            for prompt, reward in zip(prompts, rewards, strict=True):
+                by_domain.setdefault(prompt.domain or name, []).append(reward)
+            if len(by_domain) > 1:
+                found[f"{name}_by_domain"] = {domain: sum(r) / len(r) for domain, r in sorted(by_domain.items())}
+        return {"validation": found} if found else {}
+
+    def records(self, step: int) -> bool:
+        """Whether ``step`` leaves a file in ``rollouts/`` (``vold.rollout_log_every``)."""
         every = self.config.vold.rollout_log_every
-        if self.layout.rank == 0 and every and step % every == 0:
-            write_rollouts(folder, step, rollouts, self.prompts)
+        return bool(every) and step % every == 0
+
+    def record(self, step: int, rollouts: Sequence[Rollout], fates: Sequence[Fate] | None, folder: Path) -> None:
+        """``rollouts/step_*.jsonl``, by rank 0, which alone knows all ``fates``."""
+        if self.layout.rank == 0:
+            write_rollouts(folder, step, rollouts, self.prompts, fates, by_token=self.config.vold.rollout_log_tokens)
 
     def close(self) -> None:
         self.scorer.close()

@@ -36,6 +36,7 @@ class Selection:
     advantages: list[float]  # per rollout
     kl_mask: list[float]  # per rollout
     kl_weight: list[float]  # per rollout: the plan's, softened where the mask asks for it
+    cut: list[bool]  # per rollout: without an advantage, whatever its reward (``rollout.overlong``)
     shared: Tensor  # [V] bool
     mask_eos: bool
     eos_ids: tuple[int, ...]
@@ -79,7 +80,8 @@ class Selection:
             shaped = penalised_rewards(rewards, sums, beta, weight)
             policy = self.policy
             advantages = group_advantages(shaped[None], policy.advantage, policy.std_correction, policy.std_delta)
-            self.advantages[group.start : group.stop] = advantages[0].tolist()
+            for row, advantage in zip(group, advantages[0].tolist(), strict=True):
+                self.advantages[row] = 0.0 if self.cut[row] else advantage
 
     def _groups(self, rows: Mapping[int, float]) -> Iterator[range]:
         samples = self.rewards.shape[1]
@@ -87,26 +89,53 @@ class Selection:
             yield range(group * samples, (group + 1) * samples)
 
 
+def signals(
+    rollouts: Sequence[Rollout], grid: Tensor, config: Config, beta: float
+) -> tuple[list[float], list[float]]:
+    """Advantage and KL mask of each rollout; where both are 0 it cannot move a gradient.
+
+    ``grid``: rewards [B, K].  A group's mean and deviation are those of all its rollouts; one that was cut off for length has
+    no advantage under ``rollout.overlong=mask_policy``, and no KL either under ``mask_all``.  Averages go on counting it.
+    """
+    policy, kl, overlong = config.objective.policy, config.objective.kl, config.rollout.overlong
+    advantages = group_advantages(grid, policy.advantage, policy.std_correction, policy.std_delta).flatten().tolist()
+    kl_mask = [0.0] * len(rollouts)
+    if kl.enabled and (beta or not config.objective.skip):
+        kind = "reward" if kl.mask == "perplexity" else kl.mask  # who is scored; `soften` comes when the teacher has spoken
+        kl_mask = kl_masks(grid, kind).flatten().tolist()
+    for row, rollout in enumerate(rollouts):
+        if rollout.finish_reason == "length" and overlong != "keep":
+            advantages[row] = 0.0
+            kl_mask[row] = 0.0 if overlong == "mask_all" else kl_mask[row]
+    return advantages, kl_mask
+
+
+def silent_groups(rollouts: Sequence[Rollout], config: Config, beta: float) -> list[int]:
+    """Groups that cannot move a gradient: under the paper's objective those that are all right, as all-wrong ones have a KL."""
+    samples = config.rollout.samples_per_prompt
+    grid = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64).view(-1, samples)
+    advantages, kl_mask = signals(rollouts, grid, config, beta)
+    live = [(config.objective.policy.enabled and a != 0) or m != 0 for a, m in zip(advantages, kl_mask, strict=True)]
+    return [group for group in range(len(grid)) if not any(live[group * samples : (group + 1) * samples])]
+
+
 def select(
-    rollouts: Sequence[Rollout], rewards: Sequence[float], config: Config, contract: VocabularyContract, layout,
+    rollouts: Sequence[Rollout], config: Config, contract: VocabularyContract, layout,
     *, eos_ids: tuple[int, ...], teacher_cost: Sequence[float], beta: float, pad_multiple: int,
 ) -> Selection:  # fmt: skip
     """Plan the step on rank 0 and broadcast it.
 
-    ``rollouts`` come group after group, K a prompt.  ``teacher_cost``: each teacher's forward of a token in units of the
-    student's forward and backward.  Where ``beta`` is 0 (``objective.kl.beta.off_step``) no rollout goes to the teacher.
+    ``rollouts``, judged, come group after group, K a prompt.  ``teacher_cost``: each teacher's forward of a token in units of
+    the student's forward and backward.  Where ``beta`` is 0 (``objective.kl.beta.off_step``) no rollout goes to the teacher.
     ``pad_multiple``: of every padded length (sequence parallelism, FP8).  One object broadcast over the world.
     """
     objective, samples = config.objective, config.rollout.samples_per_prompt
-    grid = torch.tensor(rewards, dtype=torch.float64).view(-1, samples)
+    grid = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64).view(-1, samples)
     policy, kl = objective.policy, objective.kl
-    advantages = group_advantages(grid, policy.advantage, policy.std_correction, policy.std_delta).flatten().tolist()
-    kl_mask = [0.0] * len(rollouts)
-    if kl.enabled and (beta or not objective.skip):
-        kind = "reward" if kl.mask == "perplexity" else kl.mask  # who is scored; `soften` comes when the teacher has spoken
-        kl_mask = kl_masks(grid, kind).flatten().tolist()
+    cut = [config.rollout.overlong != "keep" and rollout.finish_reason == "length" for rollout in rollouts]
+    advantages, kl_mask = signals(rollouts, grid, config, beta)
     selection = Selection(
-        None, rollouts, grid, policy, advantages, kl_mask, [], contract.shared, kl.mask_eos, eos_ids  # the plan follows
+        None, rollouts, grid, policy, advantages, kl_mask, [], cut, contract.shared, kl.mask_eos, eos_ids  # plan follows
     )  # fmt: skip
     plan = None
     if layout.rank == 0:
@@ -116,7 +145,7 @@ def select(
         if shapes_rewards(kl):  # a penalty on one rollout gives its whole group advantages
             for group in groups:
                 if any(kl_mask[row] and kl_lengths[row] for row in group):
-                    moves[group.start : group.stop] = [1.0] * samples
+                    moves[group.start : group.stop] = [float(not cut[row]) for row in group]
         plan = make_step_plan(
             groups,
             lengths=[len(rollout.ids) for rollout in rollouts],

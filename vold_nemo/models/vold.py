@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vold_nemo.config import OptimizerConfig
+from vold_nemo.config import Config, OptimizerConfig
 from vold_nemo.data import lineage
 from vold_nemo.data.micro_batch import MicroBatch, collate
 from vold_nemo.data.rollouts import Rollout
@@ -28,6 +29,8 @@ from vold_nemo.megatron.runs import Run
 from vold_nemo.models.agreement import whole_responses
 from vold_nemo.models.clock import PhaseClock
 from vold_nemo.models.faculty import Faculty, members
+from vold_nemo.models.handover import handover_of
+from vold_nemo.models.refill import refill
 from vold_nemo.models.sampling import Sampler
 from vold_nemo.models.selection import Selection, select, shapes_rewards
 from vold_nemo.models.step_metrics import StepMetrics
@@ -43,7 +46,10 @@ from vold_nemo.objective import (
     token_logprobs,
     vold_loss,
 )
+from vold_nemo.rollout.mismatch import MismatchWatch
 from vold_nemo.rollout.sync import ChecksummedStream, compare_logprobs
+
+logger = logging.getLogger(__name__)
 
 
 class MegatronVOLDModel(MegatronStudent):
@@ -57,7 +63,8 @@ class MegatronVOLDModel(MegatronStudent):
         policy, kl, correction = objective.policy, objective.kl, objective.correction
         self.policy = PolicyTerm(policy.loss, policy.clip_low, policy.clip_high, policy.dual_clip) if policy.enabled else None
         self.kl = KLTerm(kl.estimator, kl.clamp, kl.top_k, kl.jsd_weight, kl.reward_horizon) if kl.enabled else None
-        self.correction = CorrectionTerm(correction.mode, correction.cap, correction.on_kl)
+        self.correction = CorrectionTerm(correction_mode(self.config), correction.cap, correction.on_kl)
+        self.watch = MismatchWatch(self.config.rollout.mismatch_warning, self.config.rollout.probe_tolerance)
         self.beta = BetaSchedule(kl.beta, self.config.vold.steps)
         self.teacher: Teacher | None = None
 
@@ -99,6 +106,7 @@ class MegatronVOLDModel(MegatronStudent):
         own = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.teacher_cost = [member.parameters / (3 * own) for member in members(teacher)] or [0.0]
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
+        self.handover = handover_of(self.config, self.stage, self.optimizer_in_training, sampler.engine, teacher)
 
     @property
     def pad_multiple(self) -> int:
@@ -110,19 +118,20 @@ class MegatronVOLDModel(MegatronStudent):
 
     def train_step(self, step: int) -> dict[str, Any]:
         """Generate, verify, plan, score, update, sync.  Collective over the world."""
-        clock = PhaseClock(self.layout.device)
+        clock = PhaseClock(self.layout.device, self.handover)
         with clock("generate"):
             rollouts = self.sampler.generate(step)  # K answers a prompt, by the student itself
         with clock("reward"):
-            rewards = self.sampler.verify(rollouts)  # 1 if the box holds the right answer, else 0
+            self.sampler.verify(rollouts)  # 1 if the box holds the right answer, else 0
+        rollouts = refill(step, rollouts, self.sampler, self.config, self.beta.value(step), clock)  # off in the paper
         selection = select(  # what the teacher scores, what is trained on, where
-            rollouts, rewards, self.config, self.contract, self.layout,
+            rollouts, self.config, self.contract, self.layout,
             eos_ids=self.sampler.engine.stop_ids, teacher_cost=self.teacher_cost, beta=self.beta.value(step),
             pad_multiple=self.pad_multiple,
         )  # fmt: skip
-        metrics = StepMetrics(self.layout, rollouts, selection)
+        metrics = StepMetrics(self.layout, rollouts, selection, recorded=self.sampler.records(step + 1))
         updates = [self.micro_batches(update, rollouts) for update in selection.plan.updates]
-        with clock("train"):  # log-probs of the weights that sampled, where an option needs them after those have moved
+        with clock("logprobs"):  # of the weights that sampled, where an option needs them after those have moved
             old = self.logprobs(updates) if len(updates) > 1 else None
             shared = self.logprobs(updates, selection) if shapes_rewards(self.config.objective.kl) else None
         for batches, planned in zip(updates, selection.plan.updates, strict=True):
@@ -131,17 +140,22 @@ class MegatronVOLDModel(MegatronStudent):
                 k1 = self.reweigh(batches, hidden, selection, shared, planned.sampled, step)
             with clock("train"):
                 passed, statistics = self.get_loss_and_metrics((batches, hidden, selection, old, k1, step), False)
-                self.probe(rollouts, batches, statistics if old is None else old)
+                gaps = self.probe(rollouts, batches, statistics if old is None else old)
                 update = self.optimizer_step(step, passed, self._name_prompts(batches, rollouts))
-            metrics.add(passed, statistics, update, batches)
+            metrics.add(passed, statistics, update, batches, gaps)
         if self.teacher:
             self.teacher.rest()  # where teacher.offload asks for it
         with clock("sync"):
             self.sync(version=step + 1)
         with clock("validate"):
             validation = self.sampler.validate(step + 1)
-        self.sampler.record(step + 1, rollouts, self.run.folder / "rollouts")
-        said = metrics.summary(beta=self.beta.value(step), seconds=clock.seconds, diagnosis=self.sampler.diagnosis)
+        if metrics.recorded:
+            self.sampler.record(step + 1, rollouts, metrics.fates(), self.run.folder / "rollouts")
+        said = metrics.summary(
+            beta=self.beta.value(step), seconds=clock.seconds, diagnosis=self.sampler.diagnosis | self.sampler.refilled,
+            held=self.handover.held,
+        )  # fmt: skip
+        self.warn(step, said["mismatch"])
         return said | validation | ({"teacher_moved": moved} if (moved := self.teacher and self.teacher.moved()) else {})
 
     def get_loss_and_metrics(self, batch, forward_only: bool):
@@ -274,22 +288,30 @@ class MegatronVOLDModel(MegatronStudent):
             said.kl_clamped, value = value.abs() > bound, value.clamp(-bound, bound)
         said.kl = value
 
-    def probe(self, rollouts: Sequence[Rollout], batches: Sequence[MicroBatch], trainer) -> None:
+    def probe(self, rollouts: Sequence[Rollout], batches: Sequence[MicroBatch], trainer) -> dict[int, list[float]]:
         """Engine against trainer on this update's own tokens, before any weight moves: same weights, same log-probs.
 
-        ``trainer``: statistics of the pass (one update a step) or the old log-probs by row.
+        ``trainer``: statistics of the pass (one update a step) or the old log-probs by row.  Returns the trainer's minus the
+        engine's, by row, on the last pipeline stage; nothing elsewhere.
         """
         if not self.layout.is_last_stage:
-            return
-        engine, own = [], []
-        for index, batch in enumerate(batches):
-            counts = batch.predictions()[2]
-            said = batch.by_token({row: rollouts[row].logprobs for row in batch.rows})
-            ours = batch.by_token(trainer) if isinstance(trainer, dict) else trainer[index].logprob.to(said.device)
-            engine += said[counts].tolist()
-            own += ours[counts].tolist()
-        if own:
-            compare_logprobs(engine, own, self.config.rollout.probe_tolerance)
+            return {}
+        own = trainer
+        if not isinstance(trainer, dict):
+            said = zip(batches, trainer, strict=True)
+            own = {row: logprobs for batch, one in said for row, logprobs in batch.by_response(one.logprob.cpu()).items()}
+            own = whole_responses(own, self.layout)
+        rows = [row for batch in batches for row in batch.rows]
+        if rows:
+            engine = [value for row in rows for value in rollouts[row].logprobs]
+            compare_logprobs(engine, [value for row in rows for value in own[row]], self.config.rollout.probe_tolerance)
+        return {row: [a - b for a, b in zip(own[row], rollouts[row].logprobs, strict=True)] for row in rows}
+
+    def warn(self, step: int, mismatch: dict[str, float]) -> None:
+        """Say so where engine and trainer differ more than they use to; all ranks know the same, rank 0 speaks."""
+        said = self.watch.look(mismatch)
+        if said and self.layout.rank == 0:
+            logger.warning("step %d: %s", step + 1, said)
 
     def sync(self, version: int) -> None:
         """Stream the language model into the engine and check that its live weights are bit for bit those sent."""
@@ -299,6 +321,12 @@ class MegatronVOLDModel(MegatronStudent):
 
     def on_loop_start(self, step: int) -> None:
         self.sync(version=step)
+        if step == 0 and (before := self.sampler.validate(0)):  # where the curves of the validation begin
+            self.run.log(0, before)
+
+    def save_checkpoint(self, *args, **kwargs) -> None:
+        self.handover.enter("checkpoint")
+        super().save_checkpoint(*args, **kwargs)
 
     def progress_text(self, metrics: dict[str, Any]) -> str:
         return f"reward {metrics['reward_mean']:.3f} kl {metrics['kl_mean']:.3f} entropy {metrics['entropy']:.3f}"
@@ -311,3 +339,11 @@ class MegatronVOLDModel(MegatronStudent):
             return f"{item} (prompts {', '.join(sorted(names)[:4])})"
 
         return describe
+
+
+def correction_mode(config: Config) -> str:
+    """``objective.correction.mode``, with ``auto`` made out: `token` where another program samples than trains."""
+    mode = config.objective.correction.mode
+    if mode == "auto":
+        mode = "token" if config.rollout.engine == "vllm" else "none"
+    return mode

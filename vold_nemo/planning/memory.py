@@ -1,6 +1,6 @@
 """Bytes on every kind of rank in every phase of a stage, by what they are for.
 
-Who holds the device (all of it stays resident, but for teachers with ``offload``):
+Who holds the device (all of it stays resident, but for what the keys send away: ``holders.py``, teachers with ``offload``):
 
     sft train       student weights, gradients, optimizer, activations of the micro-batches in flight, the loss
     vold generate   all of stage 2's residents (student with gradients and optimizer, teacher, the engine's own copy of the
@@ -27,6 +27,7 @@ from vold_nemo.megatron.precision import Precision
 from vold_nemo.planning import activations, allocation
 from vold_nemo.planning.activations import Numerics, Tokens
 from vold_nemo.planning.allocation import BYTES, Placement
+from vold_nemo.planning.holders import here
 
 GIB = 1 << 30
 EXACT_KL = ("reverse", "forward", "jsd", "topk", "vopd")  # estimators that sum over the vocabulary
@@ -135,8 +136,9 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
 
     longest = config.plan.prompt_tokens + config.rollout.max_tokens
     sampled = config.vold.prompts_per_step * config.rollout.samples_per_prompt
-    here = min(config.rollout.batch, -(-sampled // gpus))
-    yield Phase("vold", "generate", at, resident | {"cache": activations.decoding(student, here, longest, how.size)})
+    rows = min(config.rollout.batch, -(-sampled // gpus))
+    cache = activations.decoding(student, rows, longest, how.size)
+    yield Phase("vold", "generate", at, here(config, "generate", resident) | {"cache": cache})
 
     tokens = _slice(config, max(config.vold.micro_batch_tokens, longest), longest)
     update = rollout_tokens(config) // (config.vold.updates_per_step * at.data)  # context ranks share tokens as data ranks do
@@ -148,11 +150,13 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
             stash = {"hidden states": BYTES[held_in.dtype] * update * teacher.hidden // split}
         wide = teacher.experts_per_token * teacher.expert_ffn if teacher.experts else teacher.ffn // at.tensor
         work = BYTES[held_in.dtype] * tokens.count * (5 * wide + 2 * teacher.hidden)
-        yield Phase("vold", "teacher", at, resident | scores | stash | {"activations": work})
+        scoring = here(config, "teacher", resident) | scores | stash
+        yield Phase("vold", "teacher", at, scoring | {"activations": work})
     width = teacher.hidden if teacher is not None else 0
     work = _work(config, student, at, tokens, count, padded, width, how)
-    yield Phase("vold", "train", at, resident | lends | stash | work)
-    yield Phase("vold", "sync", at, resident | {"gathered": 2 * how.size * _largest(student, padded)})
+    yield Phase("vold", "train", at, here(config, "train", resident) | lends | stash | work)
+    gathered = 2 * how.size * _largest(student, padded)
+    yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered})
 
 
 def teachers_bytes(config: Config, models: Models, at: Placement, padded: int) -> tuple[int, int, int]:

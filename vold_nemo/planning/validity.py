@@ -35,8 +35,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.kl.reward_horizon": ("immediate", "return_to_go"),
     "objective.kl.reward_placement": ("before", "after"),
     "objective.kl.beta.schedule": ("constant", "linear", "exponential"),
-    "objective.correction.mode": ("none", "token", "sequence", "sequence_mask"),
+    "objective.correction.mode": ("auto", "none", "token", "sequence", "sequence_mask"),
     "rollout.engine": ("transformers",),
+    "rollout.overlong": ("keep", "mask_policy", "mask_all"),
     "sft.optimizer.schedule": ("constant", "linear", "cosine"),
     "vold.optimizer.schedule": ("constant", "linear", "cosine"),
     "reproduce.target": ("table1", "table2", "table3", "table5", "table6", "figure3", "figure4", "figure5", "figure6"),
@@ -81,7 +82,10 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "rollout.temperature": _ABOVE_ZERO,  # the engine samples on-policy: greedy rollouts have no policy gradient
     "rollout.max_tokens": _POSITIVE,
     "rollout.batch": _POSITIVE,
+    "rollout.token_budget": _POSITIVE,
+    "rollout.refill_rounds": _COUNT,
     "rollout.probe_tolerance": _ABOVE_ZERO,
+    "rollout.mismatch_warning": (lambda x: x > 1, "above 1"),
     "reward.seconds": _ABOVE_ZERO,
     "reward.workers": _POSITIVE,
     "data.max_rejected_share": _SHARE,
@@ -105,6 +109,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "vold.rollout_log_every": _COUNT,
     "vold.validation.every": _COUNT,
     "vold.validation.max_tokens": _POSITIVE,
+    "vold.validation.hold_out": _COUNT,
     "checkpoint.every": _POSITIVE,
     "checkpoint.keep": _POSITIVE,
     "checkpoint.keep_every": _COUNT,
@@ -355,8 +360,26 @@ def _objective(config: Config) -> Iterator[ConfigError]:
     if config.vold.updates_per_step > config.vold.prompts_per_step:
         allowed = f"at most vold.prompts_per_step = {config.vold.prompts_per_step}: an update takes whole groups"
         yield ConfigError("vold.updates_per_step", config.vold.updates_per_step, allowed, "lower it")
-    if config.vold.validation.every > 0 and config.vold.validation.data is None:
-        yield ConfigError("vold.validation.data", None, "a dataset", "give vold.validation.data.path, or set every=0")
+    yield from _sampling(config)
+
+
+def _sampling(config: Config) -> Iterator[ConfigError]:
+    rollout, validation = config.rollout, config.vold.validation
+    sampled = config.vold.prompts_per_step * rollout.samples_per_prompt
+    if rollout.token_budget is not None and rollout.token_budget < sampled:
+        allowed = f"at least one token for each of a step's {sampled} rollouts, or null"
+        yield ConfigError("rollout.token_budget", rollout.token_budget, allowed, "raise it, or ask fewer prompts a step")
+    if rollout.token_budget is not None and rollout.stop:
+        allowed = "null with rollout.stop: a text may be cut in two where an answer is continued"
+        yield ConfigError("rollout.token_budget", rollout.token_budget, allowed, "leave one of the two out")
+    if "" in rollout.stop:
+        yield ConfigError("rollout.stop", rollout.stop, "texts of at least one character", "take the empty one out")
+    if validation.every > 0 and not (validation.data or validation.text or validation.hold_out):
+        mend = "give vold.validation.data.path or text.path, set hold_out, or set every=0"
+        yield ConfigError("vold.validation.data", None, "a dataset", mend)
+    if validation.text is not None and validation.hold_out:
+        allowed = "0 beside vold.validation.text, which is held-out text already"
+        yield ConfigError("vold.validation.hold_out", validation.hold_out, allowed, "leave one of the two out")
 
 
 def _beta(beta: BetaConfig, steps: int) -> Iterator[ConfigError]:

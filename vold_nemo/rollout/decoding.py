@@ -7,6 +7,7 @@ finished rows in the batch to the end, and hands back logits [rows, T, V] if log
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,22 @@ class Batch:
     extra: dict[str, Any]
 
 
+class StopTexts:
+    """Whether the last tokens of a row complete one of ``texts``.
+
+    Only a window of tokens is decoded: each of them stands for at least a byte, so a text of n bytes lies within the last n.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer):
+        self.texts, self._tokenizer = tuple(texts), tokenizer
+        self.window = max(len(text.encode()) for text in texts)
+
+    def complete(self, tails: Tensor) -> Tensor:
+        """tails [rows, at most ``window``] -> bool [rows], on the same device."""
+        decoded = self._tokenizer.batch_decode(tails.tolist(), skip_special_tokens=False)
+        return torch.tensor([any(text in tail for text in self.texts) for tail in decoded], device=tails.device)
+
+
 def uniforms(seed: int, key: int, sample: int, count: int) -> Tensor:
     """``count`` numbers in [0, 1), float64, that hang on nothing but (seed, prompt key, sample).
 
@@ -99,11 +116,13 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor | None) -> tuple[Te
 
 @torch.inference_mode()
 def decode(
-    model: Any, batch: Batch, layers: int, max_tokens: int, temperature: float, uniform: Tensor | None, stop_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Continue every row until a stop id or ``max_tokens``.  ``uniform`` [rows, max_tokens] or None (greedy).
+    model: Any, batch: Batch, layers: int, max_tokens: int, temperature: float, uniform: Tensor | None, stop_ids: Tensor,
+    stop_texts: StopTexts | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Continue every row until a stop id, a stop text or ``max_tokens``.  ``uniform`` [rows, max_tokens] or None (greedy).
 
-    Returns ids [rows, n], log-probs [rows, n] and lengths [rows], on the CPU; what lies behind a row's length means nothing.
+    Returns ids [rows, n], log-probs [rows, n], lengths [rows] and whether each was stopped, bool [rows], on the CPU; what lies
+    behind a row's length means nothing.
     """
     cache = Cache(layers=[GrowingLayer() for _ in range(layers)])
     logits = model(
@@ -122,13 +141,17 @@ def decode(
     ids = torch.zeros(rows, max_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, max_tokens, dtype=torch.float32, device=device)
     lengths = torch.full((rows,), max_tokens, dtype=torch.long, device=device)
+    stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     row = torch.arange(rows, device=device)  # the original row of each row still in the batch
     running = torch.ones(rows, dtype=torch.bool, device=device)
     for step in range(max_tokens):
         token, logprob = draw(logits, temperature, None if uniform is None else uniform[row, step])
         ids[row, step], logprobs[row, step] = token, logprob
         ended = running & torch.isin(token, stop_ids)
+        if stop_texts is not None:
+            ended |= running & stop_texts.complete(ids[row, max(0, step + 1 - stop_texts.window) : step + 1])
         lengths[row[ended]] = step + 1
+        stopped[row[ended]] = True
         running = running & ~ended
         left = int(running.sum())
         if left == 0 or step + 1 == max_tokens:
@@ -149,4 +172,4 @@ def decode(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-    return ids.cpu(), logprobs.cpu(), lengths.cpu()
+    return ids.cpu(), logprobs.cpu(), lengths.cpu(), stopped.cpu()

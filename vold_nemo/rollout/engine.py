@@ -23,12 +23,19 @@ class EnginePrompt:
     ``ids`` holds one image placeholder for each entry of ``images`` (a path, a PIL image, encoded bytes, or the ``{"bytes",
     "path"}`` of a parquet image column); the engine widens placeholders to the number of patches.  ``key`` is what the
     prompt's random numbers hang on besides the seed and the sample; None means its place in the list.  With a key of its
-    own a prompt draws the same numbers whichever rank answers it.
+    own a prompt draws the same numbers whichever rank answers it.  The last ``answered`` ids are an answer that is continued:
+    sampled, so that a placeholder among them stands for no image.
     """
 
     ids: list[int]
     images: list[Any] = field(default_factory=list)
     key: int | None = None
+    answered: int = 0
+
+    @property
+    def asked(self) -> list[int]:
+        """The ids that were not sampled."""
+        return self.ids[: len(self.ids) - self.answered]
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,15 @@ class Sampling:
     """How to draw: ``samples`` completions a prompt, from softmax(logits / temperature) over all of the model's ids.
 
     Temperature 0 takes the most probable id (the lowest one among equals) and reports log-probs at temperature 1.
-    ``stop_ids`` end a completion and belong to it; None means the checkpoint's own end-of-sequence ids.
+    ``stop_ids`` end a completion and belong to it; None means the checkpoint's own end-of-sequence ids.  So do the tokens
+    whose text completes one of ``stop``.
     """
 
     samples: int = 1
     temperature: float = 1.0
     max_tokens: int = 1024
     stop_ids: tuple[int, ...] | None = None
+    stop: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +78,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer.  ``ids`` end with the stop id when ``finish_reason`` is "stop"; ``logprobs`` runs beside ``ids``."""
+    """One answer.  ``ids`` end with what stopped it when ``finish_reason`` is "stop"; ``logprobs`` runs beside ``ids``."""
 
     prompt_index: int
     sample: int
@@ -113,4 +122,10 @@ class RolloutEngine(Protocol):
         """Leave the device to others; weights are kept."""
 
     def wake(self) -> None:
-        """Undo :meth:`sleep`; RuntimeError if the weights came back changed."""
+        """Undo :meth:`sleep`; RuntimeError if the weights came back changed.
+
+        Comes before :meth:`load` and before :meth:`generate`; an engine may leave its cache away until the latter.
+        """
+
+    def device_bytes(self) -> int:
+        """Bytes of weights and cache on the device now."""

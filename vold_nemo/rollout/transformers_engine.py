@@ -97,6 +97,7 @@ class TransformersEngine:
             self._model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
         self._model.eval().requires_grad_(False).to(self.device)
         self.stop_ids = tuple(eos_ids(path, load_tokenizer(path)) if stop_ids is None else stop_ids)
+        self._tokenizer = None  # read at the first stop text
         self._images = None  # made at the first image, since a text-only run needs no preprocessor_config.json
         self._live = dict(self._language_parameters())
         self._streamed = {name: name for name in self._live}  # name in the last weight stream: name in _live
@@ -150,7 +151,7 @@ class TransformersEngine:
                 f"none: {self.path} is a text-only model",
                 "use a vision-language checkpoint",
             )
-        if self._vision and (prompt.images or self._model.config.image_token_id in prompt.ids):
+        if self._vision and (prompt.images or self._model.config.image_token_id in prompt.asked):
             self._images = self._images or ImagePreparer(self.path, self._model.config.image_token_id)
             prepared = self._images(prompt)
         else:
@@ -174,7 +175,7 @@ class TransformersEngine:
 
     def _answer(self, prompts, prepared, members, samples, sampling: Sampling, stop: Tensor) -> list[Completion]:
         """One batch: every prompt in ``members`` (places in the list) continued once for each of ``samples``."""
-        from vold_nemo.rollout.decoding import decode, uniforms
+        from vold_nemo.rollout.decoding import StopTexts, decode, uniforms
 
         uniform = None
         if sampling.temperature > 0:
@@ -184,14 +185,17 @@ class TransformersEngine:
             )
             uniform = uniform.to(self.device)
         batch = self._collate([prepared[i] for i in members], len(samples))
-        ids, logprobs, lengths = decode(
-            self._model, batch, self._layers, sampling.max_tokens, sampling.temperature, uniform, stop
+        texts = None
+        if sampling.stop:
+            self._tokenizer = self._tokenizer or load_tokenizer(self.path)
+            texts = StopTexts(sampling.stop, self._tokenizer)
+        ids, logprobs, lengths, stopped = decode(
+            self._model, batch, self._layers, sampling.max_tokens, sampling.temperature, uniform, stop, texts
         )
-        stops = set(stop.tolist())
         completions = []
         for row, (i, k) in enumerate((i, k) for i in members for k in samples):
             tokens = ids[row, : lengths[row]].tolist()
-            reason = "stop" if tokens[-1] in stops else "length"
+            reason = "stop" if stopped[row] else "length"
             completions.append(Completion(i, k, tokens, logprobs[row, : lengths[row]].tolist(), reason))
         return completions
 
@@ -275,6 +279,10 @@ class TransformersEngine:
     def checksum(self) -> str:
         """Checksum of the live language weights under the names of the last load (see ``sync.ChecksummedStream``)."""
         return combine({name: tensor_digest(name, self._live[live]) for name, live in self._streamed.items()})
+
+    def device_bytes(self) -> int:
+        """Weights (vision tower, too) on the engine's device; on a CPU, where host memory is the device, sleep frees none."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters() if p.device.type == self.device.type)
 
     def sleep(self) -> None:
         """Move the weights to host memory; the key-value cache lives only inside :meth:`generate`."""

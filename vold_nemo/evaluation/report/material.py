@@ -15,9 +15,8 @@ from typing import Any
 import yaml
 
 from vold_nemo.config import Config, ConfigError
-from vold_nemo.data.prompts import Prompt, load_prompts
+from vold_nemo.data.prompts import Prompt, load_prompts, question_text
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.evaluation.answers import question_text
 
 PACKAGES = ("torch", "transformers", "megatron-core", "nemo-toolkit", "hydra-core", "datasets", "safetensors")
 

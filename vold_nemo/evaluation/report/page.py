@@ -22,6 +22,7 @@ KIND_TITLES = {"image": "Image questions (no stage trains on images)", "text": "
 CURVES = (
     ("reward_mean", "Reward of rollouts", True, 5),
     ("validation.image_accuracy", "Validation accuracy on images", True, 1),
+    ("validation.text_accuracy", "Validation accuracy on text", True, 1),
     ("kl_mean", "KL to the teacher, per token", False, 5),
     ("masked_rate", "Rollouts without KL (reward mask)", True, 5),
     ("response_tokens.mean", "Response length, tokens", False, 5),

@@ -1,0 +1,76 @@
+"""Who holds the device: what leaves comes back bit for bit, and the bytes of each phase are those of the table."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.stages import REWARDS, make_world, vold_steps
+from vold_nemo.models.handover import Handover
+
+ASKED = ["vold.offload.gradients=true", "vold.offload.optimizer=true", "rollout.sleep=true", "vold.updates_per_step=2"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "state"),  # bytes of optimizer state a parameter, on one rank
+    [(1, [], 8), (1, ["precision=bf16"], 12), (2, ["precision=bf16", "vold.optimizer.distributed=true"], 6)],
+    ids=["fp32", "bf16 masters", "distributed"],
+)
+def test_offload_restore_and_step_are_bit_equal_to_no_offload(gloo, world, ranks, options, state):
+    resident = gloo(ranks).run(vold_steps, world, REWARDS, "vold.updates_per_step=2", *options)
+    for kept, moved in zip(resident, gloo(ranks).run(vold_steps, world, REWARDS, *ASKED, *options), strict=True):
+        for name, tensor in kept["weights"].items():
+            np.testing.assert_array_equal(moved["weights"][name], tensor)
+        for before, after in zip(kept["metrics"], moved["metrics"], strict=True):
+            assert (before["loss"], before["grad_norm"]) == (after["loss"], after["grad_norm"])
+        held = moved["metrics"][1]["memory"]["held"]
+        student, width = held["train"]["student"], 2 if options else 4
+        for phase in ("generate", "logprobs", "teacher", "sync"):
+            assert held[phase]["gradients"] == held[phase]["optimizer"] == 0
+        assert held["train"]["gradients"] == pytest.approx(student / width * 4, rel=0.02)  # a bucket's padding aside
+        assert held["train"]["optimizer"] == pytest.approx(student / width * state, rel=0.02)
+        for phase, bytes_awake in {"generate": 1000, "teacher": 0, "train": 0, "sync": 1000}.items():
+            assert held[phase]["engine"] == bytes_awake
+        assert set(kept["metrics"][1]["memory"]["held"]["generate"].values()) & {0} == set()  # unasked, nothing moves
+
+
+class Recorder:
+    def __init__(self, name, log):
+        self.leave, self.come_back = (lambda: log.append(f"-{name}")), (lambda: log.append(f"+{name}"))
+
+
+def test_leaving_comes_first_and_a_phase_that_is_not_in_the_table_moves_nothing():
+    log = []
+    handover = Handover({name: Recorder(name, log) for name in ("engine", "optimizer")}, {})
+    said = []
+    for phase in ("generate", "reward", "train", "train", "sync", "checkpoint"):
+        handover.enter(phase)
+        said.append(" ".join(log))
+        log.clear()
+    assert said == ["-optimizer", "", "-engine +optimizer", "", "-optimizer +engine", "-engine +optimizer"]
+
+
+def test_fp32_parameters_in_the_optimizers_groups_never_leave():
+    from vold_nemo.megatron.offload import OptimizerState
+
+    model = torch.nn.Linear(4, 4)
+    adam = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    adam.step()
+
+    part = SimpleNamespace(optimizer=adam, shard_fp32_groups=[list(model.parameters())])
+    state = OptimizerState(SimpleNamespace(chained_optimizers=[part]), model)
+    view = adam.state[model.weight]["exp_avg"].view(-1)[3:7]
+    before = view.clone()
+    state.leave()
+    assert state.device_bytes() == 0 and model.weight.untyped_storage().nbytes() == 64
+    state.come_back()
+    assert state.device_bytes() == 2 * (64 + 16) and torch.equal(view, before)

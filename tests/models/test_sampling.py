@@ -1,0 +1,224 @@
+"""On-policy data: token budget, refilled groups, cut-off answers and validation, each the same however often it is run."""
+
+import hashlib
+import types
+
+import pytest
+import torch
+
+from tests.models.stages import configuration, make_world
+from vold_nemo.composition import compose
+from vold_nemo.data.prompts import Prompt
+from vold_nemo.data.rollouts import Rollout
+from vold_nemo.models.sampling import Sampler
+from vold_nemo.models.selection import signals, silent_groups
+from vold_nemo.rollout.engine import Completion
+
+ANSWER = 1000  # ids from here on are answers
+SAMPLES, LONGEST = 4, 64
+
+
+def dice(*what) -> int:
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:4], "big")
+
+
+class ScriptedEngine:
+    """Knows how long each answer would be, and draws tokens from (seed, key, sample) as a real one does."""
+
+    version, stop_ids = 0, (ANSWER,)
+
+    def __init__(self):
+        self.calls = []
+
+    def length(self, place: int, sample: int) -> int:
+        return 1 + dice(place, sample) % (3 * LONGEST // 2)
+
+    def generate(self, prompts, sampling, *, expect_version=None, progress=None):
+        self.calls.append((len(prompts), sampling.max_tokens))
+        found = []
+        for index, prompt in enumerate(prompts):
+            done = sum(i >= ANSWER for i in prompt.ids)
+            for k in range(sampling.samples):
+                place, sample = divmod(prompt.key, SAMPLES) if done else (prompt.key, k)
+                left = self.length(place, sample) - done
+                count = min(left, sampling.max_tokens)
+                ids = [ANSWER + 1 + dice(sampling.seed, prompt.key, k, t) % 9 for t in range(count)]
+                if left <= sampling.max_tokens:
+                    ids[-1] = ANSWER
+                found.append(
+                    Completion(index, k, ids, [-1.0] * count, "stop" if ids[-1] == ANSWER else "length")
+                )
+        return found
+
+
+class Tokenizer:
+    """The prompt's own text is its one id; an answer is right in one of two cases, by its tokens."""
+
+    def apply_chat_template(self, messages, **_):
+        return messages[-1]["content"]
+
+    def __call__(self, text, **_):
+        return {"input_ids": [int(text)]}
+
+    def decode(self, ids, **_):
+        return rf"\boxed{{{dice(*ids) % 2}}}"
+
+
+def sampler_of(*overrides, rank=0, world=1, prompts=40):
+    config = compose(
+        [
+            "experiment=miniature", "vold.prompts_per_step=12", f"rollout.samples_per_prompt={SAMPLES}",
+            f"rollout.max_tokens={LONGEST}", *overrides,
+        ]
+    )  # fmt: skip
+    layout = types.SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"))
+    asked = [Prompt(f"p{i}", [{"role": "user", "content": str(i)}], answer="1") for i in range(prompts)]
+    return Sampler(ScriptedEngine(), Tokenizer(), asked, {}, config, layout)
+
+
+def sampled(*overrides):
+    """One step's rollouts, on every rank of a gloo world."""
+    import torch.distributed as dist
+
+    sampler = sampler_of(*overrides, rank=dist.get_rank(), world=dist.get_world_size())
+    rollouts = sampler.generate(3)
+    sampler.close()
+    return [(r.prompt_index, r.sample, r.response_ids, r.finish_reason) for r in rollouts]
+
+
+@pytest.mark.parametrize("budget", [48, 500, 1200, 4000])
+def test_a_token_budget_cuts_the_longest_answers_at_one_length_on_any_number_of_ranks(gloo, budget):
+    found = gloo(2).run(sampled, f"rollout.token_budget={budget}")
+    assert found[0] == found[1] == gloo(1).run(sampled, f"rollout.token_budget={budget}")[0]
+    engine = ScriptedEngine()
+    wanted = [min(LONGEST, engine.length(place, sample)) for place in range(12) for sample in range(SAMPLES)]
+    cut = max(at for at in range(1, LONGEST + 1) if at == 1 or sum(min(n, at) for n in wanted) <= budget)  # water-filling
+    assert [len(ids) for _, _, ids, _ in found[0]] == [min(n, cut) for n in wanted]
+    assert sum(len(ids) for _, _, ids, _ in found[0]) <= budget
+    if budget == 4000:
+        assert found == gloo(2).run(sampled)  # nobody meets it: as without
+
+
+def run_refill(*overrides, prompts=40):
+    from vold_nemo.models.clock import PhaseClock
+    from vold_nemo.models.refill import refill
+
+    sampler = sampler_of(*overrides, prompts=prompts)
+    step, first = 0, []
+    while not {0.0, float(SAMPLES)} <= set(map(sum, rewards(first))) and step < 100:  # all right here, all wrong there
+        step += 1
+        first = sampler.generate(step)
+        sampler.verify(first)
+    before = [(r.prompt_index, r.reward) for r in first]
+    clock = PhaseClock(torch.device("cpu"))
+    after = refill(step, first, sampler, sampler.config, 0.1, clock)
+    sampler.close()
+    return sampler, before, after
+
+
+def rewards(rollouts):
+    return [
+        [r if isinstance(r, float) else r.reward for r in rollouts[at : at + SAMPLES]]
+        for at in range(0, len(rollouts), SAMPLES)
+    ]
+
+
+def test_refilling_replaces_groups_that_are_all_right_and_keeps_those_that_are_all_wrong():
+    sampler, before, after = run_refill("rollout.refill_rounds=3")
+    old, new = rewards([reward for _, reward in before]), rewards(after)
+    assert [1.0] * SAMPLES in old and [0.0] * SAMPLES in old, "the case is not tried"
+    places = [group for group, said in enumerate(old) if min(said) == 1.0]
+    for group, said in enumerate(old):
+        if group not in places:
+            assert new[group] == said and after[group * SAMPLES].prompt_index == before[group * SAMPLES][0]
+        else:
+            assert after[group * SAMPLES].prompt_index not in {prompt for prompt, _ in before}
+    asked = [after[group * SAMPLES].prompt_index for group in range(12)]
+    assert len(set(asked)) == len(asked)
+    report = sampler.refilled["refill"]
+    assert report["dropped_groups"] >= len(places) and report["silent_groups"] == sum(min(said) == 1.0 for said in new)
+    assert report["reward_mean_before"] == pytest.approx(sum(map(sum, old)) / 48)
+    _, _, again = run_refill("rollout.refill_rounds=3")
+    assert [(r.prompt_index, r.response_ids) for r in again] == [(r.prompt_index, r.response_ids) for r in after]
+
+
+def test_refilling_is_off_by_default_and_ends_where_no_prompt_is_left():
+    sampler, before, after = run_refill()
+    assert sampler.refilled == {} and [(r.prompt_index, r.reward) for r in after] == before
+    sampler, before, after = run_refill("rollout.refill_rounds=9", prompts=12)
+    assert [(r.prompt_index, r.reward) for r in after] == before and sampler.refilled["refill"]["rounds"] == 0
+
+
+def judged(*groups, finish="stop"):
+    return [
+        Rollout(g, k, [1], [2], [0.0], "", finish[k] if isinstance(finish, list) else finish, reward=float(reward))
+        for g, group in enumerate(groups) for k, reward in enumerate(group)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "beta", "silent"),
+    [
+        (["objective=vold"], 0.1, [0]),  # all right
+        (["objective=vold_unmasked"], 0.1, []),  # the KL is everywhere
+        (["objective=grpo"], 0.0, [0, 1]),  # DAPO: all equal
+        (["objective=vold"], 0.0, [0, 1]),  # beta has gone to 0
+        (["objective=distillation_only", "objective.kl.mask=reward"], 0.1, [0]),
+    ],
+)
+def test_a_group_is_silent_only_where_neither_term_has_a_gradient(options, beta, silent):
+    config = compose(["experiment=miniature", f"rollout.samples_per_prompt={SAMPLES}", *options])
+    assert silent_groups(judged([1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1]), config, beta) == silent
+
+
+@pytest.mark.parametrize(("overlong", "policy", "kl"), [("keep", 1, 1), ("mask_policy", 0, 1), ("mask_all", 0, 0)])
+def test_answers_cut_off_for_length_leave_the_terms_they_are_told_to_and_nothing_else(overlong, policy, kl):
+    rollouts = judged([1, 0, 0, 1], finish=["stop", "stop", "length", "length"])
+    grid = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    config = compose(["experiment=miniature", f"rollout.samples_per_prompt={SAMPLES}", f"rollout.overlong={overlong}"])
+    advantages, masks = signals(rollouts, grid, config, 0.1)
+    size = 0.5 / (grid.std().item() + 1e-4)  # mean and deviation of all four
+    assert advantages == pytest.approx([size, -size, -size * policy, size * policy])
+    assert masks == [0, 1, kl, 0]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+def test_validation_asks_images_and_held_out_text_greedily_and_disturbs_no_rollout(world):
+    from vold_nemo.config import ConfigError
+    from vold_nemo.data.prompts import load_prompts
+    from vold_nemo.data.rejected import Rejected
+    from vold_nemo.data.templates import load_tokenizer
+    from vold_nemo.models.validation import split_off_validation
+    from vold_nemo.rollout.transformers_engine import TransformersEngine
+
+    config = configuration(world, "vold.validation.every=2", "vold.validation.text=null", "vold.validation.hold_out=5")
+    config.vold.validation.data.fields.domain = "id"  # a set for each question
+    rejected = Rejected(None, 0.0)
+    prompts = load_prompts(config.data.prompts, None, rejected)
+    kept, held_out = split_off_validation(prompts, config, rejected)
+    assert len(held_out["image"]) == 6 and len(held_out["text"]) == 5 and len(kept) == 19
+    assert not {p.id for p in held_out["text"]} & {p.id for p in kept}
+    assert split_off_validation(prompts, config, rejected)[1]["text"] == held_out["text"]
+    layout = types.SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
+    sampler = Sampler(
+        TransformersEngine(world / "student"), load_tokenizer(world / "student"), kept, held_out, config, layout
+    )
+    sampler.engine.version = 2
+    plain, state = sampler.generate(2), torch.get_rng_state()
+    found = sampler.validate(2)["validation"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [(r.response_ids, r.logprobs) for r in sampler.generate(2)] == [(r.response_ids, r.logprobs) for r in plain]
+    assert (found["image_questions"], found["text_questions"]) == (6, 5) and len(found["image_by_domain"]) == 6
+    assert 0 <= found["image_accuracy"] <= 1 and 0 <= found["text_truncated_rate"] <= 1
+    sampler.engine.version = 3
+    assert sampler.validate(3) == {}
+    sampler.close()
+    config.vold.validation.hold_out, config.vold.validation.text = 0, config.data.prompts
+    with pytest.raises(ConfigError, match="not among"):
+        split_off_validation(prompts, config, rejected)

@@ -1,0 +1,77 @@
+"""Who holds the device: what leaves it while another phase works, and the bytes that each phase then measures.
+
+The table is in ``planning/holders.py``.  Nothing moves in a phase that it does not name.  Leaving comes before coming back, so
+that two never need the room at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from vold_nemo.config import Config
+from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
+from vold_nemo.models.faculty import Faculty, members
+from vold_nemo.models.teacher import Teacher
+from vold_nemo.planning.holders import NEEDS, leaving
+from vold_nemo.rollout.engine import RolloutEngine
+
+
+class Movable(Protocol):
+    def leave(self) -> None:
+        """Free the device's memory; what it held comes back with :meth:`come_back`, bit for bit."""
+
+    def come_back(self) -> None: ...
+
+
+class Handover:
+    """The state machine of the table.
+
+    Args:
+        movables: what leaves the device, by its column: ``gradients | optimizer | teacher | engine``.
+        bytes_of: how many bytes of the device each holder takes now, movable or not; measured, not reckoned.
+    """
+
+    def __init__(self, movables: Mapping[str, Movable], bytes_of: Mapping[str, Callable[[], int]]):
+        self._movables, self._bytes_of = movables, bytes_of
+        self.away: set[str] = set()
+        self.held: dict[str, dict[str, int]] = {}  # by phase; of the last time that it was left
+
+    def enter(self, phase: str) -> None:
+        """Bring about the row of ``phase``."""
+        if phase not in NEEDS:
+            return
+        for name, movable in self._movables.items():
+            if name not in NEEDS[phase] and name not in self.away:
+                movable.leave()
+                self.away.add(name)
+        for name in sorted(self.away & NEEDS[phase]):
+            self._movables[name].come_back()
+            self.away.remove(name)
+
+    def measure(self, phase: str) -> None:
+        """Note what is held at the end of ``phase``."""
+        if phase in NEEDS:
+            self.held[phase] = {name: count() for name, count in self._bytes_of.items()}
+
+
+class SleepingEngine:
+    """The rollout engine as a :class:`Movable`."""
+
+    def __init__(self, engine: RolloutEngine):
+        self.leave, self.come_back = engine.sleep, engine.wake
+
+
+def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher: Teacher | Faculty | None) -> Handover:
+    """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's."""
+    gradients, state = GradientBuffers(stage), OptimizerState(optimizer, stage)
+    movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine)}
+    measured = {
+        "student": lambda: storage_bytes(stage.parameters()),
+        "gradients": gradients.device_bytes,
+        "optimizer": state.device_bytes,
+        "engine": engine.device_bytes,
+    }
+    if teacher is not None:
+        measured["teacher"] = lambda: sum(member.device_bytes() for member in members(teacher))
+    return Handover({name: movables[name] for name in movables if name in leaving(config)}, measured)
