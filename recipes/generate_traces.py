@@ -18,9 +18,10 @@ from pathlib import Path
 
 from vold_nemo.command import recipe
 from vold_nemo.config import Config
+from vold_nemo.planning.example import print_example
 
 
-@recipe(training=False)
+@recipe(plan=print_example("generate_traces"))
 def main(config: Config) -> None:
     from tqdm import tqdm
 

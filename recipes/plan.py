@@ -20,6 +20,7 @@ from vold_nemo.config import Config
 @recipe()
 def main(config: Config) -> None:
     from vold_nemo.planning import chart, text
+    from vold_nemo.planning.example import example
     from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, stage_gpus
     from vold_nemo.planning.resolved import describe
     from vold_nemo.planning.tokens import contract
@@ -38,6 +39,7 @@ def main(config: Config) -> None:
     plan = make_plan(config, models)
     lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan), "", *text.time_table(plan)]
     lines += ["", *text.saving_table(config, models), "", *text.holding(config, models)]
+    lines += example(config, "plan")
     if config.search:
         for stage in plan.stages:
             lines += ["", *text.ranking(config, models, stage)]

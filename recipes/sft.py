@@ -14,9 +14,10 @@ from pathlib import Path
 
 from vold_nemo.command import recipe
 from vold_nemo.config import Config
+from vold_nemo.planning.example import print_example
 
 
-@recipe(training=True)
+@recipe(training=True, plan=print_example("sft"))
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 

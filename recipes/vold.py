@@ -16,9 +16,10 @@ from pathlib import Path
 
 from vold_nemo.command import recipe
 from vold_nemo.config import Config
+from vold_nemo.planning.example import print_example
 
 
-@recipe(training=True)
+@recipe(training=True, plan=print_example("vold"))
 def main(config: Config) -> None:
     import torch
     from omegaconf import OmegaConf

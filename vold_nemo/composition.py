@@ -96,16 +96,16 @@ def enter_open_sections(override: str) -> str:
     ``evaluate.models.mine=path`` adds a name to a map, which Hydra wants said with ``++``; ``evaluate.text.path=file``
     reaches into a section that may be null, which Hydra can only merge from one level higher:
     ``evaluate={text: {path: file}}``.  ``teachers.mine.path=folder`` adds a whole section to a map of sections:
-    ``+teachers={mine: {path: folder}}``.
+    ``++teachers={mine: {path: folder}}``; so does ``prepare.against.mine.path=file``.
     """
     key, equals, value = override.partition("=")
     prefix, parts = key[: len(key) - len(key.lstrip("+~"))], key.lstrip("+~").split(".")
-    if equals and "~" not in prefix and _is_map_of_sections(_hint(parts[0])):
-        for part in reversed(parts[1:]):
-            value = f"{{{part}: {value}}}"
-        return f"+{parts[0]}={value}"
-    for depth in range(1, len(parts)) if equals else ():
+    for depth in range(len(parts)) if equals else ():
         hint = _hint(".".join(parts[: depth + 1]))
+        if "~" not in prefix and depth + 1 < len(parts) and _is_map_of_sections(hint):
+            for part in reversed(parts[depth + 1 :]):
+                value = f"{{{part}: {value}}}"
+            return f"++{'.'.join(parts[: depth + 1])}={value}"
         if typing.get_origin(hint) is dict and depth + 1 < len(parts):
             return f"++{'.'.join(parts)}={value}"
         if _section(hint) is not None and type(None) in typing.get_args(hint):

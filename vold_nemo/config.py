@@ -213,9 +213,21 @@ class DataConfig:
 
 
 @dataclass
+class PrepareConfig:
+    """recipes/prepare_data.py: duplicates and the questions of evaluation sets out of the training prompts."""
+
+    sets: list[str] = field(default_factory=lambda: ["prompts", "trace_prompts"])  # which of data.*
+    against: dict[str, DatasetConfig] = field(default_factory=dict)  # name: set, besides evaluate.* and vold.validation.data
+    ngram: int = 13  # a prompt that shares so many words in a row with an evaluation question is left out
+    common: int = 10  # ours: word sequences in more evaluation questions than this are phrases and give nothing away
+    path: str = "${outputs}/${name}/data"  # <set>.jsonl (.parquet with images), report.json, rejected.jsonl
+
+
+@dataclass
 class TracesConfig:
     """The teacher answers prompts (recipes/generate_traces.py)."""
 
+    engine: str = "transformers"  # transformers | vllm | dataset: no teacher, the set's own traces (paper's table 2)
     path: str = "${outputs}/${name}/traces/traces.jsonl"
     samples_per_prompt: int = 1
     temperature: float = 1.0
@@ -557,6 +569,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     vold: VOLDConfig = field(default_factory=VOLDConfig)

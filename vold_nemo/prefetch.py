@@ -50,6 +50,7 @@ def needs(config: Config) -> list[Need]:
         "vold.validation.data.path": config.vold.validation.data,
         "vold.validation.text.path": config.vold.validation.text,
         "evaluate.text.path": config.evaluate.text, "evaluate.image.path": config.evaluate.image,
+        **{f"prepare.against.{name}.path": dataset for name, dataset in config.prepare.against.items()},
     }  # fmt: skip
     for name in config.evaluate.benchmarks:
         spec = benchmark(name)

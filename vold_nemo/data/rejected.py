@@ -29,6 +29,7 @@ class Rejected:
         self.path = Path(path) if path is not None else None
         self.max_share = max_share
         self.reasons: dict[str, Counter[str]] = {}  # source -> reason -> rows
+        self._file = None
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -36,17 +37,22 @@ class Rejected:
         """``source`` is read from its first row on: its counts start again."""
         self.reasons.pop(source, None)
 
-    def add(self, row: int, reason: str, content: Any, source: str = "") -> None:
-        """Record row number ``row`` (from 0) of ``source``; ``content`` is the row as it was read, shortened."""
-        self.reasons.setdefault(source, Counter())[reason] += 1
+    def add(self, row: int | str, reason: str, content: Any, source: str = "", *, bad: bool = True) -> None:
+        """Record row number ``row`` (from 0) of ``source``; ``content`` is the row as it was read, shortened.
+
+        ``bad`` False: a usable row that is left out on purpose (a duplicate); it is written down and not counted.
+        """
+        if bad:
+            self.reasons.setdefault(source, Counter())[reason] += 1
         if self.path is None:
             return
         # JSON with ASCII escapes can hold lone surrogates and NULs; str() covers bytes and images.
         text = content if isinstance(content, str) else json.dumps(content, default=lambda value: str(value)[:200])
         line = {"source": source, "row": row, "reason": reason, "content": text[:KEPT_CHARACTERS]}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="ascii") as file:
-            file.write(json.dumps(line) + "\n")
+        if self._file is None:  # kept open: a large set may have a hundred thousand duplicates
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="ascii", buffering=1)
+        self._file.write(json.dumps(line) + "\n")
 
     def count(self, source: str | None = None) -> int:
         """Rejected rows of ``source``; of all sources without one."""
