@@ -232,7 +232,11 @@ class TracesConfig:
     samples_per_prompt: int = 1
     temperature: float = 1.0
     max_tokens: int = 8192  # paper: longer traces are dropped
-    batch: int = 64  # prompts answered at a time
+    max_prompt_tokens: int = 4096  # ours: longer prompts are left out and written to rejected.jsonl
+    verify: bool = False  # judge each trace by reward.verifier, drop none, and print the teacher's error rate
+    batch: int = 64  # prompts answered at a time; with vllm, answers that decode at a time
+    tensor_parallel: int = 1  # engine=vllm: GPUs of one task, which are one engine
+    memory_share: float = 0.9  # engine=vllm: of a GPU's memory, for weights and key-value cache
     shard: int = 0  # this job's part of `shards`
     shards: int = 1
 

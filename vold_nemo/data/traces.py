@@ -10,9 +10,12 @@ generation knows what is done:
                         then the student's tokenizer reads `response` and ends it
     response_tokens     their number
     finish              stop | length (dropped: longer than the limit)
-    teacher, teacher_weights, thinking, template, sampling, seed    where it came from (lineage.weights_digest)
+    source              of the prompt, if the set names it
+    reward, reason      of traces.verify
+    teacher, teacher_weights, thinking, template, sampling, seed, verifier      where it came from (lineage.weights_digest)
 
-No trace is verified: stage 1 aligns the student with the teacher's distribution, right or wrong (paper, section 4.1).
+No trace is left out for being wrong: stage 1 aligns the student with the teacher's distribution, right or wrong (paper,
+section 4.1).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,14 +235,19 @@ class TraceWriter:
     A last line torn by a kill is cut off when the file is opened; every batch is flushed to the disk (fsync) before the
     next one starts.  One process a file: an exclusive lock is held until :meth:`close`.
 
+    Args:
+        note: called with every row, those that the file held first.
+
     Raises:
         ConfigError: another process writes this file, it was made with other settings, or a line inside it is broken.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any]):
+    def __init__(
+        self, path: str | Path, settings: dict[str, Any], note: Callable[[dict[str, Any]], object] | None = None
+    ):
         import fcntl
 
-        self.path, self.settings = Path(path), settings
+        self.path, self.settings, self._tell = Path(path), settings, note
         self.done: set[tuple[str, int]] = set()
         self.dropped = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +289,8 @@ class TraceWriter:
     def _note(self, row: dict[str, Any]) -> None:
         self.done.add((row["id"], row["sample"]))
         self.dropped += row["finish"] != "stop"
+        if self._tell is not None:
+            self._tell(row)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append ``rows``, each with the settings beside it; on return they are on the disk."""

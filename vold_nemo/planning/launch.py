@@ -26,6 +26,7 @@ class Stage:
     recipe: str
     tasks: int = 1
     overrides: tuple[str, ...] = ()
+    gpus: int = 1  # of a task
     progress: str = ""  # file that changes whenever work is safe
     array: int = 0  # tasks of the job array; 0 = no array
 
@@ -37,10 +38,14 @@ def stages(config: Config) -> list[Stage]:
     gpus, shards = config.cluster.gpus, config.traces.shards
     sft, vold = outputs / config.sft.run, outputs / config.vold.run
     arms = {"base": config.student.path, "sft": str(sft / "hf"), arm: str(vold / "hf")}
-    traces = Path(config.traces.path)
+    traces, engine = Path(config.traces.path), config.traces.tensor_parallel
+    tasks = max(1, (gpus.traces or 1) // engine)
+    # Every task writes a shard of its own: the first one of a job stands for them.
+    first = f"$((SLURM_ARRAY_TASK_ID * {tasks}))" if shards > 1 else "0"
+    written = traces if shards * tasks == 1 else traces.with_name(f"{traces.stem}.{first}-of-{shards * tasks}{traces.suffix}")
     return [
         Stage(
-            "traces", "generate_traces", gpus.traces or 1, progress="" if shards > 1 else str(traces),
+            "traces", "generate_traces", tasks, gpus=engine, progress=str(written),
             overrides=("traces.shard=${SLURM_ARRAY_TASK_ID}",) if shards > 1 else (), array=shards if shards > 1 else 0,
         ),
         Stage("sft", "sft", gpus.sft or copy, progress=str(sft / "checkpoints" / "latest")),
@@ -59,9 +64,9 @@ def stages(config: Config) -> list[Stage]:
     ]  # fmt: skip
 
 
-def nodes(config: Config, tasks: int) -> tuple[int, int]:
-    """(nodes, tasks on each) for ``tasks`` ranks; ConfigError if they do not fill whole nodes."""
-    each = config.cluster.gpus_per_node
+def nodes(config: Config, tasks: int, gpus: int = 1) -> tuple[int, int]:
+    """(nodes, tasks on each) for ``tasks`` ranks of ``gpus`` GPUs; ConfigError if they do not fill whole nodes."""
+    each = max(1, config.cluster.gpus_per_node // gpus)
     if tasks <= each:
         return 1, tasks
     if tasks % each:
@@ -79,7 +84,7 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         folder: of the scripts, absolute.
         here: working directory of the job: relative paths of the configuration start there.
     """
-    launch, (count, each) = config.cluster.launch, nodes(config, stage.tasks)
+    launch, (count, each) = config.cluster.launch, nodes(config, stage.tasks, stage.gpus)
     if launch.runtime != "bare" and launch.container is None:
         raise ConfigError("cluster.launch.container", None, "an image", f"runtime {launch.runtime} needs one")
     logs = here / config.outputs / config.name / "logs"
@@ -87,7 +92,7 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         "job-name": f"{config.name}-{stage.name}", "account": launch.account, "partition": launch.partition,
         "qos": launch.qos, "constraint": launch.constraint, "nodes": count, "ntasks": stage.tasks, "ntasks-per-node": each,
         "cpus-per-task": launch.cpus_per_task, "mem": launch.memory,
-        "gres": f"{launch.gres}:{each}" if launch.gres is not None else None, "time": launch.time,
+        "gres": f"{launch.gres}:{each * stage.gpus}" if launch.gres is not None else None, "time": launch.time,
         "signal": f"B:USR1@{launch.signal_seconds}", "array": f"0-{stage.array - 1}" if stage.array else None,
         "chdir": here, "output": logs / f"{stage.name}-{'%A_%a' if stage.array else '%j'}.out", "open-mode": "append",
     }  # fmt: skip
@@ -96,7 +101,7 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         **{key: _quoted(value) for key, value in launch.environment.items()},
         "VOLD_ROOT": _quoted(ROOT), "VOLD_LOGS": _quoted(logs), "VOLD_SCRIPT": _quoted(folder / f"{stage.name}.sbatch"),
         "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', "VOLD_MAX_RESTARTS": launch.max_restarts,
-        "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _quoted(here / stage.progress) if stage.progress else None,
+        "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _progress(here / stage.progress) if stage.progress else None,
         "VOLD_SETUP": _quoted("\n".join(launch.setup)) if launch.setup else None,
         "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,
         "VOLD_CONTAINER": _quoted(launch.container) if launch.container else None,
@@ -143,6 +148,11 @@ def refuse_inside_a_step() -> None:
 
 def _quoted(value: object) -> str:
     return shlex.quote(str(value))
+
+
+def _progress(file: Path) -> str:
+    """One shell word; arithmetic on the array's index is left for the shell to do."""
+    return f'{_quoted(file.parent)}/"{file.name}"' if "$((" in file.name else _quoted(file)
 
 
 def _option(value: object) -> str:

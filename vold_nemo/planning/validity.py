@@ -97,7 +97,10 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "traces.samples_per_prompt": _POSITIVE,
     "traces.temperature": _COUNT,
     "traces.max_tokens": _POSITIVE,
+    "traces.max_prompt_tokens": _POSITIVE,
     "traces.batch": _POSITIVE,
+    "traces.tensor_parallel": _POSITIVE,
+    "traces.memory_share": _EFFICIENCY,
     "traces.shards": _POSITIVE,
     "traces.shard": _COUNT,
     "sft.steps": _POSITIVE,
@@ -279,6 +282,15 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
     judge = config.evaluate.judge
     if judge.url is not None and judge.model is None:
         yield ConfigError("evaluate.judge.model", None, "a model's name", "say which model the endpoint is to ask")
+    if config.traces.engine == "dataset" and config.traces.verify:
+        mend = "set traces.verify=false, or an engine with a teacher"
+        yield ConfigError("traces.verify", True, "false with traces.engine=dataset: no teacher answers", mend)
+    if config.traces.tensor_parallel > 1 and config.traces.engine != "vllm":
+        mend = "set traces.engine=vllm, or leave it at 1"
+        yield ConfigError("traces.tensor_parallel", config.traces.tensor_parallel, "1 without vllm", mend)
+    if config.cluster.gpus_per_node % config.traces.tensor_parallel and config.cluster.name != "local":
+        allowed = f"a divisor of cluster.gpus_per_node = {config.cluster.gpus_per_node}"
+        yield ConfigError("traces.tensor_parallel", config.traces.tensor_parallel, allowed, "an engine stays on one node")
     for stage in stages:
         steps = value_at(config, f"{stage}.steps")
         yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)
