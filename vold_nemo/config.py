@@ -207,7 +207,8 @@ class DataConfig:
     trace_prompts: DatasetConfig | None = None  # prompts of stage 1; null = data.prompts
     system_prompt: str | None = None  # put before conversations that bring none of their own
     instruction: str | None = None  # put behind the user's last turn, on a line of its own: how to think, how to answer
-    mixture: dict[str, float] = field(default_factory=dict)  # source: share of a batch; {} = every row once an epoch
+    mixture: dict[str, float] = field(default_factory=dict)  # stage 2, source: share of an epoch; {} = every row once
+    trace_mixture: dict[str, float] = field(default_factory=dict)  # the same for stage 1
     cache: str = "${outputs}/cache"  # tokenised traces, shared by runs
     max_rejected_share: float = 0.05  # above this share of bad rows a run stops
 

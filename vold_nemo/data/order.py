@@ -25,6 +25,7 @@ class Order:
     Args:
         sources: [size], where each row comes from; asked for with ``mixture``.
         mixture: source: weight; empty or None = every row once an epoch.
+        key: what the mixture is called in the configuration.
 
     Raises:
         ConfigError: no rows; a source without a weight or the other way round; weights that are negative or all 0.
@@ -32,7 +33,7 @@ class Order:
 
     def __init__(
         self, size: int, batch: int, seed: int, *, sources: Sequence[str | None] | None = None,
-        mixture: Mapping[str, float] | None = None,
+        mixture: Mapping[str, float] | None = None, key: str = "data.mixture",
     ):  # fmt: skip
         if size < 1:
             raise ConfigError("data", size, "at least one usable row", "see the rows rejected and dropped above")
@@ -45,7 +46,7 @@ class Order:
         if mixture:
             for row, source in enumerate(sources if sources is not None else [None] * size):
                 self._rows.setdefault(str(source), []).append(row)
-            self._slots = _shares(size, mixture, self._rows)
+            self._slots = _shares(size, mixture, self._rows, key)
 
     def indices(self, step: int) -> list[int]:
         """Indices of the batch of ``step`` (from 0)."""
@@ -85,9 +86,9 @@ def _shuffled(items: Sequence[int], seed: str) -> list[int]:
     return shuffled
 
 
-def _shares(size: int, mixture: Mapping[str, float], rows: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def _shares(size: int, mixture: Mapping[str, float], rows: Mapping[str, Sequence[int]], key: str) -> dict[str, int]:
     """``size`` places shared out by weight: whole numbers that add up to it (largest remainders first)."""
-    key, mend = "data.mixture", "give every source of the data one weight; 0 leaves it out"
+    mend = "give every source of the data one weight; 0 leaves it out"
     if mixture.keys() != rows.keys():
         raise ConfigError(key, dict(mixture), f"a weight for each of {', '.join(sorted(rows))}, and for no other", mend)
     total = sum(mixture.values())

@@ -45,8 +45,9 @@ class MegatronSFTModel(MegatronStudent):
         self.examples = examples
         sources = examples.source_of_each() if isinstance(examples, StoredExamples) else [e.source for e in examples]
         self.order = Order(
-            len(examples), self.config.sft.batch, self.config.seed, sources=sources, mixture=self.config.data.mixture
-        )
+            len(examples), self.config.sft.batch, self.config.seed, sources=sources,
+            mixture=self.config.data.trace_mixture, key="data.trace_mixture",
+        )  # fmt: skip
         self.lineage = {"added_tokens": contract.added_tokens, "traces": traces}
         self.batches = Ahead(self.cut, self.total_steps)
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
