@@ -198,6 +198,7 @@ class DatasetConfig:
     revision: str | None = None  # of a hub id; null = what the cache holds as main
     limit: int | None = None  # only the first rows
     max_characters: int = 32_768  # ours: a row with a longer prompt is rejected
+    verifier: str | None = None  # of the rows that name none (fields.verifier); null = reward.verifier
     fields: PromptFieldsConfig = field(default_factory=PromptFieldsConfig)
 
 

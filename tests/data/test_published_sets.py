@@ -77,6 +77,8 @@ def test_geometry3k_brings_its_figures_to_validation_and_evaluation(hub, tmp_pat
             text = problem.removeprefix("<image>")
             assert prompt.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": text}]
             assert (prompt.answer, prompt.open_images()[0].size) == (answer, (56, 56))
+            assert prompt.verifier == "math"  # and stage 2's reward stays the paper's
+    assert config.reward.verifier == "boxed"
 
 
 def test_a_subset_or_split_that_is_not_there_is_named_with_those_that_are(hub, tmp_path):

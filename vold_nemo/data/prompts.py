@@ -181,7 +181,7 @@ def _prompt(number: int, row: Any, file: Path | None, config: DatasetConfig, wan
         messages.insert(0, {"role": "system", "content": wanted.system_prompt})
     if wanted.instruction is not None:
         _append(messages[-1], f"\n{wanted.instruction}")
-    verifier = _label(row, fields.verifier, "verifier")
+    verifier = _label(row, fields.verifier, "verifier") or config.verifier
     answer = _answer(pick(row, fields.answer), wanted.answers)
     if answer is not None and wanted.refuse is not None and (reason := wanted.refuse(answer, verifier)):
         raise RowError(f"answer: {reason}")

@@ -1,0 +1,46 @@
+"""The script of the trace stage: which GPUs a task gets, and by which file the batch script sees progress."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vold_nemo.composition import compose
+from vold_nemo.data.traces import shard_path
+from vold_nemo.planning.launch import script, stages
+from vold_nemo.planning.validity import findings
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shards", "engine", "tasks", "gres"), [(1, 1, 1, 1, 1), (8, 1, 1, 8, 4), (4, 3, 2, 2, 4), (8, 1, 4, 2, 4)]
+)
+def test_a_tracing_job_watches_the_first_shard_that_it_writes(tmp_path, gpus, shards, engine, tasks, gres):
+    config = compose([
+        "cluster=my_site", f"cluster.gpus.traces={gpus}", f"traces.shards={shards}", f"traces.tensor_parallel={engine}",
+        "traces.engine=vllm", "outputs=out",
+    ])  # fmt: skip
+    stage = stages(config)[0]
+    text = script(config, stage, [], folder=tmp_path, here=tmp_path)
+    assert stage.tasks == tasks and f"--gres=gpu:{gres}\n" in text
+    for index in range(shards):
+        exports = "\n".join(re.findall(r"^export VOLD_PROGRESS=.*$", text, re.MULTILINE))
+        shown = subprocess.run(
+            ["bash", "-c", f'SLURM_ARRAY_TASK_ID={index}\n{exports}\necho "$VOLD_PROGRESS"'], capture_output=True, text=True
+        )
+        written = shard_path(Path("out/vold/traces/traces.jsonl"), index * tasks, shards * tasks)
+        assert shown.stdout.strip() == str(tmp_path / written)
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        (["traces.engine=dataset", "traces.verify=true"], "traces.verify"),
+        (["traces.tensor_parallel=2"], "traces.tensor_parallel"),
+        (["traces.tensor_parallel=3", "traces.engine=vllm", "cluster=my_site"], "traces.tensor_parallel"),
+        (["traces.engine=sglang"], "traces.engine"),
+    ],
+)
+def test_settings_of_traces_that_exclude_each_other_are_named(given, key):
+    assert key in {error.key for error in findings(compose(given), "generate_traces")}
+    assert not any(error.key.startswith("traces") for error in findings(compose(["traces.engine=vllm"]), "generate_traces"))
