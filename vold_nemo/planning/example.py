@@ -35,12 +35,15 @@ def print_example(verb: str):
 
 
 def _example(config: Config, verb: str) -> Iterator[str]:
+    started = verb == "vold" and Path(config.vold.start).is_dir()
+    folders = (config.vold.start if started else config.student.path, config.teacher.path)
+    for path in folders:  # before transformers is imported: a plan without checkpoints takes a second
+        if not Path(path).is_dir():
+            raise ConfigError("model path", path, "a checkpoint folder", "fetch it")
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.views import View, side_by_side
 
-    started = verb == "vold" and Path(config.vold.start).is_dir()
-    student = load_tokenizer(config.vold.start if started else config.student.path, config.student.revision)
-    teacher = load_tokenizer(config.teacher.path, config.teacher.revision)
+    student, teacher = (load_tokenizer(path) for path in folders)
     trace = _first_trace(config) if verb in ("sft", "plan") else None
     if trace is not None:
         name, messages, response = f"trace {trace['id']}/{trace['sample']}", trace["messages"], trace["response_ids"]

@@ -82,7 +82,9 @@ def plan_stage(config: Config, models: Models, stage: str, gpus: int) -> StagePl
 
 
 def make_plan(config: Config, models: Models) -> Plan:
-    return Plan(tuple(plan_stage(config, models, stage, stage_gpus(config, stage)) for stage in STAGES))
+    # The set's own traces are copied by a processor: no teacher decodes, and no GPU is held.
+    stages = STAGES[1:] if config.traces.engine == "dataset" else STAGES
+    return Plan(tuple(plan_stage(config, models, stage, stage_gpus(config, stage)) for stage in stages))
 
 
 def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> list[ConfigError]:
