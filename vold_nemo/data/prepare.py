@@ -1,7 +1,7 @@
 """Training prompts without duplicates and without the questions of evaluation sets, and a report of what went.
 
-    <prepare.path>/prompts.jsonl, trace_prompts.jsonl   columns id, prompt, answer, domain, source, verifier (and response,
-                                                        with traces.engine=dataset); .parquet, if there are images, too
+    <prepare.path>/prompts.jsonl, trace_prompts.jsonl   columns id, prompt, answer, domain, source, verifier, teacher (and
+                                                        response, with traces.engine=dataset); .parquet, if there are images
                    report.json                          counts by set, source, reason and evaluation set
                    rejected.jsonl                       every row that is not there, with its reason
 """
@@ -165,7 +165,7 @@ def _write(prompts: Iterable[Prompt], path: Path, *, images: bool, responses: bo
 
 def _row(prompt: Prompt, images: bool, responses: bool) -> dict[str, Any]:
     row = {"id": prompt.id, "prompt": prompt.messages, "answer": prompt.answer, "domain": prompt.domain}
-    row |= {"source": prompt.source, "verifier": prompt.verifier}
+    row |= {"source": prompt.source, "verifier": prompt.verifier, "teacher": prompt.teacher}
     if responses:
         row["response"] = prompt.response
     if images:  # parquet wants one type: every content is a list of parts
@@ -188,7 +188,7 @@ def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> None:
     import pyarrow.parquet
 
     text = datasets.Value("string")
-    plain = dict.fromkeys(("id", "answer", "domain", "source", "verifier"), text)
+    plain = dict.fromkeys(("id", "answer", "domain", "source", "verifier", "teacher"), text)
     message = {"role": text, "content": [{"type": text, "text": text}]}
     rows = iter(rows)
     first = list(itertools.islice(rows, 1))
