@@ -21,7 +21,6 @@ from vold_nemo.planning.example import print_example
 
 @recipe(training=True, plan=print_example("vold"))
 def main(config: Config) -> None:
-    import torch
     from omegaconf import OmegaConf
 
     from vold_nemo.data import lineage
@@ -36,15 +35,12 @@ def main(config: Config) -> None:
     from vold_nemo.models.validation import split_off_validation
     from vold_nemo.models.vold import MegatronVOLDModel
     from vold_nemo.rewards.keys import refusal
-    from vold_nemo.rollout.transformers_engine import TransformersEngine
+    from vold_nemo.rollout.build import build_engine
 
     start, distils = config.vold.start, config.objective.kl.enabled
     tokenizer = load_tokenizer(start)
-    # The engine comes first: engines measure free memory when they are built.
-    engine = TransformersEngine(
-        start, device=parallel.pick_device(config.device, parallel.launch().local_rank), batch=config.rollout.batch,
-        dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16, stop_ids=eos_ids(start, tokenizer),
-    )  # fmt: skip
+    # The engine comes first: vLLM measures free memory when it is built.
+    engine = build_engine(config, start, parallel.join(config.device), eos_ids(start, tokenizer))
     layout = parallel.initialize_from(config)
     folder = Path(config.outputs) / config.vold.run
     model = MegatronVOLDModel(OmegaConf.structured(config))

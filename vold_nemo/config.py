@@ -269,6 +269,18 @@ class RewardConfig:
 
 
 @dataclass
+class VLLMConfig:
+    """The vLLM engine on each rank's device, beside the trainer (`rollout.engine=vllm`)."""
+
+    tensor_parallel: int = 1  # ranks in a row that are one engine; divides the world
+    memory_share: float = 0.5  # of the device's memory: weights and key-value cache (vLLM's gpu_memory_utilization)
+    cache_bytes: int | None = None  # size of a rank's key-value cache instead; null = what memory_share leaves
+    max_length: int | None = None  # tokens of a prompt with its answer; null = as many as the checkpoint has positions
+    images: int = 1  # most images of one prompt (validation)
+    eager: bool = False  # without CUDA graphs: starts faster, decodes slower
+
+
+@dataclass
 class RolloutConfig:
     engine: str = "transformers"  # transformers | vllm
     samples_per_prompt: int = 5  # paper: K
@@ -282,6 +294,7 @@ class RolloutConfig:
     probe_tolerance: float = 5e-2  # largest mean |log-prob difference| of engine and trainer on the same weights
     mismatch_warning: float = 3.0  # ours: warn where that mean is so many times its median over the last 20 steps
     sleep: bool = False  # the engine leaves the device while the teacher scores and the student trains
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)
 
 
 @dataclass

@@ -130,6 +130,25 @@ def pick_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
+    """Join the world, unless it is joined already; makes no group.  Returns this rank's device.  Collective over the world."""
+    global _own_default_group
+    place = launch()
+    where = pick_device(device, place.local_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if not dist.is_initialized():
+        timeout = timedelta(minutes=timeout_minutes)
+        backend = "gloo" if where.type == "cpu" else "cpu:gloo,cuda:nccl"
+        if place.host is None:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, init_method=f"tcp://{place.host}:{place.port}", rank=place.rank,
+                                    world_size=place.world, timeout=timeout)
+        _own_default_group = True
+    return where
+
+
 def initialize(
     tensor: int, pipeline: int, *, context: int = 1, expert: int = 1, sequence: bool = False, seed: int,
     device: str = "auto", timeout_minutes: float = 30.0,
@@ -140,23 +159,11 @@ def initialize(
 
     :raises ConfigError: if the world is no multiple of the model's ranks, or the launcher's variables are unusable.
     """
-    global _own_default_group, _groups_before, _current
-    place = launch()
-    where = pick_device(device, place.local_rank)
+    global _groups_before, _current
+    where = join(device, timeout_minutes)
     cpu.enable()
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
     from megatron.core import parallel_state, tensor_parallel
 
-    if not dist.is_initialized():
-        timeout = timedelta(minutes=timeout_minutes)
-        backend = "gloo" if where.type == "cpu" else "cpu:gloo,cuda:nccl"
-        if place.host is None:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        else:
-            dist.init_process_group(backend, init_method=f"tcp://{place.host}:{place.port}", rank=place.rank,
-                                    world_size=place.world, timeout=timeout)
-        _own_default_group = True
     world = dist.get_world_size()
     if world % (tensor * pipeline * context):
         raise ConfigError("world size", world,

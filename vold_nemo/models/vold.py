@@ -47,7 +47,7 @@ from vold_nemo.objective import (
     vold_loss,
 )
 from vold_nemo.rollout.mismatch import MismatchWatch
-from vold_nemo.rollout.sync import ChecksummedStream, compare_logprobs
+from vold_nemo.rollout.sync import SyncReport, compare_logprobs, deliver
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class MegatronVOLDModel(MegatronStudent):
         if self.teacher:
             self.teacher.rest()  # where teacher.offload asks for it
         with clock("sync"):
-            self.sync(version=step + 1)
+            synced = self.sync(version=step + 1)
         with clock("validate"):
             validation = self.sampler.validate(step + 1)
         if metrics.recorded:
@@ -155,6 +155,7 @@ class MegatronVOLDModel(MegatronStudent):
             beta=self.beta.value(step), seconds=clock.seconds, diagnosis=self.sampler.diagnosis | self.sampler.refilled,
             held=self.handover.held,
         )  # fmt: skip
+        said["sync"] = synced.metrics()
         self.warn(step, said["mismatch"])
         return said | validation | ({"teacher_moved": moved} if (moved := self.teacher and self.teacher.moved()) else {})
 
@@ -313,11 +314,9 @@ class MegatronVOLDModel(MegatronStudent):
         if said and self.layout.rank == 0:
             logger.warning("step %d: %s", step + 1, said)
 
-    def sync(self, version: int) -> None:
+    def sync(self, version: int) -> SyncReport:
         """Stream the language model into the engine and check that its live weights are bit for bit those sent."""
-        stream = ChecksummedStream(self.hf_weights(), self.sampler.engine.dtype)
-        report = self.sampler.engine.load(stream, version)
-        stream.confirm(report.checksum)
+        return deliver(self.hf_weights(), self.sampler.engine, version)
 
     def on_loop_start(self, step: int) -> None:
         self.sync(version=step)

@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.kl.reward_placement": ("before", "after"),
     "objective.kl.beta.schedule": ("constant", "linear", "exponential"),
     "objective.correction.mode": ("auto", "none", "token", "sequence", "sequence_mask"),
-    "rollout.engine": ("transformers",),
+    "rollout.engine": ("transformers", "vllm"),
     "rollout.overlong": ("keep", "mask_policy", "mask_all"),
     "traces.engine": ("transformers", "vllm", "dataset"),
     "sft.optimizer.schedule": ("constant", "linear", "cosine"),
@@ -87,6 +87,11 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "rollout.refill_rounds": _COUNT,
     "rollout.probe_tolerance": _ABOVE_ZERO,
     "rollout.mismatch_warning": (lambda x: x > 1, "above 1"),
+    "rollout.vllm.tensor_parallel": _POSITIVE,
+    "rollout.vllm.memory_share": _EFFICIENCY,
+    "rollout.vllm.cache_bytes": _POSITIVE,
+    "rollout.vllm.max_length": (lambda x: x >= 2, "2 or more"),
+    "rollout.vllm.images": _COUNT,
     "reward.seconds": _ABOVE_ZERO,
     "reward.workers": _POSITIVE,
     "data.max_rejected_share": _SHARE,
@@ -180,7 +185,7 @@ _OPTIMIZER_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
 REFUSED = {("teacher.fp8.recipe", "delayed"): precision.DELAYED}  # values that others allow, and why we do not
 
 # Wanted by the project and not built yet: a run refuses them like any other value, a plan warns.
-PLANNED: dict[str, tuple[str, ...]] = {"rollout.engine": ("vllm",)}
+PLANNED: dict[str, tuple[str, ...]] = {}
 
 
 _TEACHERS = re.compile(r"teachers\.[^.]+\.")  # a named teacher has the keys of the one without a name
@@ -303,6 +308,10 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
             yield ConfigError("data.prompts.fields.image", config.data.prompts.fields.image, allowed, mend)
         yield from _objective(config)
         yield from _context(config)
+        size = config.rollout.vllm.tensor_parallel
+        if config.rollout.engine == "vllm" and size >= 1 and world % size:
+            mend = "one engine takes whole ranks: lower it"
+            yield ConfigError("rollout.vllm.tensor_parallel", size, f"a divisor of the {world} ranks", mend)
         yield from _beta(config.objective.kl.beta, config.vold.steps)
         yield from _teachers(config)
     if config.tokenizer.adopt_teacher_tokens and "sft" in stages:

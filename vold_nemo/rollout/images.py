@@ -73,6 +73,18 @@ class ImagePreparer:
 
     def __call__(self, prompt: EnginePrompt) -> PreparedPrompt:
         """Widen each placeholder to t·h·w / merge² ids.  ConfigError unless there is one placeholder an image."""
+        images = self.open(prompt)
+        if not images:
+            return PreparedPrompt(prompt.ids)
+        features = self._processor(images=images, return_tensors="pt")
+        widths = iter((features["image_grid_thw"].prod(-1) // self._merge).tolist())
+        ids: list[int] = []
+        for token in prompt.ids:
+            ids.extend([token] * next(widths) if token == self._placeholder else [token])
+        return PreparedPrompt(ids, features["pixel_values"], features["image_grid_thw"])
+
+    def open(self, prompt: EnginePrompt) -> list:
+        """The prompt's images as PIL images.  ConfigError unless there is one for each placeholder."""
         found = prompt.ids.count(self._placeholder)
         if found != len(prompt.images):
             raise ConfigError(
@@ -81,12 +93,9 @@ class ImagePreparer:
                 f"{found}, one for each image placeholder in the prompt",
                 "give one {'type': 'image'} part of the message for each image",
             )
-        if not prompt.images:
-            return PreparedPrompt(prompt.ids)
-        images = [open_image(image) for image in prompt.images]
-        features = self._processor(images=images, return_tensors="pt")
-        widths = iter((features["image_grid_thw"].prod(-1) // self._merge).tolist())
-        ids: list[int] = []
-        for token in prompt.ids:
-            ids.extend([token] * next(widths) if token == self._placeholder else [token])
-        return PreparedPrompt(ids, features["pixel_values"], features["image_grid_thw"])
+        return [open_image(image) for image in prompt.images]
+
+    def length(self, prompt: EnginePrompt, images: list) -> int:
+        """Tokens of the prompt with every placeholder widened, without touching a pixel."""
+        patches = [self._processor.get_number_of_image_patches(image.height, image.width) for image in images]
+        return len(prompt.ids) + sum(count // self._merge - 1 for count in patches)

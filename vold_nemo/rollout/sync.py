@@ -8,33 +8,49 @@ computes for them: it sees what a checksum cannot (a wrong scale, a stale cache,
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-_CHUNK = 1 << 24  # elements widened to int64 at a time
+_ROWS = 64  # rows summed while they are in the processor's cache: a digest costs about what one copy of the tensor does
 
 
-def tensor_digest(name: str, tensor: Tensor) -> bytes:
+def tensor_sums(tensor: Tensor) -> Tensor:
+    """What :func:`tensor_digest` hashes, int64, where the tensor lives: sums of its bits along its rows and its columns.
+
+    The tensor is a matrix [first dimensions, last] of 64-bit words (of single elements, where a row is no whole number of
+    words); r_i = sum_j w_ij and c_j = sum_i w_ij modulo 2^64.  A vector gives its elements themselves.
+    """
+    tensor = tensor.detach().contiguous()
+    if tensor.ndim < 2:
+        size = tensor.element_size()
+        return tensor.reshape(-1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).to(torch.int64)
+    matrix = tensor.view(-1, tensor.shape[-1])
+    whole = matrix.shape[1] * matrix.element_size() % 8 == 0 and matrix.data_ptr() % 8 == 0
+    words = matrix.view(torch.int64 if whole else {1: torch.uint8, 2: torch.int16, 4: torch.int32}[matrix.element_size()])
+    if words.device.type != "cpu":
+        return torch.cat([words.sum(1, dtype=torch.int64), words.sum(0, dtype=torch.int64)])
+    rows, columns = [], torch.zeros(words.shape[1], dtype=torch.int64)
+    for block in words.split(_ROWS):
+        rows.append(block.sum(1, dtype=torch.int64))
+        columns += block.sum(0, dtype=torch.int64)
+    return torch.cat([*rows, columns])
+
+
+def tensor_digest(name: str, tensor: Tensor, sums: Tensor | None = None) -> bytes:
     """16 bytes that change when a bit of ``tensor``, its place, its shape, its dtype or its name changes.
 
-    With b_i the element's bits as an integer: s_1 = sum b_i and s_2 = sum b_i (1 + i mod p), both modulo 2^64, computed
-    where the tensor lives, so that no weight crosses to the host.  Integer sums have no rounding: every device gives the
-    same digest.
+    A hash of row sums and column sums of the bits (:func:`tensor_sums`, or those given): any one change is seen, and so are
+    rows, columns or elements that changed places.  Integer sums have no rounding: every device gives the same digest.
     """
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.detach().contiguous().view(-1).view(integers)
-    plain = weighted = 0
-    for start in range(0, bits.numel(), _CHUNK):
-        part = bits[start : start + _CHUNK].to(torch.int64)
-        place = torch.arange(start, start + part.numel(), device=part.device) % 2147483629 + 1
-        plain += int(part.sum())
-        weighted += int((part * place).sum())
-    text = f"{name} {tuple(tensor.shape)} {tensor.dtype} {plain % 2**64:x} {weighted % 2**64:x}"
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    found = hashlib.blake2b(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), digest_size=16)
+    found.update((tensor_sums(tensor) if sums is None else sums).cpu().numpy().tobytes())
+    return found.digest()
 
 
 def combine(digests: dict[str, bytes]) -> str:
@@ -50,24 +66,74 @@ class ChecksummedStream:
 
     def __init__(self, named_tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype):
         self._source, self._dtype = named_tensors, dtype
-        self._digests: dict[str, bytes] = {}
+        self._passed: dict[str, tuple[Tensor, Tensor]] = {}  # shape and dtype (no memory behind), sums of the bits
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._source:
-            self._digests[name] = tensor_digest(name, tensor.to(self._dtype))
+            cast = tensor.to(self._dtype)
+            self._passed[name] = torch.empty_like(cast, device="meta"), tensor_sums(cast)
             yield name, tensor
 
     @property
     def checksum(self) -> str:
-        return combine(self._digests)
+        """Hashed here, once all have passed: a GPU is not waited for at every tensor."""
+        return combine({name: tensor_digest(name, like, sums) for name, (like, sums) in self._passed.items()})
 
     def confirm(self, checksum: str) -> None:
         """RuntimeError unless the engine's live weights are bit for bit those that were sent."""
         if checksum != self.checksum:
             raise RuntimeError(
                 f"the engine holds other weights than those sent: checksum {checksum}, sent {self.checksum} "
-                f"({len(self._digests)} tensors as {self._dtype})"
+                f"({len(self._passed)} tensors as {self._dtype})"
             )
+
+
+def agree(error: Exception | None, what: str) -> None:
+    """One rank's failure is every rank's: RuntimeError on all that names the first rank with an ``error``, and what it said.
+
+    One object all-gather over the world.
+    """
+    errors = [None if error is None else f"{error}"]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        mine, errors = errors[0], [None] * dist.get_world_size()
+        dist.all_gather_object(errors, mine)
+    for rank, said in enumerate(errors):
+        if said is not None:
+            raise RuntimeError(f"{what} failed on rank {rank} of {len(errors)}: {said}") from error
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """``bytes``: of one whole language model as the engine holds it.  ``seconds``: from the first tensor to the proof."""
+
+    bytes: int
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        return {"bytes": self.bytes, "seconds": self.seconds, "bytes_per_second": self.bytes / self.seconds}
+
+
+def deliver(named_tensors: Iterable[tuple[str, Tensor]], engine: Any, version: int) -> SyncReport:
+    """Feed the trainer's weights to ``engine`` and prove that they are what it holds now.  Collective over the world.
+
+    Raises:
+        RuntimeError: on every rank, naming rank and tensor, when one rank's load or proof fails; no engine then holds a
+            version that could be sampled from.
+    """
+    began, failure, size = time.perf_counter(), None, 0
+    try:
+        stream = ChecksummedStream(named_tensors, engine.dtype)
+        report = engine.load(stream, version)
+        size = report.bytes
+        stream.confirm(report.checksum)
+    except Exception as error:
+        failure = error
+    try:
+        agree(failure, f"weight sync to version {version}")
+    except RuntimeError:
+        engine.version = None
+        raise
+    return SyncReport(size, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)

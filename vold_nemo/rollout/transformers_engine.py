@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vold_nemo.config import ConfigError
 from vold_nemo.data.templates import eos_ids, load_tokenizer
+from vold_nemo.rollout.arrivals import EMBEDDING, Arrivals, disk_name
 from vold_nemo.rollout.engine import Completion, EnginePrompt, LoadReport, Sampling
 from vold_nemo.rollout.images import ImagePreparer, PreparedPrompt
+from vold_nemo.rollout.limits import Limits, require_ready
 from vold_nemo.rollout.sync import combine, tensor_digest
+from vold_nemo.rollout.undisturbed import undisturbed
 
 VISION_MODELS = ("qwen2_5_vl",)
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
-@contextlib.contextmanager
-def _undisturbed(device: torch.device):
-    """Building a model draws random numbers and prints progress bars, one a rank: neither leaves this block."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        if shown:
-            logging.enable_progress_bar()
 
 
 class TransformersEngine:
@@ -87,13 +68,11 @@ class TransformersEngine:
                 "set use_sliding_window to false, or choose another checkpoint",
             )
         self.path, self.device, self.dtype, self.batch = str(path), torch.device(device), dtype, batch
-        self.vocabulary, self.max_positions, self._layers = (
-            text.vocab_size,
-            text.max_position_embeddings,
-            text.num_hidden_layers,
-        )
+        image_token = config.image_token_id if self._vision else None
+        self.limits = Limits(str(path), text.vocab_size, text.max_position_embeddings, image_token)
+        self._layers = text.num_hidden_layers
         auto = AutoModelForImageTextToText if self._vision else AutoModelForCausalLM
-        with _undisturbed(self.device):
+        with undisturbed(self.device):
             self._model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
         self._model.eval().requires_grad_(False).to(self.device)
         self.stop_ids = tuple(eos_ids(path, load_tokenizer(path)) if stop_ids is None else stop_ids)
@@ -101,7 +80,6 @@ class TransformersEngine:
         self._images = None  # made at the first image, since a text-only run needs no preprocessor_config.json
         self._live = dict(self._language_parameters())
         self._streamed = {name: name for name in self._live}  # name in the last weight stream: name in _live
-        self._tied = HEAD not in self._live
         self.version: int | None = 0
         self._awake, self._slept_on = True, ""
 
@@ -120,12 +98,7 @@ class TransformersEngine:
         Prompts of like length share a batch; a prompt is read once for all of its samples.  ConfigError for a prompt that with
         ``max_tokens`` does not fit the model's positions, for images without placeholders, for ids out of the vocabulary.
         """
-        if not self._awake:
-            raise RuntimeError("the rollout engine is asleep: wake() it before generate()")
-        if self.version is None or (expect_version is not None and self.version != expect_version):
-            raise RuntimeError(
-                f"stale rollout weights: the engine is at version {self.version}, asked for {expect_version}"
-            )
+        require_ready(self._awake, self.version, expect_version)
         prepared = [self._prepare(i, prompt, sampling.max_tokens) for i, prompt in enumerate(prompts)]
         order = sorted(
             range(len(prompts)), key=lambda i: -len(prepared[i].ids)
@@ -144,33 +117,12 @@ class TransformersEngine:
         return sorted(found, key=lambda c: (c.prompt_index, c.sample))
 
     def _prepare(self, index: int, prompt: EnginePrompt, max_tokens: int) -> PreparedPrompt:
-        if prompt.images and not self._vision:
-            raise ConfigError(
-                f"prompt {index}: images",
-                len(prompt.images),
-                f"none: {self.path} is a text-only model",
-                "use a vision-language checkpoint",
-            )
-        if self._vision and (prompt.images or self._model.config.image_token_id in prompt.asked):
-            self._images = self._images or ImagePreparer(self.path, self._model.config.image_token_id)
+        if self.limits.has_images(index, prompt):
+            self._images = self._images or ImagePreparer(self.path, self.limits.image_token)
             prepared = self._images(prompt)
         else:
             prepared = PreparedPrompt(prompt.ids)
-        if not prepared.ids or not 0 <= min(prepared.ids) <= max(prepared.ids) < self.vocabulary:
-            raise ConfigError(
-                f"prompt {index}: ids",
-                prepared.ids[:8],
-                f"at least one id, each in 0..{self.vocabulary - 1}",
-                "render prompts with the checkpoint's own tokenizer",
-            )
-        if len(prepared.ids) + max_tokens > self.max_positions:
-            raise ConfigError(
-                "max_tokens",
-                max_tokens,
-                f"at most {self.max_positions - len(prepared.ids)} after prompt {index} of {len(prepared.ids)} "
-                f"tokens (max_position_embeddings {self.max_positions})",
-                "lower max_tokens or drop long prompts",
-            )
+        self.limits.check(index, prepared.ids, len(prepared.ids), max_tokens)
         return prepared
 
     def _answer(self, prompts, prepared, members, samples, sampling: Sampling, stop: Tensor) -> list[Completion]:
@@ -225,15 +177,11 @@ class TransformersEngine:
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
-    def _disk_name(self, live: str) -> str:
-        """transformers keeps Qwen2.5-VL's language model at ``model.language_model``; most checkpoints write ``model``."""
-        return live.replace("model.language_model.", "model.", 1) if self._vision else live
-
     def _language_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name on disk, live parameter) of the language model; a tied head is its embedding and comes once."""
         for name, parameter in self._model.named_parameters(remove_duplicate=True):
             if not (self._vision and name.startswith("model.visual.")):
-                yield self._disk_name(name), parameter
+                yield disk_name(name), parameter
 
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> LoadReport:
@@ -246,35 +194,19 @@ class TransformersEngine:
         """
         if not self._awake:
             raise RuntimeError("the rollout engine is asleep: wake() it before load()")
-        began, size, tied_head, received = time.perf_counter(), 0, None, set()
+        began = time.perf_counter()
         self.version, self._streamed = None, {}
-        for name, tensor in named_tensors:
-            canonical = self._disk_name(name)
-            if canonical == HEAD and self._tied:
-                tied_head = tensor_digest(HEAD, tensor.to(self.dtype))
-                self._streamed[name] = EMBEDDING
-                continue
-            if canonical not in self._live:
-                raise RuntimeError(f"weight load: {self.path} has no language parameter {name!r}")
-            if canonical in received:
-                raise RuntimeError(f"weight load: {name} came twice")
-            live = self._live[canonical]
-            if live.shape != tensor.shape:
-                raise RuntimeError(f"weight load: {name} is {tuple(tensor.shape)}, the engine's is {tuple(live.shape)}")
-            live.copy_(tensor)
-            if not bool(torch.isfinite(live).all()):
-                raise RuntimeError(f"weight load: {name} is not finite as {self.dtype}")
-            self._streamed[name] = canonical
-            received.add(canonical)
-            size += live.numel() * live.element_size()
-        missing = sorted(set(self._live) - received)
-        if missing:
-            raise RuntimeError(f"weight load: {len(missing)} parameters never came, the first is {missing[0]}")
-        if tied_head is not None and tied_head != tensor_digest(HEAD, self._live[EMBEDDING]):
-            raise RuntimeError(f"weight load: the head differs from the embedding, and {self.path} ties them")
+        shapes = {name: live.shape for name, live in self._live.items()}
+        arrivals = Arrivals(named_tensors, shapes, self.dtype, self.path)
+        with arrivals.draining():
+            for name, tensor in arrivals:
+                self._live[name].copy_(tensor)
+            arrivals.complete()
+            arrivals.check_tied(lambda: self._live[EMBEDDING])
+        self._streamed = arrivals.names
         checksum = self.checksum()
         self.version = version
-        return LoadReport(size, time.perf_counter() - began, checksum, version)
+        return LoadReport(arrivals.bytes, time.perf_counter() - began, checksum, version)
 
     def checksum(self) -> str:
         """Checksum of the live language weights under the names of the last load (see ``sync.ChecksummedStream``)."""

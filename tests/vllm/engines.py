@@ -1,0 +1,88 @@
+"""What ranks do in the tests beside this file.  A process keeps the engine that it built, since vLLM allows one at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from vold_nemo.config import DatasetConfig, PromptFieldsConfig, VLLMConfig
+from vold_nemo.data.prompts import load_prompts
+from vold_nemo.data.rejected import Rejected
+from vold_nemo.data.templates import load_tokenizer, render_prompt
+from vold_nemo.rollout.engine import EnginePrompt, Sampling
+from vold_nemo.rollout.sync import compare_logprobs, deliver
+from vold_nemo.rollout.transformers_engine import TransformersEngine
+from vold_nemo.rollout.vllm_engine import VLLMEngine
+
+_built: dict = {}
+
+
+def engine_of(path, tensor_parallel: int = 1) -> VLLMEngine:
+    key = str(path), tensor_parallel
+    if key not in _built:
+        for other in _built.values():
+            other.close()
+        _built.clear()
+        settings = VLLMConfig(tensor_parallel=tensor_parallel, cache_bytes=32 << 20, max_length=256, images=6, eager=True)
+        _built[key] = VLLMEngine(path, device=torch.device("cpu"), dtype=torch.float32, settings=settings, batch=16)
+    return _built[key]
+
+
+def prompts_of(path, kind: str, count: int = 6) -> list[EnginePrompt]:
+    """Rendered questions of the embedded world beside the checkpoint: ``text`` or ``image``."""
+    fields = PromptFieldsConfig(image="images" if kind == "image" else None)
+    file = Path(path).parent / ("image.parquet" if kind == "image" else "text.jsonl")
+    rows = load_prompts(DatasetConfig(path=str(file), fields=fields), None, Rejected(None, 0.0))[:count]
+    tokenizer = load_tokenizer(path)
+    return [EnginePrompt(render_prompt(tokenizer, row), row.open_images()) for row in rows]
+
+
+def language_weights(path, factor: float) -> dict[str, torch.Tensor]:
+    """The checkpoint's language tensors, each moved a little in a way of its own."""
+    stored = {name: tensor for name, tensor in load_file(Path(path) / "model.safetensors").items() if "visual" not in name}
+    return {name: tensor * (1 + factor * (i % 7) / 7) for i, (name, tensor) in enumerate(sorted(stored.items()))}
+
+
+def same_as_transformers(path, kind: str, factor: float, tensor_parallel: int = 1) -> dict:
+    """Greedy ids and checksum of both engines after the same load, and the largest log-prob difference on sampled ids."""
+    engine, other = engine_of(path, tensor_parallel), TransformersEngine(path)
+    report = deliver(language_weights(path, factor).items(), engine, 3)
+    deliver(language_weights(path, factor).items(), other, 3)
+    prompts = prompts_of(path, kind)
+    mine = prompts[dist.get_rank() :: dist.get_world_size()]
+    greedy = Sampling(temperature=0, max_tokens=10)
+    found, wanted = (e.generate(mine, greedy, expect_version=3) for e in (engine, other))
+    largest, tokens = 0.0, 0
+    for temperature in (1.0, 0.6):
+        sampled = engine.generate(mine, Sampling(samples=3, temperature=temperature, max_tokens=10, seed=5), expect_version=3)
+        for completion in sampled:
+            again = _forced(other, mine[completion.prompt_index], completion.ids, temperature)
+            probe = compare_logprobs(completion.logprobs, again, 1e-3)
+            largest, tokens = max(largest, probe.max), tokens + probe.tokens
+    return {
+        "greedy": [c.ids for c in found], "expected": [c.ids for c in wanted], "largest": largest, "tokens": tokens,
+        "checksum": engine.checksum(), "other": other.checksum(), "bytes": report.bytes,
+    }  # fmt: skip
+
+
+def _forced(engine: TransformersEngine, prompt: EnginePrompt, ids: list[int], temperature: float) -> torch.Tensor:
+    """Log-probs of ``ids`` after ``prompt`` in one forward pass of transformers' model."""
+    prepared = engine._prepare(0, prompt, len(ids))
+    batch = engine._collate([prepared], 1)
+    whole = torch.tensor([prepared.ids + ids])
+    extra = dict(batch.extra)
+    if extra:
+        zeros = torch.zeros(1, len(ids), dtype=extra["mm_token_type_ids"].dtype)
+        extra["mm_token_type_ids"] = torch.cat([extra["mm_token_type_ids"], zeros], dim=1)
+        following = batch.next_position + torch.arange(len(ids))
+        positions = torch.cat([batch.positions, following.expand(3, 1, -1)], dim=-1)
+    else:
+        positions = torch.arange(whole.shape[1]).expand(3, 1, -1)
+    mask = torch.ones_like(whole)
+    with torch.no_grad():
+        logits = engine._model(input_ids=whole, attention_mask=mask, position_ids=positions, **extra).logits
+    start = len(prepared.ids)
+    return torch.log_softmax(logits[0, start - 1 : -1].double() / temperature, -1)[range(len(ids)), ids]

@@ -1,0 +1,85 @@
+"""What a weight stream must bring, checked while it passes into an engine: the whole language model, once, and finite."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vold_nemo.rollout.sync import tensor_digest
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def disk_name(name: str) -> str:
+    """transformers keeps Qwen2.5-VL's language model at ``model.language_model``; most checkpoints write ``model``."""
+    return name.replace("model.language_model.", "model.", 1)
+
+
+class Arrivals:
+    """Passes (name, tensor) on under the name on disk; a tied head that comes beside its embedding is compared and kept back.
+
+    Args:
+        named_tensors: the stream, read once.
+        shapes: name on disk -> shape of every language parameter that the engine holds; a tied head is not among them.
+        dtype: of the engine.
+        model: what to call the engine's checkpoint in messages.
+    """
+
+    def __init__(
+        self, named_tensors: Iterable[tuple[str, Tensor]], shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, model: str
+    ):
+        self._source, self._shapes, self._dtype, self._model = iter(named_tensors), shapes, dtype, model
+        self._sums: dict[str, Tensor] = {}
+        self._tied_head: bytes | None = None
+        self._at = "the first tensor"
+        self.names: dict[str, str] = {}  # as sent: as held
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._source:
+            self._at, held = name, disk_name(name)
+            if held == HEAD and HEAD not in self._shapes:
+                self._tied_head = tensor_digest(HEAD, tensor.to(self._dtype))
+                self.names[name] = EMBEDDING
+                continue
+            if held not in self._shapes:
+                raise RuntimeError(f"weight load: {self._model} has no language parameter {name!r}")
+            if held in self._sums:
+                raise RuntimeError(f"weight load: {name} came twice")
+            if tuple(tensor.shape) != tuple(self._shapes[held]):
+                shape = tuple(self._shapes[held])
+                raise RuntimeError(f"weight load: {name} is {tuple(tensor.shape)}, the engine's is {shape}")
+            cast = tensor.to(self._dtype)
+            self._sums[held] = cast.sum()  # not finite exactly if a value is not; read in complete(), all at a time
+            self.names[name] = held
+            self.bytes += cast.numel() * cast.element_size()
+            yield held, tensor
+
+    @contextlib.contextmanager
+    def draining(self):
+        """An error inside comes to name a tensor; the stream is read to its end, since other ranks wait in its collectives."""
+        try:
+            yield self
+        except Exception as error:
+            for _ in self._source:
+                pass
+            if self._at in str(error):
+                raise
+            raise RuntimeError(f"weight load: failed at {self._at}: {type(error).__name__}: {error}") from error
+
+    def complete(self) -> None:
+        """RuntimeError for a parameter that never came, or a value that is not finite."""
+        missing = sorted(set(self._shapes) - set(self._sums))
+        if missing:
+            raise RuntimeError(f"weight load: {len(missing)} parameters never came, the first is {missing[0]}")
+        finite = torch.stack([torch.isfinite(total) for total in self._sums.values()])
+        if not bool(finite.all()):
+            raise RuntimeError(f"weight load: {list(self._sums)[int(finite.int().argmin())]} is not finite as {self._dtype}")
+
+    def check_tied(self, embedding: Callable[[], Tensor]) -> None:
+        """RuntimeError for a tied head that came and is not the live ``embedding``, which is asked for only then."""
+        if self._tied_head is not None and self._tied_head != tensor_digest(HEAD, embedding()):
+            raise RuntimeError(f"weight load: the head differs from the embedding, and {self._model} ties them")
