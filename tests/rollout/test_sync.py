@@ -1,11 +1,13 @@
-"""The two proofs of a weight sync notice what they are there to notice."""
+"""A weight sync brings every engine the trainer's weights or fails on all ranks; its proofs see what they are there for."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from vold_nemo.rollout.sync import ChecksummedStream, combine, compare_logprobs, tensor_digest
+from tests.megatron import tiny
+from vold_nemo.rollout.sync import ChecksummedStream, combine, compare_logprobs, deliver, tensor_digest
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -25,6 +27,8 @@ def swapped(named):
     "change",
     [
         lambda w: w["a"].view(-1)[5].mul_(1 + 2e-7),  # one bit or two of one element
+        lambda w: w["a"].view(-1)[:2].copy_(w["a"].view(-1)[:2].flip(0)),  # two neighbours changed places
+        lambda w: w["a"].copy_(w["a"].flip(1)),
         lambda w: w.update(a=w["a"].flip(0)),  # the same values elsewhere
         lambda w: w.update(a=w["a"].reshape(6, 4)),
         lambda w: w.update(a=w["a"].bfloat16()),
@@ -71,3 +75,59 @@ def test_the_probe_reports_mean_and_largest_difference():
 def test_the_probe_stops_a_run_whose_engine_disagrees(engine, trainer, message):
     with pytest.raises(RuntimeError, match=message):
         compare_logprobs(engine, trainer, 0.05)
+
+
+def delivered(path, checkpoint, tensor: int, pipeline: int, failing: tuple[int, str] | None):
+    """Weights of Megatron's model of ``path``, times 1.5, into an engine that was built from ``checkpoint``."""
+    from vold_nemo.megatron import parallel, weights
+    from vold_nemo.rollout.transformers_engine import TransformersEngine
+
+    engine = TransformersEngine(checkpoint, stop_ids=(1,))
+    model, arch, layout = tiny.built(path, tensor, pipeline)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+
+    def stream():
+        for name, value in weights.stream_hf(model, arch, layout, borrowed=True):
+            yield name, value[:-1] if (dist.get_rank(), name) == failing else value
+
+    try:
+        report = deliver(stream(), engine, 4)
+        held = {name: live.clone() for name, live in engine._live.items()}
+        return report.metrics(), held, engine.version
+    except RuntimeError as error:
+        return str(error), {}, engine.version
+    finally:
+        parallel.destroy()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """The trainer's, and others of its shape with other weights, which the engines hold at first."""
+    root = tmp_path_factory.mktemp("sync")
+    for tied in (True, False):
+        tiny.save("qwen2_5_vl", root / f"trainer {tied}", tied=tied)
+        tiny.save("qwen2_5_vl", root / f"engine {tied}", tied=tied, seed=1)
+    return root
+
+
+@pytest.mark.parametrize(("tied", "tensor", "pipeline"), [(True, 2, 2), (False, 2, 2), (True, 1, 1), (False, 4, 1)])
+def test_every_rank_s_engine_holds_the_trainer_s_weights_bit_for_bit(checkpoints, tied, tensor, pipeline, gloo):
+    from safetensors.torch import load_file
+
+    stored = load_file(checkpoints / f"trainer {tied}" / "model.safetensors")
+    expected = {name: value * 1.5 for name, value in stored.items() if "visual" not in name}
+    jobs = gloo(tensor * pipeline).run(
+        delivered, checkpoints / f"trainer {tied}", checkpoints / f"engine {tied}", tensor, pipeline, None
+    )
+    for metrics, held, version in jobs:
+        assert version == 4 and metrics["bytes"] == sum(value.numel() * 4 for value in expected.values())
+        assert held.keys() == expected.keys() and all(torch.equal(held[name], expected[name]) for name in expected)
+
+
+def test_a_load_that_fails_on_one_rank_fails_on_all_and_names_rank_and_tensor(checkpoints, gloo):
+    name = "model.layers.1.mlp.up_proj.weight"
+    jobs = gloo(4).run(delivered, checkpoints / "trainer True", checkpoints / "engine True", 2, 2, (2, name))
+    for said, _, version in jobs:
+        assert "rank 2 of 4" in said and name in said and version is None

@@ -59,6 +59,8 @@ def same_as_transformers(path, kind: str, factor: float, tensor_parallel: int = 
     for temperature in (1.0, 0.6):
         sampled = engine.generate(mine, Sampling(samples=3, temperature=temperature, max_tokens=10, seed=5), expect_version=3)
         for completion in sampled:
+            if kind == "image" and other.limits.image_token in completion.ids:
+                continue  # read again as a whole, transformers would look for an image where the model only wrote the id
             again = _forced(other, mine[completion.prompt_index], completion.ids, temperature)
             probe = compare_logprobs(completion.logprobs, again, 1e-3)
             largest, tokens = max(largest, probe.max), tokens + probe.tokens

@@ -132,7 +132,7 @@ def pick_device(device: str, local_rank: int) -> torch.device:
 
 def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     """Join the world, unless it is joined already; makes no group.  Returns this rank's device.  Collective over the world."""
-    global _own_default_group
+    global _own_default_group, _groups_before
     place = launch()
     where = pick_device(device, place.local_rank)
     if where.type == "cuda":
@@ -146,6 +146,8 @@ def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
             dist.init_process_group(backend, init_method=f"tcp://{place.host}:{place.port}", rank=place.rank,
                                     world_size=place.world, timeout=timeout)
         _own_default_group = True
+    if _current is None:
+        _groups_before = set(dist.distributed_c10d._world.pg_map)
     return where
 
 

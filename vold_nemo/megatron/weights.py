@@ -224,13 +224,16 @@ def _check_stored_head(place: Placement, layout: Layout, files: _Files) -> None:
 
 
 @torch.no_grad()
-def stream_hf(model: torch.nn.Module, arch: Architecture, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+def stream_hf(
+    model: torch.nn.Module, arch: Architecture, layout: Layout, *, borrowed: bool = False
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the language backbone as (name on disk, full tensor), layer by layer, on every rank.
 
     Collective over the model's ranks (all of them must exhaust it): per parameter one all-gather over the tensor group on
     the owning stage (for an expert, one broadcast over the expert group) and one broadcast over the pipeline.  Padding rows
     are cut off.  A tied head is yielded only if the checkpoint stores one.  Yielded tensors are the caller's: no later
-    optimizer step changes them.
+    optimizer step changes them.  With ``borrowed`` they may be views of the parameters, to be used up before the next is
+    asked for: a weight sync, which copies them anyway, saves a copy of the model.
     """
     held = {place.megatron: parameter for place, parameter in _held(model, arch, layout)}
     some = next(iter(held.values()))
@@ -243,9 +246,9 @@ def stream_hf(model: torch.nn.Module, arch: Architecture, layout: Layout) -> Ite
             matrices = [matrix.t() if place.transposed else matrix for _, matrix in wholes]
             yield names[0], torch.stack(matrices)
         else:
-            yield from _unpack(place, whole)
+            yield from _unpack(place, whole, borrowed)
         if arch.tied and arch.head_on_disk and names[0].endswith("embed_tokens.weight"):
-            yield HEAD, whole[: arch.vocabulary].clone()
+            yield HEAD, whole[: arch.vocabulary] if borrowed else whole[: arch.vocabulary].clone()
 
 
 def _everywhere(place: Placement, held: dict, arch: Architecture, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -285,13 +288,14 @@ def _unsplit_shape(place: Placement) -> list[int]:
 def _gather(part: Tensor, place: Placement, layout: Layout) -> Tensor:
     if not place.split or layout.tensor == 1:
         return part
-    parts = [torch.empty_like(part) for _ in range(layout.tensor)]
+    gathered = part.new_empty(layout.tensor * part.shape[0], *part.shape[1:])
+    parts = list(gathered.chunk(layout.tensor))  # parts of the result, where it is split by rows
     dist.all_gather(parts, part.contiguous(), group=layout.tensor_group)
-    return torch.cat(parts, dim=place.axis)
+    return gathered if place.axis == 0 else torch.cat(parts, dim=place.axis)
 
 
-def _unpack(place: Placement, whole: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Cut an unsplit parameter into its Hugging Face tensors (fresh memory: the caller may keep them)."""
+def _unpack(place: Placement, whole: Tensor, borrowed: bool) -> Iterator[tuple[str, Tensor]]:
+    """Cut an unsplit parameter into its Hugging Face tensors (fresh memory, unless ``borrowed``: the caller may keep them)."""
     cuts: dict[int, list[tuple[Block, Tensor]]] = {source: [] for source in range(len(place.hf))}
     at = 0
     for block in place.blocks:
@@ -300,4 +304,4 @@ def _unpack(place: Placement, whole: Tensor) -> Iterator[tuple[str, Tensor]]:
         at += block.size
     for source, name in enumerate(place.hf):
         pieces = [piece for _, piece in sorted(cuts[source], key=lambda cut: cut[0].start)]
-        yield name, torch.cat(pieces, dim=place.axis) if len(pieces) > 1 else pieces[0].clone()
+        yield name, pieces[0] if borrowed and len(pieces) == 1 else torch.cat(pieces, dim=place.axis)

@@ -203,3 +203,4 @@ class Sampler:
 
     def close(self) -> None:
         self.scorer.close()
+        self.engine.close()

@@ -117,9 +117,9 @@ class MegatronStudent(ModelPT):
         weights.load_hf(self.gpt, self.architecture, self.layout, path)
         weights.adopt_rows(self.gpt, self.architecture, self.layout, path, adopted or {})
 
-    def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def hf_weights(self, *, borrowed: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The one stream of (name on disk, full tensor); collective, every rank must exhaust it."""
-        return weights.stream_hf(self.gpt, self.architecture, self.layout)
+        return weights.stream_hf(self.gpt, self.architecture, self.layout, borrowed=borrowed)
 
     def save_weights(self, folder) -> None:
         sharded.save_model(self.gpt, folder)

@@ -316,7 +316,7 @@ class MegatronVOLDModel(MegatronStudent):
 
     def sync(self, version: int) -> SyncReport:
         """Stream the language model into the engine and check that its live weights are bit for bit those sent."""
-        return deliver(self.hf_weights(), self.sampler.engine, version)
+        return deliver(self.hf_weights(borrowed=True), self.sampler.engine, version)
 
     def on_loop_start(self, step: int) -> None:
         self.sync(version=step)

@@ -118,6 +118,9 @@ class RolloutEngine(Protocol):
     def checksum(self) -> str:
         """Checksum of the live language weights, comparable with ``sync.ChecksummedStream``."""
 
+    def close(self) -> None:
+        """Give back what outlives the object; nothing can be asked afterwards."""
+
     def sleep(self) -> None:
         """Leave the device to others; weights are kept."""
 

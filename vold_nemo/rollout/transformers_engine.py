@@ -216,6 +216,9 @@ class TransformersEngine:
         """Weights (vision tower, too) on the engine's device; on a CPU, where host memory is the device, sleep frees none."""
         return sum(p.numel() * p.element_size() for p in self._model.parameters() if p.device.type == self.device.type)
 
+    def close(self) -> None:
+        """Nothing outlives this object."""
+
     def sleep(self) -> None:
         """Move the weights to host memory; the key-value cache lives only inside :meth:`generate`."""
         if self._awake:

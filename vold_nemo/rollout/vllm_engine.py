@@ -13,6 +13,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib.util
 import os
@@ -86,7 +87,7 @@ class VLLMEngine:
         self.stop_ids = tuple(eos_ids(path, load_tokenizer(path)) if stop_ids is None else stop_ids)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._live()}
         self._streamed = {name: name for name in self._shapes}  # name in the last weight stream: name on disk
-        self._images: ImagePreparer | None = None
+        self._images, self._most_images = None, settings.images  # the former is made at the first image
         self.version: int | None = 0
         self._awake, self._cache_awake, self._slept_on = True, True, ""
 
@@ -165,7 +166,8 @@ class VLLMEngine:
         if not asked:
             return []
         requests, parameters = zip(*asked, strict=True)
-        answers = self._llm.generate(list(requests), list(parameters), use_tqdm=False)
+        with undisturbed(self.device):
+            answers = self._llm.generate(list(requests), list(parameters), use_tqdm=False)
         first = sum(len(share) for share in shares[: self.rank])
         found = []
         for index, answer in enumerate(answers[first : first + len(prompts)]):
@@ -186,6 +188,9 @@ class VLLMEngine:
                 raise ConfigError(f"prompt {index}: answered", prompt.answered, allowed, mend)
             self._images = self._images or ImagePreparer(self.path, self.limits.image_token)
             images = self._images.open(prompt)
+            if len(images) > self._most_images:
+                mend = "raise rollout.vllm.images"
+                raise ConfigError(f"prompt {index}: images", len(images), f"at most {self._most_images}", mend)
             length = self._images.length(prompt, images)
             request |= {"multi_modal_data": {"image": images}}
         self.limits.check(index, prompt.ids, length, sampling.max_tokens)
@@ -276,6 +281,21 @@ class VLLMEngine:
             if self.checksum() != self._slept_on:
                 self.version = None
                 raise RuntimeError("the rollout engine's weights changed while it slept: load() them anew")
+
+    def close(self) -> None:
+        """Free the device and close vLLM's process groups.  Its own way, when the process ends, closes the whole world, too."""
+        from vllm.distributed import parallel_state
+
+        client = self._llm.llm_engine.engine_core
+        client._finalizer.detach()
+        client.engine_core.model_executor.shutdown()
+        parallel_state.destroy_model_parallel()
+        if parallel_state._WORLD is not None:
+            parallel_state._WORLD.destroy()
+            parallel_state._WORLD = None
+        gc.unfreeze()  # vLLM took every object of this process out of the collector's sight
+        self._awake = False
+        del self._llm, self._model
 
     def device_bytes(self) -> int:
         """Weights and key-value cache on the device now."""
