@@ -28,7 +28,7 @@ HUB = {
     "Qwen/Qwen3-32B": 32_762_123_264, "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
 }  # fmt: skip
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if not file.stem.startswith("miniature"))
-NOT_BUILT = {"qwen2_5_vl_72b_from_235b": {"rollout.engine"}}
+TOO_LARGE = {"qwen2_5_vl_72b_from_235b": {"traces"}}  # traces are generated on one GPU
 
 
 @pytest.mark.parametrize("name", HUB)
@@ -44,21 +44,20 @@ def test_every_experiment_is_valid_fits_and_says_what_is_not_built(experiment):
     config = compose([f"experiment={experiment}"])
     errors = findings(config, "plan")
     assert [error for error in errors if not isinstance(error, Pending)] == []
-    assert {error.key for error in errors if isinstance(error, Unbuilt)} == NOT_BUILT.get(experiment, set())
-    if experiment in NOT_BUILT:
-        return
+    assert {error.key for error in errors if isinstance(error, Unbuilt)} == set()
     models = models_of(config)
     for stage in STAGES:
         assert layout_findings(config, models, stage, stage_gpus(config, stage)) == []
     plan = make_plan(config, models)
-    assert plan.fits, "\n".join(text.memory_table(plan))
+    too_large = {stage.stage for stage in plan.stages if not stage.fits}
+    assert too_large == TOO_LARGE.get(experiment, set()), "\n".join(text.memory_table(plan))
     assert plan.gpu_hours > 0
 
 
 def test_a_run_refuses_what_a_plan_only_warns_of():
     config = compose(["experiment=qwen2_5_vl_72b_from_235b", "dry_run=true"])
     keys = {error.key for error in findings(config, "vold", 128)}
-    assert NOT_BUILT["qwen2_5_vl_72b_from_235b"] | {"student.path", "teacher.path"} <= keys
+    assert keys >= {"student.path", "teacher.path"}
 
 
 @pytest.fixture

@@ -131,7 +131,8 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
         held_in = teacher_precision(config, teacher)
         scoring, lending, resident["teacher"] = teachers_bytes(config, models, at, padded)
         scores, lends = {"teacher": scoring}, {"teacher": lending}
-    resident["engine"] = how.size * (models.parameters(student) + models.vision)
+    shards = config.rollout.vllm.tensor_parallel if config.rollout.engine == "vllm" else 1
+    resident["engine"] = how.size * (models.parameters(student) + models.vision) // shards
     resident |= reserve(config)
 
     longest = config.plan.prompt_tokens + config.rollout.max_tokens

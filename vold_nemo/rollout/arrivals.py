@@ -19,7 +19,7 @@ def disk_name(name: str) -> str:
 
 
 class Arrivals:
-    """Passes (name, tensor) on under the name on disk; a tied head that comes beside its embedding is compared and kept back.
+    """Passes (name, tensor) on as sent; a tied head that comes beside its embedding is compared and kept back.
 
     Args:
         named_tensors: the stream, read once.
@@ -35,7 +35,7 @@ class Arrivals:
         self._sums: dict[str, Tensor] = {}
         self._tied_head: bytes | None = None
         self._at = "the first tensor"
-        self.names: dict[str, str] = {}  # as sent: as held
+        self.names: dict[str, str] = {}  # as sent: as in `shapes`
         self.bytes = 0
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -56,7 +56,7 @@ class Arrivals:
             self._sums[held] = cast.sum()  # not finite exactly if a value is not; read in complete(), all at a time
             self.names[name] = held
             self.bytes += cast.numel() * cast.element_size()
-            yield held, tensor
+            yield name, tensor
 
     @contextlib.contextmanager
     def draining(self):

@@ -200,7 +200,7 @@ class TransformersEngine:
         arrivals = Arrivals(named_tensors, shapes, self.dtype, self.path)
         with arrivals.draining():
             for name, tensor in arrivals:
-                self._live[name].copy_(tensor)
+                self._live[arrivals.names[name]].copy_(tensor)
             arrivals.complete()
             arrivals.check_tied(lambda: self._live[EMBEDDING])
         self._streamed = arrivals.names

@@ -53,7 +53,7 @@ class VLLMEngine:
 
     Args:
         settings: ``rollout.vllm``; ``tensor_parallel`` must divide the world.
-        batch: sequences that decode at a time.
+        batch: sequences that decode at a time, for each rank.
         stop_ids: as in :class:`TransformersEngine`.
 
     Raises:
@@ -118,7 +118,7 @@ class VLLMEngine:
             "gpu_memory_utilization": settings.memory_share,
             "kv_cache_memory_bytes": settings.cache_bytes,
             "max_model_len": positions,
-            "max_num_seqs": batch,
+            "max_num_seqs": batch * self.size,
             "enforce_eager": settings.eager,
             "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from: after the temperature
             "generation_config": "vllm",  # none of the checkpoint's own sampling habits (top-k, repetition penalty)
@@ -127,7 +127,7 @@ class VLLMEngine:
         }
         if image_token is not None:
             options |= {"limit_mm_per_prompt": {"image": settings.images, "video": 0}, "mm_processor_cache_gb": 0}
-        with _unpacked_weights() if self.device.type == "cpu" else contextlib.nullcontext():
+        with _on_cpu() if self.device.type == "cpu" else contextlib.nullcontext():
             return LLM(**options)
 
     def _live(self) -> Iterable[tuple[str, Tensor]]:
@@ -306,7 +306,8 @@ class VLLMEngine:
 
     def _cache_bytes(self) -> int:
         runner = self._llm.llm_engine.model_executor.driver_worker.model_runner
-        return sum(cache.numel() * cache.element_size() for cache in runner.kv_caches)
+        each = (cache if isinstance(cache, list | tuple) else [cache] for cache in runner.kv_caches)
+        return sum(tensor.numel() * tensor.element_size() for layer in each for tensor in layer)
 
 
 @contextlib.contextmanager
@@ -331,20 +332,25 @@ def _environment(device: torch.device):
 
 
 @contextlib.contextmanager
-def _unpacked_weights():
-    """On a CPU vLLM packs each matrix for its kernels and throws the parameter away: nothing could be updated in place.
+def _on_cpu():
+    """What vLLM's CPU build does otherwise while a model is built inside this block.
 
-    While a model is built inside this block its layers keep their parameters and multiply with torch's own kernel.
+    It packs each matrix for its kernels and throws the parameter away, so that nothing could be updated in place: layers keep
+    their parameters and multiply with torch's own kernel.  It names the shared memory of a tensor group alike in every job
+    that an external launcher starts, so that a job finds another's, or what a killed one left: groups talk through gloo.
     """
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
     from vllm.model_executor.layers import utils
 
-    packing = utils.dispatch_cpu_unquantized_gemm
+    packing, sharing = utils.dispatch_cpu_unquantized_gemm, CpuCommunicator._all_group_ranks_share_shm_group_name
 
     def keep(layer: torch.nn.Module, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = keep
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
     try:
         yield
     finally:
         utils.dispatch_cpu_unquantized_gemm = packing
+        CpuCommunicator._all_group_ranks_share_shm_group_name = sharing
