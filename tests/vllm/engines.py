@@ -82,7 +82,7 @@ def _forced(engine: TransformersEngine, prompt: EnginePrompt, ids: list[int], te
         following = batch.next_position + torch.arange(len(ids))
         positions = torch.cat([batch.positions, following.expand(3, 1, -1)], dim=-1)
     else:
-        positions = torch.arange(whole.shape[1]).expand(3, 1, -1)
+        positions = torch.arange(whole.shape[1]).expand(*batch.positions.shape[:-1], -1)  # once, or thrice for mrope
     mask = torch.ones_like(whole)
     with torch.no_grad():
         logits = engine._model(input_ids=whole, attention_mask=mask, position_ids=positions, **extra).logits
