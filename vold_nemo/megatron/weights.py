@@ -289,8 +289,9 @@ def _gather(part: Tensor, place: Placement, layout: Layout) -> Tensor:
     if not place.split or layout.tensor == 1:
         return part
     gathered = part.new_empty(layout.tensor * part.shape[0], *part.shape[1:])
-    dist.all_gather_into_tensor(gathered, part.contiguous(), group=layout.tensor_group)
-    return gathered if place.axis == 0 else torch.cat(gathered.chunk(layout.tensor), dim=place.axis)
+    parts = list(gathered.chunk(layout.tensor))  # parts of the result, where it is split by rows
+    dist.all_gather(parts, part.contiguous(), group=layout.tensor_group)
+    return gathered if place.axis == 0 else torch.cat(parts, dim=place.axis)
 
 
 def _unpack(place: Placement, whole: Tensor, borrowed: bool) -> Iterator[tuple[str, Tensor]]:
