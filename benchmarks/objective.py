@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import Peak, machine, parse  # noqa: E402
 
 DEFAULTS = {
-    "tokens": 2048, "vocabulary": 151_936, "hidden": 2048, "teacher_hidden": 4096, "chunk": 300, "estimator": "reverse",
+    "tokens": 2048, "vocabulary": 151_936, "hidden": 2048, "teacher_hidden": 4096, "chunk": 192, "estimator": "reverse",
     "dtype": "fp32", "device": "cpu", "tensor": 1, "repeats": 1, "threads": 0, "main_grad": False,
     "methods": "dense,single_pass,two_pass,trl,liger", "json": False, "render": False,
     "results": str(ROOT / "benchmarks/results/objective"),

@@ -63,6 +63,18 @@ def test_low_precision_inputs_lose_only_the_rounding_of_their_gradients(estimato
     compare(case, tolerance, policy=PolicyTerm(), kl=KLTerm(estimator, top_k=4), chunk_tokens=16)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
+def test_large_products_by_onednn_equal_the_dense_reference(monkeypatch, dtype, tolerance):
+    from vold_nemo.objective import head
+
+    taken, inner = [], head.linear
+    monkeypatch.setattr(head, "_ONEDNN_FROM", 0)  # every product is large
+    monkeypatch.setattr(head, "linear", lambda x, w: taken.append(x.layout) or inner(x, w))
+    case = make_case(6, n=30, V=2 * head._ONEDNN_ROWS + 77, H=16, dtype=dtype)  # the last block is ragged
+    compare(case, tolerance, policy=PolicyTerm(), kl=KLTerm("reverse"), chunk_tokens=11)  # chunks add to one gradient
+    assert taken and set(taken) == {torch._mkldnn}
+
+
 class Fresh(torch.autograd.Function):
     """gradcheck asks for a backward more than once; our graph gives its gradients away, so each asks a new one."""
 

@@ -1,14 +1,22 @@
 """The three matrix products of an LM head, a chunk of tokens at a time.
 
 Logits, and the sums behind both gradients, are formed in float32 (float64 for float64 inputs) whatever the inputs' type.
+On a CPU ``torch.mm`` is MKL's, which leaves half of an AMD core's rate unused; large float32 products go to oneDNN instead, by
+way of ``linear`` on a tensor in its layout, which is as fast on either make.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 _ROWS = 8192  # vocabulary rows converted, or summed into a gradient, at a time: what bounds the temporaries
+_ONEDNN_ROWS = 512  # the same for oneDNN: a block's product is still in the cache when it goes where it belongs
+_ONEDNN_FROM = 1 << 30  # multiply-adds from which it pays: it makes code for every new shape, which takes milliseconds
 
 
 def working_type(hidden: Tensor) -> torch.dtype:
@@ -18,26 +26,34 @@ def working_type(hidden: Tensor) -> torch.dtype:
 
 def project(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
     """Logits ``out`` [c, v] = ``hidden`` [c, H] · ``head``ᵀ [H, v] in ``out``'s type."""
+    if _by_onednn(out, hidden, head):
+        packed = hidden.to(out.dtype).to_mkldnn()
+        for rows in _blocks(head, _ONEDNN_ROWS):
+            out[:, rows] = linear(packed, head[rows].to(out.dtype)).to_dense()
+        return out
     if hidden.dtype == head.dtype == out.dtype:
         return torch.mm(hidden, head.t(), out=out)
     if out.is_cuda and hidden.dtype == head.dtype:  # bf16 x bf16 -> fp32 straight from the accumulators
         return torch.mm(hidden, head.t(), out_dtype=out.dtype, out=out)
     hidden = hidden.to(out.dtype)
-    for start in range(0, head.shape[0], _ROWS):
-        rows = slice(start, start + _ROWS)
+    for rows in _blocks(head, _ROWS):
         out[:, rows] = hidden @ head[rows].to(out.dtype).t()
     return out
 
 
 def hidden_gradient(dlogits: Tensor, head: Tensor) -> Tensor:
     """[c, H] = ``dlogits`` [c, v] · ``head`` [v, H]: this rank's partial sum over its vocabulary rows."""
-    if head.dtype == dlogits.dtype:
-        return dlogits @ head
-    if dlogits.is_cuda:
+    if dlogits.is_cuda and head.dtype != dlogits.dtype:
         return torch.mm(dlogits.to(head.dtype), head, out_dtype=dlogits.dtype)
     total = dlogits.new_zeros(dlogits.shape[0], head.shape[1])
-    for start in range(0, head.shape[0], _ROWS):
-        rows = slice(start, start + _ROWS)
+    if _by_onednn(dlogits, total, head):
+        for rows in _blocks(head, _ONEDNN_ROWS):
+            packed = dlogits[:, rows].contiguous().to_mkldnn()
+            total += linear(packed, head[rows].to(dlogits.dtype).t()).to_dense()
+        return total
+    if head.dtype == dlogits.dtype:
+        return torch.mm(dlogits, head, out=total)
+    for rows in _blocks(head, _ROWS):
         total.addmm_(dlogits[:, rows], head[rows].to(dlogits.dtype))
     return total
 
@@ -45,9 +61,30 @@ def hidden_gradient(dlogits: Tensor, head: Tensor) -> Tensor:
 def add_head_gradient(total: Tensor, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
     """``total`` [v, H] (+)= ``dlogits``ᵀ · ``hidden``; the first chunk overwrites uninitialised memory (beta = 0)."""
     if dlogits.is_cuda and hidden.dtype != dlogits.dtype:
-        for start in range(0, total.shape[0], _ROWS):
-            rows = slice(start, start + _ROWS)
+        for rows in _blocks(total, _ROWS):
             product = torch.mm(dlogits[:, rows].to(hidden.dtype).t(), hidden, out_dtype=total.dtype)
             total[rows].copy_(product) if first else total[rows].add_(product)
         return
-    total.addmm_(dlogits.t(), hidden.to(dlogits.dtype), beta=0.0 if first else 1.0)
+    hidden = hidden.to(dlogits.dtype)
+    if _by_onednn(dlogits, hidden, total):
+        transposed = hidden.t().contiguous()
+        for rows in _blocks(total, _ONEDNN_ROWS):
+            product = linear(dlogits[:, rows].t().contiguous().to_mkldnn(), transposed).to_dense()
+            total[rows].copy_(product) if first else total[rows].add_(product)
+        return
+    total.addmm_(dlogits.t(), hidden, beta=0.0 if first else 1.0)
+
+
+def _blocks(head: Tensor, size: int) -> Iterator[slice]:
+    for start in range(0, head.shape[0], size):
+        yield slice(start, start + size)
+
+
+def _by_onednn(logits: Tensor, hidden: Tensor, head: Tensor) -> bool:
+    """Whether the product of [c, v], [c, H] and [v, H] is oneDNN's: large, float32, on a CPU."""
+    return (
+        logits.dtype == torch.float32
+        and logits.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and math.prod((*hidden.shape, head.shape[0])) >= _ONEDNN_FROM
+    )

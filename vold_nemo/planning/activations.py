@@ -128,7 +128,7 @@ def objective(
     chosen rows of hidden, the all-gathered hidden under sequence parallelism, and the teacher's chosen rows.  Besides, the
     temporaries of an element-wise pass (two where a KL sums over the vocabulary, else one), in blocks of rows of which two
     live at once; or, with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits and 8192 rows
-    of ∂head, on a CPU 8192 head rows and what they meet, converted.
+    of ∂head, on a CPU at most 8192 head rows and what they meet, converted.
     """
     e, c = how.size, min(chunk, tokens)
     selected = e * tokens * hidden
