@@ -110,7 +110,8 @@ def test_four_steps_equal_two_steps_a_kill_and_two_more(world, tmp_path, stage, 
     assert shards(broken) == shards(whole)  # model and optimizer, byte for byte
     for a, b in zip(rank_states(whole), rank_states(broken), strict=True):
         assert torch.equal(a["random"]["torch"], b["random"]["torch"])
-        assert a["schedule"] == b["schedule"]
+        assert a["schedule"] == b["schedule"] and a["extra"] == b["extra"]
+        assert ("beta" in a["extra"]) == (stage == "vold")
 
 
 @pytest.mark.timeout(600)

@@ -113,6 +113,16 @@ def test_beta_switches_off_for_pure_grpo():
     assert [b.value(s) for s in range(5)] == [0.2, 0.2, 0.2, 0, 0]
 
 
+def test_a_resumed_beta_schedule_says_what_is_no_longer_what_it_was(caplog):
+    saved = BetaSchedule(beta(value=0.2, final=0.02, schedule="linear"), steps=11).state_dict()
+    BetaSchedule(beta(value=0.2, final=0.02, schedule="linear"), steps=11).load_state_dict(saved)
+    assert not caplog.records
+    longer = BetaSchedule(beta(value=0.2, final=0.02, schedule="linear", off_step=15), steps=21)
+    longer.load_state_dict(saved)
+    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == ["steps was 11, is 21", "off_step was None, is 15"]
+    assert longer.value(20) == 0.0  # the configuration is obeyed
+
+
 @pytest.mark.parametrize(
     "bad",
     [

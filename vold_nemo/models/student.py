@@ -99,6 +99,13 @@ class MegatronStudent(ModelPT):
     def train_step(self, step: int) -> dict[str, Any]:
         """Do step ``step`` (from 0) and return its metrics.  Collective over the world."""
 
+    def extra_state(self) -> dict[str, Any]:
+        """What the stage itself adds to a checkpoint."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`extra_state` left, on a resume."""
+
     def source_path(self) -> str:
         """Hugging Face folder that names the architecture."""
         return self.config.student.path
@@ -260,7 +267,7 @@ class MegatronStudent(ModelPT):
         try:
             checkpoint.save(
                 run.checkpoints, done, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule,
-                layout=self.layout, extra={"data_position": done, "data": self.data_name()},
+                layout=self.layout, extra={"data_position": done, "data": self.data_name(), **self.extra_state()},
                 keep=options.keep, keep_every=options.keep_every,
                 keep_best=options.keep_best, metric=number_at(metrics, options.metric), highest=options.metric_best == "max",
             )  # fmt: skip
@@ -294,6 +301,7 @@ class MegatronStudent(ModelPT):
                 "data", "not what this run began with", "the same rows, seed, batch size and mixture to go on with",
                 f"restore them, or start a new run from the exported weights of {found}",
             )  # fmt: skip
+        self.load_extra_state(extra)
         run.resume_at(step)
         if self.layout.rank == 0:
             logger.info("resumed from %s", found)

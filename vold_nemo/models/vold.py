@@ -80,6 +80,12 @@ class MegatronVOLDModel(MegatronStudent):
     def updates_per_step(self) -> int:
         return self.config.vold.updates_per_step
 
+    def extra_state(self) -> dict[str, Any]:
+        return {"beta": self.beta.state_dict()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.beta.load_state_dict(state["beta"])
+
     def source_path(self) -> str:
         return self.config.vold.start
 

@@ -1,6 +1,11 @@
-"""β of eq. 6 over optimizer steps: a pure function of the step, so a resumed run goes on where it stopped."""
+"""β of eq. 6 over the steps of stage 2: a pure function of the step, so a resumed run goes on where it stopped."""
 
 from __future__ import annotations
+
+import logging
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class BetaSchedule:
@@ -37,8 +42,21 @@ class BetaSchedule:
             if not good:
                 raise ValueError(f"objective.kl.beta.{name} = {value!r}; allowed: {allowed}")
 
+    def state_dict(self) -> dict[str, Any]:
+        """What fixes the curve, for the checkpoint; the step is the run's."""
+        return {
+            "value": self._start, "final": self._final, "schedule": self._schedule, "steps": self._steps,
+            "warmup_steps": self._warmup, "off_step": self._off,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """A schedule configured otherwise than before is obeyed, and said aloud: β may jump where the run goes on."""
+        for name, now in self.state_dict().items():
+            if state[name] != now:
+                logger.warning("resumed with another beta schedule: %s was %s, is %s", name, state[name], now)
+
     def value(self, step: int) -> float:
-        """β of optimizer step ``step``, counted from 0."""
+        """β of step ``step``, counted from 0."""
         if self._off is not None and step >= self._off:
             return 0.0
         if step < self._warmup:
