@@ -18,10 +18,14 @@ ESTIMATORS = {
     "jsd": KLTerm("jsd", jsd_weight=0.3),
     "topk": KLTerm("topk", top_k=5),
     "topk_all": KLTerm("topk", top_k=1000),
-    "reverse_clamped": KLTerm("reverse", clamp=1.0),
-    "k2_clamped": KLTerm("k2", clamp=1.0),
-    "vopd_clamped": KLTerm("vopd", clamp=0.5),
-    "k1_clamped": KLTerm("k1_reward", clamp=0.5),
+    "reverse_clamped": KLTerm("reverse", clamp=3.0),
+    "k2_clamped": KLTerm("k2", clamp=5.3),
+    "vopd_clamped": KLTerm("vopd", clamp=1.0),
+    "k1_clamped": KLTerm("k1_reward", clamp=3.0),
+    "k3_clamped": KLTerm("k3", clamp=3.0),
+    "forward_clamped": KLTerm("forward", clamp=4.65),
+    "jsd_clamped": KLTerm("jsd", clamp=0.42),
+    "topk_clamped": KLTerm("topk", top_k=5, clamp=1.0),
 }
 OPTIONS = {f"grpo-{name}": {"policy": PolicyTerm(), "kl": kl} for name, kl in ESTIMATORS.items()}
 OPTIONS |= {
@@ -102,6 +106,19 @@ def test_gradients_equal_the_dense_reference_under_tensor_parallelism(gloo, rank
             close(d_head, e_head.chunk(ranks)[rank])
             if kl is not None:
                 close(value[keep], kl)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name.endswith("_clamped")])
+def test_the_clamped_share_counts_the_tokens_beyond_the_bound(name):
+    term, case = ESTIMATORS[name], make_case()
+    free = ours(case, policy=PolicyTerm(), kl=KLTerm(term.estimator, top_k=term.top_k))[1]
+    beyond = free.kl.abs() if term.estimator == "k1_reward" else free.kl
+    if term.estimator == "vopd":  # its coefficient is what is bounded: k1 less the exact KL
+        k1 = ours(case, policy=PolicyTerm(), kl=KLTerm("k1_reward"))[1].kl
+        beyond = (k1 - free.kl).abs()
+    said = ours(case, policy=PolicyTerm(), kl=term)[1]
+    assert torch.equal(said.kl_clamped, (beyond > term.clamp) & said.kl_active)
+    assert 0 < said.sums()["kl_clamped"] < said.sums()["kl_tokens"]
 
 
 @pytest.mark.parametrize("loss", ["grpo", "gspo"])
