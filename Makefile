@@ -31,7 +31,8 @@ test: install
 test-long: install
 	"$(BIN)/python" -m pytest -q -m "long"
 
-# The objective beside TRL's: TRL has its own wishes for the libraries around it, and so an environment of its own.
+# The objective beside TRL's, and its Triton kernels in Triton's interpreter: TRL has its own wishes for the libraries around it,
+# and so an environment of its own.
 TRL_VENV := $(CURDIR)/.venv-trl
 
 $(TRL_VENV)/.installed: tests/trl/requirements.txt constraints.txt
@@ -42,7 +43,7 @@ $(TRL_VENV)/.installed: tests/trl/requirements.txt constraints.txt
 	touch "$@"
 
 test-trl: $(TRL_VENV)/.installed
-	"$(TRL_VENV)/bin/python" -m pytest -q tests/trl
+	TRITON_INTERPRET=1 "$(TRL_VENV)/bin/python" -m pytest -q tests/trl tests/objective/test_kernels.py
 
 # The vLLM engine on vLLM's CPU build, with the whole miniature stage 2: an environment of its own, since vLLM pins transformers
 # and numpy.  vLLM goes in without what it asks for, then its own list without torch's relatives, which are built for CUDA.

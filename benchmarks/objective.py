@@ -18,7 +18,8 @@ The last line of ``json=true`` holds ``peak_ratio_vs_dense`` and ``time_ratio_vs
 
 Keys: tokens, vocabulary, hidden, teacher_hidden, chunk, estimator (reverse | forward | jsd | k2), dtype (fp32 | bf16), device
 (cpu | cuda), tensor, repeats, threads (of all ranks together; 0 = torch's choice), main_grad (ours adds ∂head to a float32
-buffer that is there already, as Megatron's is), methods (comma separated), json, results, render.
+buffer that is there already, as Megatron's is), kernels (torch | triton: who walks over ours' logits; CUDA), methods (comma
+separated), json, results, render.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from benchmarks.measure import Peak, machine, parse  # noqa: E402
 
 DEFAULTS = {
     "tokens": 2048, "vocabulary": 151_936, "hidden": 2048, "teacher_hidden": 4096, "chunk": 192, "estimator": "reverse",
-    "dtype": "fp32", "device": "cpu", "tensor": 1, "repeats": 1, "threads": 0, "main_grad": False,
+    "dtype": "fp32", "device": "cpu", "tensor": 1, "repeats": 1, "threads": 0, "main_grad": False, "kernels": "torch",
     "methods": "dense,single_pass,two_pass,trl,liger", "json": False, "render": False,
     "results": str(ROOT / "benchmarks/results/objective"),
 }  # fmt: skip

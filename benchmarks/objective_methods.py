@@ -28,6 +28,7 @@ class Problem:
     chunk: int
     group: dist.ProcessGroup | None
     main_grad: Tensor | None  # float32 [v, H]: Megatron's gradient buffer, which ∂head is added to
+    kernels: str  # torch | triton
     at_gradients: Callable = lambda _: None  # called just before the first gradient of an input is born
 
     @classmethod
@@ -48,6 +49,7 @@ class Problem:
         return cls(
             hidden.requires_grad_(), head.requires_grad_(), teacher_hidden, teacher_head, targets,
             torch.full((n,), 1.0 / n, device=device), rank * rows, s["estimator"], s["chunk"], group, buffer,
+            s["kernels"],
         )  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def single_pass(p: Problem, *, policy: str = "grpo", old: Tensor | None = None) 
     return vold_loss(
         p.hidden, p.head, batch, VocabularyShard(p.start, len(p.head), every, every), policy=PolicyTerm(policy),
         kl=KLTerm(p.estimator), teacher_hidden=p.teacher_hidden, teacher_head=p.teacher_head, chunk_tokens=p.chunk,
-        group=p.group, head_gradient=p.main_grad,
+        group=p.group, head_gradient=p.main_grad, kernels=p.kernels,
     )[0]  # fmt: skip
 
 

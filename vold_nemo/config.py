@@ -153,6 +153,7 @@ class ObjectiveConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     chunk_tokens: int = 512  # tokens that meet the LM heads at a time
+    kernels: str = "torch"  # torch | triton: who walks over a chunk's logits on a GPU; triton is not measured yet
     skip: bool = True  # leave out work that cannot change a gradient (design: the mask is a saving)
 
 

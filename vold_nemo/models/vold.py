@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vold_nemo.config import Config, OptimizerConfig
+from vold_nemo.config import Config, ConfigError, OptimizerConfig
 from vold_nemo.data import lineage
 from vold_nemo.data.micro_batch import MicroBatch, collate
 from vold_nemo.data.rollouts import Rollout
@@ -66,6 +67,7 @@ class MegatronVOLDModel(MegatronStudent):
         self.correction = CorrectionTerm(correction_mode(self.config), correction.cap, correction.on_kl)
         self.watch = MismatchWatch(self.config.rollout.mismatch_warning, self.config.rollout.probe_tolerance)
         self.beta = BetaSchedule(kl.beta, self.config.vold.steps)
+        check_kernels(objective.kernels, self.layout.device)
         self.teacher: Teacher | None = None
 
     @property
@@ -180,6 +182,7 @@ class MegatronVOLDModel(MegatronStudent):
                 correction=self.correction, temperature=self.config.rollout.temperature,
                 teacher_temperature=objective.kl.teacher_temperature, chunk_tokens=objective.chunk_tokens,
                 group=self.layout.tensor_group, head_gradient=None if forward_only else self.head.main_grad,
+                kernels=objective.kernels,
             )  # fmt: skip
             if k1 is not None and micro_batch.scored:
                 self.record_k1(said, micro_batch, selection, k1)
@@ -352,3 +355,10 @@ def correction_mode(config: Config) -> str:
     if mode == "auto":
         mode = "token" if config.rollout.engine == "vllm" else "none"
     return mode
+
+
+def check_kernels(kernels: str, device: torch.device) -> None:
+    """Raises a ConfigError where ``objective.kernels=triton`` cannot run."""
+    if kernels == "triton" and (device.type != "cuda" or find_spec("triton") is None):
+        mend = "install triton, or leave objective.kernels at torch"
+        raise ConfigError("objective.kernels", kernels, "torch, or triton on a GPU with the triton package", mend)

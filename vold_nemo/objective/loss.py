@@ -108,6 +108,7 @@ def vold_loss(
     chunk_tokens: int = 512,
     group: dist.ProcessGroup | None = None,
     head_gradient: Tensor | None = None,
+    kernels: str = "torch",
 ) -> tuple[Tensor, TokenStatistics]:
     """loss = Σ_t policy_weight_t · L_t + kl_weight_t · KL_t, and what each token said.
 
@@ -121,6 +122,8 @@ def vold_loss(
     Gradient contract: ∂hidden is this rank's *partial* sum over its vocabulary rows, for the caller to reduce over TP;
     ∂head is whole.  With ``head_gradient`` (float32 [v, H], Megatron's ``main_grad``) ∂head is added to it in place while the
     loss is formed, and autograd gets none: no buffer of its size is ever made.  The loss must then not be scaled.
+
+    ``kernels``: torch | triton, who walks over a chunk's logits (`kernels.py`).
 
     The loss is the same on every rank of ``group``.  Tokens without weight (and without ``response``) are never read.  One
     pass; a no-grad pass comes first where a token's coefficient needs its whole sequence: off-policy GSPO, on-policy
@@ -146,7 +149,7 @@ def vold_loss(
         walk = Walk(
             hidden.detach(), head.detach(), batch.targets, shard,
             temperature=temperature, chunk_tokens=chunk_tokens, group=group, gradients=(need_hidden, need_head),
-            head_gradient=head_gradient,
+            head_gradient=head_gradient, kernels=kernels,
         )  # fmt: skip
         step = _Step(walk, batch, policy, kl, teacher, correction)
         statistics = step.statistics

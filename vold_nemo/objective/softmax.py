@@ -75,6 +75,33 @@ def _pick(logits: Tensor, column: Tensor, scale: float) -> Tensor:
     return logits.gather(1, column[:, None]).squeeze(1).mul_(scale)
 
 
+def normalise(
+    logits: Tensor, teacher_logits: Tensor | None, scale: float, teacher_scale: float, unshared: Tensor, divergence: str | None
+) -> Tensor:
+    """Scale, fill and centre the tables [c, v] in place; with e_j of the centred z and f_j of the centred u, [6, c]:
+
+    Σ e_j, Σ e_j z_j, the centre of z, Σ f_j, Σ e_j (z_j - u_j) or Σ f_j (u_j - z_j), the centre of u.  0 without a teacher.
+    """
+    sums = logits.new_zeros(6, len(logits))
+    total, moment, centre, total_q, cross, centre_q = sums
+    for rows in row_blocks(logits):
+        z = logits[rows]
+        centre[rows] = _centre(z, scale, unshared)
+        p = z.exp()
+        total[rows] = p.sum(dim=1)
+        moment[rows] = torch.linalg.vecdot(p, z)
+        if teacher_logits is not None:
+            u = teacher_logits[rows]
+            centre_q[rows] = _centre(u, teacher_scale, unshared)
+            if divergence == "reverse":
+                cross[rows] = torch.linalg.vecdot(p, z - u)
+            q = torch.exp(u, out=p)
+            total_q[rows] = q.sum(dim=1)
+            if divergence == "forward":
+                cross[rows] = torch.linalg.vecdot(q, u - z)
+    return sums
+
+
 def summarise(
     logits: Tensor,
     teacher_logits: Tensor | None,
@@ -85,6 +112,7 @@ def summarise(
     teacher_temperature: float = 1.0,
     divergence: str | None = None,
     group: dist.ProcessGroup | None = None,
+    kernels: str = "torch",
 ) -> Summary:
     """Normalise a chunk; ``logits`` and ``teacher_logits`` [c, v] are overwritten with their centred selves.
 
@@ -110,26 +138,14 @@ def summarise(
     else:
         centre_o, sum_o, moment_o = torch.full_like(target, FLOOR), zeros, zeros
 
-    total, moment, centre = (torch.empty_like(target) for _ in range(3))
-    total_q, cross, centre_q, target_q = (torch.zeros_like(target) for _ in range(4))
-    if teacher_logits is not None:
-        target_q = _pick(teacher_logits, columns, teacher_scale)
-    for rows in row_blocks(logits):
-        z = logits[rows]
-        centre[rows] = _centre(z, scale, shard.unshared)
-        p = z.exp()
-        total[rows] = p.sum(dim=1)
-        moment[rows] = torch.linalg.vecdot(p, z)
-        if teacher_logits is not None:
-            u = teacher_logits[rows]
-            centre_q[rows] = _centre(u, teacher_scale, shard.unshared)
-            if divergence == "reverse":
-                cross[rows] = torch.linalg.vecdot(p, z - u)
-            q = torch.exp(u, out=p)
-            total_q[rows] = q.sum(dim=1)
-            if divergence == "forward":
-                cross[rows] = torch.linalg.vecdot(q, u - z)
-
+    target_q = zeros if teacher_logits is None else _pick(teacher_logits, columns, teacher_scale)
+    if kernels == "triton":
+        from vold_nemo.objective.kernels import normalise as form
+    else:
+        form = normalise
+    total, moment, centre, total_q, cross, centre_q = form(
+        logits, teacher_logits, scale, teacher_scale, shard.unshared, divergence
+    )
     centres = torch.stack([centre, centre_o, centre_q])
     tops = reduce_max(centres.clone(), group)
     offset, offset_o, offset_q = centres - tops  # <= 0; about FLOOR on a rank with nothing to say

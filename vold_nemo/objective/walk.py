@@ -44,6 +44,7 @@ class Walk:
         head: [v, H].
         gradients: which of ∂/∂hidden and ∂/∂head to form.
         head_gradient: [v, H] in the working type, to which ∂/∂head is added in place; None = a new one is made.
+        kernels: who walks over a chunk's logits, ``torch`` or ``triton`` (`kernels.py`).
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Walk:
         group: dist.ProcessGroup | None,
         gradients: tuple[bool, bool] = (False, False),
         head_gradient: Tensor | None = None,
+        kernels: str = "torch",
     ):
         _check_shapes(hidden, head, targets, shard, temperature, chunk_tokens)
         self.hidden, self.head, self.targets, self.shard = hidden, head, targets, shard
-        self.temperature, self.group, self.chunk_tokens = temperature, group, chunk_tokens
+        self.temperature, self.group, self.chunk_tokens, self.kernels = temperature, group, chunk_tokens, kernels
         self.dtype = working_type(hidden)
         self._buffers: list[Tensor] = []
         self.hidden_gradient = torch.zeros_like(hidden) if gradients[0] else None
@@ -94,7 +96,7 @@ class Walk:
                 temperature=self.temperature,
                 teacher_temperature=teacher.temperature if teacher else 1.0,
                 divergence=divergence if teacher else None,
-                group=self.group,
+                group=self.group, kernels=self.kernels,
             )  # fmt: skip
             unsampleable.append(~summary.sampleable)
             yield Chunk(part, summary, shard)
@@ -110,7 +112,7 @@ class Walk:
         """
         if self.hidden_gradient is None and self._head_gradient is None:
             return
-        summary, student, teacher = chunk.summary, chunk.summary.student, chunk.summary.teacher
+        summary = chunk.summary
         slope = slope / self.temperature  # logits are hidden · head / temperature
         sampled, exact = torch.zeros_like(slope), None
         if divergence is not None:
@@ -119,14 +121,7 @@ class Walk:
                 sampled = weight * divergence.sampled
             else:
                 exact = weight.masked_fill(divergence.clamped, 0.0)
-        column = -(slope * summary.shared_mass + sampled)[:, None]
-        gradient = student.logits if exact is None else teacher.logits
-        for rows in row_blocks(gradient):
-            if exact is None:
-                gradient[rows].sub_(student.norm[rows, None]).exp_().mul_(column[rows])
-            else:
-                p = student.logprobs(rows).exp_()
-                divergence.write(student, teacher, rows, p, exact[rows]).addcmul_(p, column[rows])
+        gradient = self._over_vocabulary(summary, -(slope * summary.shared_mass + sampled), divergence, exact)
         if len(chunk.shard.one_sided):
             gradient.index_copy_(1, chunk.shard.one_sided, summary.one_sided.exp().mul_(-slope[:, None]))
         index, here = chunk.shard.locate(self.targets[chunk.rows])
@@ -138,6 +133,22 @@ class Walk:
         if self._head_gradient is not None:
             add_head_gradient(self._head_gradient, gradient, self.hidden[chunk.rows], self._first)
             self._first = False
+
+    def _over_vocabulary(self, summary: Summary, column: Tensor, divergence: Divergence | None, exact: Tensor | None) -> Tensor:
+        """``column``·p + ``exact``·∂KL, [c, v], written over the logits; ``exact`` None = the KL has no such part."""
+        student, teacher = summary.student, summary.teacher
+        if self.kernels == "triton" and (exact is None or divergence.estimator in ("reverse", "forward")):
+            from vold_nemo.objective import kernels
+
+            return kernels.gradient(student, teacher, column, exact, None if exact is None else divergence)
+        gradient, column = student.logits if exact is None else teacher.logits, column[:, None]
+        for rows in row_blocks(gradient):
+            if exact is None:
+                gradient[rows].sub_(student.norm[rows, None]).exp_().mul_(column[rows])
+            else:
+                p = student.logprobs(rows).exp_()
+                divergence.write(student, teacher, rows, p, exact[rows]).addcmul_(p, column[rows])
+        return gradient
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """∂/∂hidden (this rank's partial sum) and ∂/∂head (whole; None where it went elsewhere), in their inputs' types."""

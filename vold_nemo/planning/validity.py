@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.kl.reward_horizon": ("immediate", "return_to_go"),
     "objective.kl.reward_placement": ("before", "after"),
     "objective.kl.beta.schedule": ("constant", "linear", "exponential"),
+    "objective.kernels": ("torch", "triton"),
     "objective.correction.mode": ("auto", "none", "token", "sequence", "sequence_mask"),
     "rollout.engine": ("transformers", "vllm"),
     "rollout.overlong": ("keep", "mask_policy", "mask_all"),
