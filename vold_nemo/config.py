@@ -124,6 +124,7 @@ class KLConfig:
     enabled: bool = True
     estimator: str = "k2"  # paper: k2; k1_reward | k3 | reverse | forward | jsd | topk | vopd
     mask: str = "reward"  # paper: reward; none | all_wrong_group | perplexity
+    mask_one_sided: bool = True  # ours: false lets exact estimators act where the sampled id is not the teacher's
     mask_eos: bool = False  # ours: true takes the end-of-sequence token out of the KL
     average: str = "sequence"  # ours: token | sequence | constant
     clamp: float | None = None  # per-token bound on the KL; the clamped share is logged

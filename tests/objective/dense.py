@@ -52,7 +52,7 @@ def divergence(kl, log_p, log_q, targets, ids):
             out = out.clamp(-kl.clamp, kl.clamp)
         elif kl.estimator != "vopd":
             out = out.clamp(max=kl.clamp)
-    return torch.where(here, out, 0.0)
+    return out if kl.one_sided else torch.where(here, out, 0.0)
 
 
 def per_sequence(values, sequence, how):

@@ -76,6 +76,7 @@ def test_a_correction_without_the_engines_logprobs_is_an_error():
     [
         (lambda: KLTerm("k1"), "estimator"), (lambda: KLTerm(clamp=0.0), "clamp"), (lambda: KLTerm(top_k=0), "top_k"),
         (lambda: KLTerm(jsd_weight=1.0), "jsd_weight"), (lambda: KLTerm(reward_horizon="far"), "reward_horizon"),
+        (lambda: KLTerm("k2", one_sided=True), "one_sided"),
         (lambda: PolicyTerm("ppo"), "loss"), (lambda: PolicyTerm(clip_low=1.5), "clip_low"),
         (lambda: PolicyTerm(clip_high=-0.1), "clip_high"), (lambda: PolicyTerm(dual_clip=1.0), "dual_clip"),
         (lambda: CorrectionTerm("tis"), "mode"), (lambda: CorrectionTerm(cap=0.0), "cap"),

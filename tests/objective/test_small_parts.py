@@ -75,6 +75,7 @@ def test_tokens_outside_the_shared_ids_and_eos_by_option_carry_no_kl():
     shared = torch.tensor([True, True, False, True])
     targets, response = torch.tensor([0, 2, 3, 1, -100]), torch.tensor([True, True, True, False, True])
     assert kl_token_mask(targets, response, shared).tolist() == [True, False, True, False, False]
+    assert kl_token_mask(targets, response, shared, mask_one_sided=False).tolist() == [True, True, True, False, False]
     assert kl_token_mask(targets, response, shared, mask_eos=True, eos_ids=(3,)).tolist() == [True] + [False] * 4
 
 

@@ -65,6 +65,11 @@ def test_the_teacher_must_fit_the_layout_too_but_only_where_one_is_loaded(config
         (["objective=distillation_only", "objective.kl.estimator=k1_reward"], "objective.kl.estimator"),
         (["objective.kl.reward_placement=before"], "objective.kl.reward_placement"),
         (["objective.kl.reward_horizon=return_to_go"], "objective.kl.reward_horizon"),
+        (["objective.kl.mask_one_sided=false"], "objective.kl.mask_one_sided"),
+        (
+            ["objective=vold_reverse", "objective.kl.mask_one_sided=false", "objective.kl.mask=perplexity"],
+            "objective.kl.mask_one_sided",
+        ),
         (
             [
                 "objective.kl.estimator=k1_reward", "objective.kl.reward_placement=before",
@@ -196,3 +201,11 @@ def test_a_config_that_is_not_json_is_a_finding(configured, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (error,) = findings(configured(f"student.path={tmp_path}"), "sft", 1)
     assert error.value == "llama" and "qwen2_5_vl" in error.allowed
+
+
+def test_the_estimators_that_are_checked_are_the_objectives():
+    from vold_nemo.objective import divergence
+    from vold_nemo.planning import validity
+
+    assert set(validity.CHOICES["objective.kl.estimator"]) == set(divergence.SAMPLED + divergence.EXACT)
+    assert validity.EXACT == divergence.EXACT

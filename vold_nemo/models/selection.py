@@ -38,14 +38,16 @@ class Selection:
     kl_weight: list[float]  # per rollout: the plan's, softened where the mask asks for it
     cut: list[bool]  # per rollout: without an advantage, whatever its reward (``rollout.overlong``)
     shared: Tensor  # [V] bool
+    mask_one_sided: bool
     mask_eos: bool
     eos_ids: tuple[int, ...]
 
     def kl_tokens(self, targets: Tensor, response: Tensor) -> Tensor:
-        """Response tokens that may carry a KL: sampled ids both tokenizers share; end of sequence by option."""
+        """Response tokens that may carry a KL: sampled ids both tokenizers share; others and the end of sequence by option."""
         return kl_token_mask(
-            targets, response, self.shared.to(targets.device), mask_eos=self.mask_eos, eos_ids=self.eos_ids
-        )
+            targets, response, self.shared.to(targets.device), mask_one_sided=self.mask_one_sided, mask_eos=self.mask_eos,
+            eos_ids=self.eos_ids,
+        )  # fmt: skip
 
     def kl_length(self, row: int) -> int:
         """How many tokens of rollout ``row`` may carry a KL."""
@@ -135,7 +137,8 @@ def select(
     cut = [config.rollout.overlong != "keep" and rollout.finish_reason == "length" for rollout in rollouts]
     advantages, kl_mask = signals(rollouts, grid, config, beta)
     selection = Selection(
-        None, rollouts, grid, policy, advantages, kl_mask, [], cut, contract.shared, kl.mask_eos, eos_ids  # plan follows
+        None, rollouts, grid, policy, advantages, kl_mask, [], cut, contract.shared,  # plan follows
+        kl.mask_one_sided, kl.mask_eos, eos_ids,
     )  # fmt: skip
     plan = None
     if layout.rank == 0:

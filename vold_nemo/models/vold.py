@@ -63,7 +63,9 @@ class MegatronVOLDModel(MegatronStudent):
         objective = self.config.objective
         policy, kl, correction = objective.policy, objective.kl, objective.correction
         self.policy = PolicyTerm(policy.loss, policy.clip_low, policy.clip_high, policy.dual_clip) if policy.enabled else None
-        self.kl = KLTerm(kl.estimator, kl.clamp, kl.top_k, kl.jsd_weight, kl.reward_horizon) if kl.enabled else None
+        self.kl = None
+        if kl.enabled:
+            self.kl = KLTerm(kl.estimator, kl.clamp, kl.top_k, kl.jsd_weight, kl.reward_horizon, not kl.mask_one_sided)
         self.correction = CorrectionTerm(correction_mode(self.config), correction.cap, correction.on_kl)
         self.watch = MismatchWatch(self.config.rollout.mismatch_warning, self.config.rollout.probe_tolerance)
         self.beta = BetaSchedule(kl.beta, self.config.vold.steps)

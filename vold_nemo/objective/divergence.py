@@ -1,9 +1,10 @@
 """The distillation term: eight estimators of how far the student p is from the teacher q.
 
-All are taken over the ids both tokenizers share, renormalised; a sampled id outside them carries none.  Write
-s_j = log p_j - log q_j, y for the sampled id, k1 = s_y.  "Expected gradient" is over y ~ p, on-policy, with both models at
-the sampling temperature and *without a mask that depends on the sample*: under VOLD's reward mask (1 - r) the identities of
-the sampled estimators fail, and masked k2 is another objective than masked exact KL, not a noisier one.
+All are taken over the ids both tokenizers share, renormalised; a token whose sampled id is not among them carries none (but
+for an exact estimator with ``one_sided``: it does not ask what was sampled).  Write s_j = log p_j - log q_j, y for the
+sampled id, k1 = s_y.  "Expected gradient" is over y ~ p, on-policy, with both models at the sampling temperature and *without
+a mask that depends on the sample*: under VOLD's reward mask (1 - r) the identities of the sampled estimators fail, and masked
+k2 is another objective than masked exact KL, not a noisier one.
 
 ==========  ===============================  ===============================================  =============================
 estimator   value per token                  gradient on logit j                              expected gradient
@@ -55,6 +56,7 @@ class KLTerm:
         top_k: ids kept by ``topk``; ids that tie with the k-th are kept too.
         jsd_weight: w, the teacher's weight in the mixture, in (0, 1).
         reward_horizon: ``immediate`` or ``return_to_go``, for ``k1_reward``.
+        one_sided: a token whose sampled id only one tokenizer has keeps its KL; exact estimators only.
 
     Raises:
         ValueError: a value out of its range.
@@ -65,6 +67,7 @@ class KLTerm:
     top_k: int = 64
     jsd_weight: float = 0.5
     reward_horizon: str = "immediate"
+    one_sided: bool = False
 
     def __post_init__(self):
         for name, good, allowed in (
@@ -72,6 +75,7 @@ class KLTerm:
             ("clamp", self.clamp is None or self.clamp > 0, "a positive number, or null"),
             ("top_k", self.top_k >= 1, "1 or more"),
             ("jsd_weight", 0.0 < self.jsd_weight < 1.0, "between 0 and 1, both excluded"),
+            ("one_sided", not self.one_sided or self.estimator in EXACT, f"false, or an estimator of {' | '.join(EXACT)}"),
             ("reward_horizon", self.reward_horizon in ("immediate", "return_to_go"), "immediate | return_to_go"),
         ):
             if not good:
@@ -95,6 +99,7 @@ class Divergence:
     clamped: Tensor
     sampled: Tensor | None  # [c]
     estimator: str
+    active: Tensor  # bool [c], tokens that carry a KL
     mean: Tensor | None = None  # [c], the p-mean of g_j in a gradient p_j (g_j - mean)
     threshold: Tensor | None = None  # [c], topk: smallest teacher log-prob that is kept
     tail: Tensor | None = None  # [c], topk: log-ratio of the tail bucket
@@ -167,7 +172,7 @@ def _top_k(summary: Summary, k: int, group) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def diverge(term: KLTerm, summary: Summary, group: dist.ProcessGroup | None) -> Divergence:
-    """KL of a chunk by ``term.estimator``; zero, with zero gradient, where the sampled id is not shared."""
+    """KL of a chunk by ``term.estimator``; zero, with zero gradient, where a token carries none."""
     log_ratio, extra, sampled = summary.log_ratio, {}, None
     match term.estimator:
         case "k2":
@@ -196,6 +201,7 @@ def diverge(term: KLTerm, summary: Summary, group: dist.ProcessGroup | None) -> 
         else:
             clamped, value = value > term.clamp, value.clamp(max=term.clamp)
             sampled = None if sampled is None else sampled.masked_fill(clamped, 0.0)
-    value = value.masked_fill(~summary.shared, 0.0)
-    sampled = None if sampled is None else sampled.masked_fill(~summary.shared, 0.0)
-    return Divergence(value, clamped & summary.shared, sampled, term.estimator, **extra)
+    active = torch.ones_like(summary.shared) if term.one_sided else summary.shared
+    value = value.masked_fill(~active, 0.0)
+    sampled = None if sampled is None else sampled.masked_fill(~active, 0.0)
+    return Divergence(value, clamped & active, sampled, term.estimator, active, **extra)

@@ -263,7 +263,7 @@ class _Step:
     def _record_kl(self, chunk: Chunk, divergence: Divergence) -> None:
         self.statistics.kl[chunk.rows] = divergence.value
         self.statistics.kl_clamped[chunk.rows] = divergence.clamped
-        self.statistics.kl_active[chunk.rows] = chunk.summary.shared
+        self.statistics.kl_active[chunk.rows] = divergence.active
 
 
 def _check(hidden, batch, policy, kl, teacher_hidden, teacher_head, head, correction, teacher_temperature) -> None:

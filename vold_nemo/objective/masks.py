@@ -49,18 +49,22 @@ def perplexity_weights(nll: Tensor) -> Tensor:
 
 
 def kl_token_mask(
-    targets: Tensor, response: Tensor, shared: Tensor, *, mask_eos: bool = False, eos_ids: tuple[int, ...] = ()
-) -> Tensor:
+    targets: Tensor, response: Tensor, shared: Tensor, *, mask_one_sided: bool = True, mask_eos: bool = False,
+    eos_ids: tuple[int, ...] = (),
+) -> Tensor:  # fmt: skip
     """Tokens of the response that may carry a KL: bool, like ``targets``.
 
-    Sampled ids outside the shared set carry none; the end-of-sequence ids carry none if ``mask_eos``.  This is the mask the
-    weights of `weights.py` are counted with, so that a token without a KL is not in an average over KL tokens either.
+    Sampled ids outside the shared set carry none unless ``mask_one_sided`` is off; the end-of-sequence ids carry none if
+    ``mask_eos``.  This is the mask the weights of `weights.py` are counted with, so that a token without a KL is not in an
+    average over KL tokens either.
 
     Args:
         shared: bool [V] over all ids.
     """
     inside = (targets >= 0) & (targets < len(shared))
-    mask = response & inside & shared[targets.clamp(0, len(shared) - 1)]
+    mask = response & inside
+    if mask_one_sided:
+        mask = mask & shared[targets.clamp(0, len(shared) - 1)]
     if mask_eos and eos_ids:
         mask = mask & ~torch.isin(targets, torch.tensor(eos_ids, device=targets.device, dtype=targets.dtype))
     return mask

@@ -116,7 +116,7 @@ class Walk:
         slope = slope / self.temperature  # logits are hidden · head / temperature
         sampled, exact = torch.zeros_like(slope), None
         if divergence is not None:
-            weight = (weight / self.temperature).masked_fill(~summary.shared, 0.0)
+            weight = (weight / self.temperature).masked_fill(~divergence.active, 0.0)
             if divergence.sampled is not None:
                 sampled = weight * divergence.sampled
             else:

@@ -19,6 +19,7 @@ from vold_nemo.megatron import architecture, precision
 from vold_nemo.planning import published
 
 AVERAGES = ("token", "sequence", "constant")
+EXACT = ("reverse", "forward", "jsd", "topk")  # objective/divergence.py's, said again because nothing here needs torch
 CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "precision": ("bf16", "fp32"),
@@ -378,6 +379,10 @@ def _objective(config: Config) -> Iterator[ConfigError]:
         if kl.enabled and kl.estimator != "k1_reward" and value != plain:
             mend = "set objective.kl.estimator=k1_reward, or leave the key alone"
             yield ConfigError(f"objective.kl.{name}", value, f"{plain} with estimator {kl.estimator}", mend)
+    if kl.enabled and not kl.mask_one_sided and (kl.estimator not in EXACT or kl.mask == "perplexity"):
+        allowed = f"true, or an estimator of {' | '.join(EXACT)} with a mask other than perplexity"
+        mend = "log-probs of a sampled id need an id that the teacher has: leave the key alone, or change the estimator"
+        yield ConfigError("objective.kl.mask_one_sided", False, allowed, mend)
     if kl.reward_placement == "before" and kl.reward_horizon == "return_to_go":
         allowed = "immediate: a KL inside the reward of a rollout has no position any more"
         mend = "set objective.kl.reward_placement=after for returns-to-go"
