@@ -88,7 +88,8 @@ class MegatronVOLDModel(MegatronStudent):
         return {"beta": self.beta.state_dict()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.beta.load_state_dict(state["beta"])
+        if "beta" in state:  # checkpoints of before do not say
+            self.beta.load_state_dict(state["beta"])
 
     def source_path(self) -> str:
         return self.config.vold.start
