@@ -65,7 +65,7 @@ def test_the_teacher_must_fit_the_layout_too_but_only_where_one_is_loaded(config
         (["objective=distillation_only", "objective.kl.estimator=k1_reward"], "objective.kl.estimator"),
         (["objective.kl.reward_placement=before"], "objective.kl.reward_placement"),
         (["objective.kl.reward_horizon=return_to_go"], "objective.kl.reward_horizon"),
-        (["objective.kl.mask_one_sided=false"], "objective.kl.mask_one_sided"),
+        (["objective.kl.estimator=k2", "objective.kl.mask_one_sided=false"], "objective.kl.mask_one_sided"),
         (
             ["objective=vold_reverse", "objective.kl.mask_one_sided=false", "objective.kl.mask=perplexity"],
             "objective.kl.mask_one_sided",
