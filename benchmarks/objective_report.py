@@ -16,7 +16,7 @@ def render(results: Path) -> None:
     for line in results.with_suffix(".jsonl").read_text().splitlines():
         run = json.loads(line)
         names = ("device", "dtype", "estimator", "tensor", "tokens", "chunk", "threads", "main_grad")
-        key = *(run[name] for name in names), run.get("kernels", "torch")
+        key = *(run[name] for name in names), run.get("kernels", "torch"), run["machine"]
         runs.setdefault(key, []).append(run)
     ordered = [runs[key][-1] for key in sorted(runs)]
     results.with_suffix(".md").write_text(_table(ordered))
@@ -45,7 +45,8 @@ def _table(runs: list[dict]) -> str:
             shares = [run.get(f"{prefix}{name}_ratio_vs_dense") for name in ("time", "cpu_time", "peak")]
             said = ["" if share is None else f"{share:.2f}" for share in shares[:2]]
             said.append("" if shares[2] is None else f"1/{1 / shares[2]:.1f}" if shares[2] < 1 else f"{shares[2]:.1f}")
-            where = f"{run['dtype']}, {run['device']} | {run['machine'].partition(',')[0]}"
+            processor = ", ".join([run["machine"].partition(",")[0], *([run["note"]] if "note" in run else [])])
+            where = f"{run['dtype']}, {run['device']} | {processor}"
             what = f"{run['tokens']} | {run['tensor']} | {run['chunk']} | {run['estimator']} | {where}"
             cost = f"{r['seconds']:.2f} | {r['cpu_seconds']:.2f} | {r['peak_bytes'] / 2**20:.0f}"
             name = NAMES[r["method"]]
@@ -68,7 +69,7 @@ def _plot(runs: list[dict], path: Path) -> None:
     curves: dict[tuple, list] = {}
     for run in runs:
         for r in run["results"]:
-            key = r["method"], run["tensor"], run["estimator"], run["dtype"], run["device"]
+            key = r["method"], run["tensor"], run["estimator"], run["dtype"], run["device"], run["machine"]
             curves.setdefault(key, []).append((run["tokens"], r["peak_bytes"] / 2**20, r["cpu_seconds"]))
     named = set()
     for (method, tensor, *_), points in sorted(curves.items()):
