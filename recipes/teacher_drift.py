@@ -52,9 +52,9 @@ def main(config: Config) -> None:
     rollouts = teacher_drift.as_rollouts(examples[: config.drift.limit])
     model.load_pretrained(config.vold.start, adopted)
     model.prepare_for_training()
-    model.attach(None, contract, bf16, None)
+    model.attach_teacher(bf16, contract)
     selection = select(
-        rollouts, [0.0] * len(rollouts), config, contract, layout, eos_ids=(), teacher_cost=[1.0], beta=1.0,
+        rollouts, config, contract, layout, eos_ids=(), teacher_cost=[1.0], beta=1.0,
         pad_multiple=pad_multiple(fp8.precision, layout.pad_multiple),
     )  # fmt: skip
     drift = teacher_drift.measure(model, fp8, bf16, rollouts, selection)

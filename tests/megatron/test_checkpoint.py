@@ -224,7 +224,7 @@ def _refused(source, path):
 
 def test_the_manifest_names_layout_and_every_file(two_saved):
     manifest = json.loads((two_saved / "step_2" / "manifest.json").read_text())
-    assert manifest["layout"] == {"tensor": 1, "pipeline": 1, "data": 1, "sequence": False}
+    assert manifest["layout"] == {"tensor": 1, "pipeline": 1, "context": 1, "data": 1, "sequence": False}
     files = {str(p.relative_to(two_saved / "step_2")) for p in (two_saved / "step_2").rglob("*") if p.is_file()}
     assert set(manifest["files"]) == files - {"manifest.json"}
 

@@ -68,9 +68,9 @@ def drifted(folder: Path, *overrides: str) -> dict:
         rollouts = teacher_drift.as_rollouts(examples[:6])
         model.load_pretrained(config.vold.start)
         model.prepare_for_training()
-        model.attach(None, contract, bf16, None)
+        model.attach_teacher(bf16, contract)
         selection = select(
-            rollouts, [0.0] * len(rollouts), config, contract, layout, eos_ids=(), teacher_cost=[1.0], beta=1.0,
+            rollouts, config, contract, layout, eos_ids=(), teacher_cost=[1.0], beta=1.0,
             pad_multiple=layout.pad_multiple,
         )  # fmt: skip
         drift = teacher_drift.measure(model, fp8, bf16, rollouts, selection)

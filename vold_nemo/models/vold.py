@@ -107,17 +107,21 @@ class MegatronVOLDModel(MegatronStudent):
         self, sampler: Sampler, contract: VocabularyContract, teacher: Teacher | Faculty | None, run: Run
     ) -> None:
         """What the loop talks to.  ``teacher`` is None exactly when ``objective.kl.enabled`` is false."""
-        if (teacher is None) != (self.kl is None):
-            raise ValueError("a teacher is needed with a KL term, and only then")
-        self.sampler, self.teacher, self.run = sampler, teacher, run
-        self.contract = contract
+        self.sampler, self.run = sampler, run
+        self.attach_teacher(teacher, contract)
         stage1 = lineage.read(self.config.vold.start).get("traces")
         self.lineage = {"added_tokens": contract.added_tokens, "traces": stage1}
+        self.handover = handover_of(self.config, self.stage, self.optimizer_in_training, sampler.engine, teacher)
+
+    def attach_teacher(self, teacher: Teacher | Faculty | None, contract: VocabularyContract) -> None:
+        """What :meth:`get_loss_and_metrics` reads besides a batch; enough without a loop around it."""
+        if (teacher is None) != (self.kl is None):
+            raise ValueError("a teacher is needed with a KL term, and only then")
+        self.teacher, self.contract = teacher, contract
         # A forward pass of the teacher in units of the student's forward and backward: 2 against 6 FLOPs a weight.
         own = sum(parameter.numel() for parameter in self.gpt.parameters())
         self.teacher_cost = [member.parameters / (3 * own) for member in members(teacher)] or [0.0]
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
-        self.handover = handover_of(self.config, self.stage, self.optimizer_in_training, sampler.engine, teacher)
 
     @property
     def pad_multiple(self) -> int:
