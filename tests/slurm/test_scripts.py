@@ -1,5 +1,6 @@
 """The launchers and the scripts that are made from a configuration: clean for shellcheck, whole in themselves."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -54,6 +55,42 @@ def test_shellcheck_finds_nothing(chain):
     assert len(scripts) >= 12
     done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+SRUN = """#!/usr/bin/env bash
+printf '%s\\n' "cores=${SRUN_CPUS_PER_TASK}" "$@" >"${SAID}"
+for option; do [[ "${option}" != --output=* ]] || logs="$(dirname -- "${option#--output=}")"; done
+echo "1 0 0 here" >"${logs}/rank_0.exit"
+"""
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_a_container_sees_the_folder_of_the_job_and_works_in_it(tmp_path, runtime):
+    """Relative paths of a configuration start there.  In srun's place is a script that writes down what it was called with."""
+    here, programs = tmp_path / "work place", tmp_path / "programs"
+    here.mkdir()
+    programs.mkdir()
+    (programs / "srun").write_text(SRUN)
+    (programs / "srun").chmod(0o755)
+    settings = {
+        "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_SUBMIT_DIR": str(here), "SLURM_CPUS_PER_TASK": "8",
+        "VOLD_ROOT": str(ROOT), "VOLD_RUNTIME": runtime, "VOLD_CONTAINER": "/an image", "VOLD_MOUNTS": "/data:/data",
+    }  # fmt: skip
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "VOLD_"))}
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm/stage.sbatch"), "sft", "a=b"], cwd=here, capture_output=True, text=True, timeout=60,
+        env={**inherited, **settings, "PATH": f"{programs}:{os.environ['PATH']}", "SAID": str(tmp_path / "said")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[0] == "cores=8"  # srun does not take it over from the job by itself
+    if runtime == "pyxis":
+        assert f"--container-workdir={here}" in said and "--container-image=/an image" in said
+        assert f",{here}:{here}," in next(word for word in said if word.startswith("--container-mounts=")) + ","
+    else:
+        assert said[said.index("--pwd") + 1] == str(here) and said[said.index("--pwd") + 2] == "/an image"
+        assert said[said.index("--bind") + 1] == f"{ROOT},{here},/data:/data"
+    assert said[-2:] == [str(ROOT / "recipes/sft.py"), "a=b"]
 
 
 def test_ranks_fill_whole_nodes_and_a_container_needs_an_image(tmp_path):

@@ -28,16 +28,18 @@ def until(condition, seconds: float = 60) -> None:
 def test_the_first_rank_that_failed_is_named_with_its_code_host_and_last_lines(slurm, repository, workplace):
     script = repository("stub", (
         'print("arguments", sys.argv[1:], flush=True)\n'
+        'print("cores", os.environ["SRUN_CPUS_PER_TASK"], flush=True)\n'
         'if os.environ["SLURM_PROCID"] == "2":\n    time.sleep(0.5)\n    print("the reason", flush=True)\n    sys.exit(7)\n'
         "time.sleep(300)\n"
     ))  # fmt: skip
-    number = slurm.submit(*TWO_BY_TWO, str(script), "stub", "a key=a value", cwd=workplace)
+    number = slurm.submit(*TWO_BY_TWO, "--cpus-per-task=2", str(script), "stub", "a key=a value", cwd=workplace)
     assert slurm.code(number) == 7
     said = (workplace / "job.out").read_text()
     assert "rank 2 on n2 failed first, with 7" in said and said.rstrip().endswith("the reason")
     logs = workplace / "logs" / number / "0"
     assert sorted(path.name for path in logs.glob("*.log")) == [f"rank_{rank}.log" for rank in range(4)]
     assert "['a key=a value']" in (logs / "rank_0.log").read_text()
+    assert "cores 2" in (logs / "rank_0.log").read_text()  # srun by itself does not take the job's number over
 
 
 def test_a_warning_stops_all_ranks_and_the_job_goes_on_in_a_second_attempt(slurm, repository, workplace):

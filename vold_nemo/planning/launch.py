@@ -156,9 +156,9 @@ def _progress(file: Path) -> str:
 
 
 def _option(value: object) -> str:
-    """Slurm takes double quotes in its comment lines, and nothing but blanks needs them."""
+    """Slurm takes double quotes in its comment lines; blanks need them, and what it would read as a quote or a comment."""
     text = str(value)
-    return f'"{text}"' if any(character.isspace() for character in text) else text
+    return f'"{text}"' if any(character.isspace() or character in "'#" for character in text) else text
 
 
 def _argument(override: str) -> str:
