@@ -61,14 +61,14 @@ def run_and_kill(outputs: Path, *arguments) -> None:
         process.wait()
 
 
-def rank_states(outputs: Path) -> list:
-    files = sorted((outputs / "run/checkpoints/step_4/ranks").glob("*.pt"))
+def rank_states(outputs: Path, step: int = 4) -> list:
+    files = sorted((outputs / f"run/checkpoints/step_{step}/ranks").glob("*.pt"))
     assert files
     return [torch.load(file, weights_only=True) for file in files]
 
 
-def shards(outputs: Path) -> dict[str, str]:
-    manifest = json.loads((outputs / "run/checkpoints/step_4/manifest.json").read_text())
+def shards(outputs: Path, step: int = 4) -> dict[str, str]:
+    manifest = json.loads((outputs / f"run/checkpoints/step_{step}/manifest.json").read_text())
     return {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".distcp")}
 
 
