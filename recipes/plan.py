@@ -4,6 +4,7 @@
     python recipes/plan.py experiment=paper_3b search=true            all layouts ranked, and the fewest GPUs that fit
     python recipes/plan.py experiment=paper_3b explain=true           every assumption and formula
     python recipes/plan.py experiment=qwen2_5_vl_7b_from_32b_a100 strict=true
+    python recipes/plan.py experiment=paper_3b cluster=my_site sbatch=vold.sbatch     and the script that submits stage 2
 
 Every finding is named at once, with how to mend it.  Checkpoints and data that are not fetched yet and features that are
 not built yet are warnings (errors with ``strict=true``): shapes of published models are known without them.  Writes
@@ -12,6 +13,7 @@ cheapest changes that make it fit.  All times and GPU memory figures are planned
 """
 
 import sys
+from pathlib import Path
 
 from vold_nemo.command import recipe
 from vold_nemo.config import Config
@@ -19,7 +21,8 @@ from vold_nemo.config import Config
 
 @recipe()
 def main(config: Config) -> None:
-    from vold_nemo.planning import chart, text
+    from vold_nemo.composition import HydraArguments
+    from vold_nemo.planning import chart, launch, text
     from vold_nemo.planning.example import example
     from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, stage_gpus
     from vold_nemo.planning.resolved import describe
@@ -49,6 +52,10 @@ def main(config: Config) -> None:
     print(f"\nwritten: {chart.write(config, plan)}")
     if not plan.fits:
         raise text.refusal(config, models, plan)
+    if config.sbatch is not None:
+        launch.refuse_inside_a_step()
+        file = launch.write_script(config, HydraArguments.parse(sys.argv[1:]).argv(), Path.cwd())
+        print(f"written: {file} (sbatch {file.name}); the whole chain: slurm/pipeline.sh")
 
 
 if __name__ == "__main__":

@@ -568,6 +568,7 @@ class PlanConfig:
     reward_rate: float = 0.5  # mean share of right rollouts over stage 2
     layouts: int = 8  # lines of search=true
     path: str = "${outputs}/${name}/plan"  # plan.json and plan.html
+    stage: str = "vold"  # whose script `sbatch` asks for: traces | sft | export_sft | vold | export_vold | evaluate | report
 
 
 @dataclass
@@ -581,6 +582,7 @@ class Config:
     strict: bool = False  # recipes/plan.py: what is not fetched or not built yet is an error, too
     explain: bool = False  # recipes/plan.py: print every assumption and formula
     search: bool = False  # recipes/plan.py: rank all layouts, and name the fewest GPUs that fit
+    sbatch: str | None = None  # recipes/plan.py: write the Slurm script of `plan.stage` into this file, if the plan fits
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     teachers: dict[str, TeacherConfig] = field(default_factory=dict)  # more of them, by the name that a prompt gives

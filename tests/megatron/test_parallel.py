@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from vold_nemo.config import ConfigError
-from vold_nemo.megatron.parallel import Launch, first_host, launch
+from vold_nemo.megatron.parallel import Launch, collective_minutes, first_host, launch
 
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "77",
@@ -54,6 +54,11 @@ def places(tensor, pipeline, sequence):
     found = (layout.tensor_rank, layout.pipeline_rank, layout.data_rank, layout.is_first_stage, layout.is_last_stage)
     parallel.destroy()
     return found, groups, layout.sequence, parallel_state.model_parallel_is_initialized()
+
+
+@pytest.mark.parametrize("stuck, minutes", [(None, 30), (5.0, 30), (60.0, 70)])
+def test_a_collective_gives_up_after_the_heartbeat_that_names_the_culprit(stuck, minutes):
+    assert collective_minutes(stuck) == minutes
 
 
 def test_one_process_lives_through_several_layouts(gloo):

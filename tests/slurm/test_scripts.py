@@ -10,7 +10,8 @@ import pytest
 from tests.slurm.conftest import ROOT
 from vold_nemo.composition import compose
 from vold_nemo.config import ConfigError
-from vold_nemo.planning.launch import nodes, stages, write_chain
+from vold_nemo.planning.launch import nodes, stages, write_chain, write_script
+from vold_nemo.planning.validity import CHOICES
 
 OVERRIDES = [
     "experiment=miniature", "parallel=tp2", "traces.shards=3", "cluster.gpus_per_node=2", "cluster.gpus.sft=4",
@@ -55,6 +56,14 @@ def test_shellcheck_finds_nothing(chain):
     assert len(scripts) >= 12
     done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_plan_writes_the_script_that_the_chain_has(chain, tmp_path):
+    here = Path(chain["folder"]).parents[2]
+    asked = [*OVERRIDES, "sbatch=my scripts/stage.sbatch", "plan.stage=sft", "explain=true"]
+    file = write_script(compose(asked), asked, here)
+    assert file == here / "my scripts/stage.sbatch" and file.read_text() == chain["sft"]
+    assert CHOICES["plan.stage"] == tuple(stage.name for stage in stages(compose(asked)))
 
 
 SRUN = """#!/usr/bin/env bash

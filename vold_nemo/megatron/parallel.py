@@ -207,8 +207,17 @@ def initialize_from(config: Config) -> Layout:
     layout = config.parallel
     return initialize(
         layout.tensor, layout.pipeline, context=layout.context, expert=layout.expert, sequence=layout.sequence,
-        seed=config.seed, device=config.device,
+        seed=config.seed, device=config.device, timeout_minutes=collective_minutes(config.limits.stuck_minutes),
     )  # fmt: skip
+
+
+def collective_minutes(stuck_minutes: float | None) -> float:
+    """Minutes that a collective waits for the others: longer than the heartbeat, which names the culprit and its stack.
+
+    A rank that waits has been in its phase for at least as long as in the collective, so the heartbeat's limit
+    (``limits.stuck_minutes``) comes first.  This is the net below it: while models are loaded, and where it is switched off.
+    """
+    return max(30.0, (stuck_minutes or 0.0) + 10.0)
 
 
 def current() -> Layout:

@@ -2,7 +2,8 @@
 
     traces (an array)  ->  sft  ->  export_sft  ->  vold  ->  export_vold  ->  evaluate  ->  report
 
-A script holds the site's ``#SBATCH`` lines and settings and hands over to slurm/stage.sbatch, which runs the recipe.
+A script holds the site's ``#SBATCH`` lines and settings and hands over to slurm/stage.sbatch, which runs the recipe.  All are
+written at once (recipes/chain.py), or one of them beside a plan (recipes/plan.py sbatch=FILE).
 """
 
 from __future__ import annotations
@@ -138,6 +139,21 @@ def write_chain(config: Config, overrides: list[str], here: Path) -> list[tuple[
     lines = [f"{stage.name}\t{path}\t{stage.array}\n" for stage, path, _ in written]
     (folder / "chain.tsv").write_text("".join(lines))
     return [(stage, path) for stage, path, _ in written]
+
+
+def write_script(config: Config, overrides: list[str], here: Path) -> Path:
+    """``config.sbatch``: the script of ``plan.stage`` as the chain has it.  That is written, too: logs and marks are shared."""
+    scripts = {stage.name: path for stage, path in write_chain(config, _without_planning(overrides), here)}
+    file = here / config.sbatch
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(scripts[config.plan.stage].read_text())
+    return file
+
+
+def _without_planning(overrides: list[str]) -> list[str]:
+    """A command line less what only the planner reads: its script is the one that recipes/chain.py writes."""
+    keys = [(override, override.lstrip("+").partition("=")[0]) for override in overrides]
+    return [text for text, key in keys if key not in ("sbatch", "explain", "search", "strict") and not key.startswith("plan.")]
 
 
 def refuse_inside_a_step() -> None:

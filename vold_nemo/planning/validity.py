@@ -53,6 +53,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "checkpoint.metric_best": ("min", "max"),
     "parallel.recompute": ("none", "selective", "full"),
     "cluster.launch.runtime": ("bare", "pyxis", "apptainer"),
+    "plan.stage": ("traces", "sft", "export_sft", "vold", "export_vold", "evaluate", "report"),
 }
 
 _POSITIVE = (lambda x: x >= 1, "1 or more")
