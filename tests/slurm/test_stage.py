@@ -78,6 +78,25 @@ def test_a_recipe_without_checkpoints_is_ended_by_a_warning_and_put_back(slurm, 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
+def test_a_warning_to_one_task_of_an_array_leaves_the_others_alone(slurm, repository, workplace):
+    """The last task bears the number of the array: what is done to that number is done to all."""
+    script = repository("generate_traces", (
+        'name = os.environ["SLURM_ARRAY_TASK_ID"]\nopen(f"ready_{name}", "w").close()\n'
+        'first = os.environ.get("SLURM_RESTART_COUNT", "0") == "0"\n'
+        'while first if name == "1" else not os.path.exists("go_on"):\n    time.sleep(0.1)\n'
+    ))  # fmt: skip
+    number = slurm.submit("--ntasks=1", "--array=0-1", str(script), "generate_traces", cwd=workplace)
+    until(lambda: len(list(workplace.glob("ready_*"))) == 2)
+    assert slurm.job(f"{number}_1")["JobId"] == number
+    slurm.call("scancel", "--batch", "--signal=USR1", f"{number}_1")
+    slurm.wait(f"{number}_1", until=lambda record: record["Restarts"] == "1")
+    (workplace / "go_on").touch()
+    records = [slurm.wait(f"{number}_{task}") for task in range(2)]
+    assert [(record["JobState"], record["Restarts"]) for record in records] == [("COMPLETED", "0"), ("COMPLETED", "1")]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("moves, code", [(False, 87), (True, 0)])
 def test_restarts_without_progress_come_to_an_end(slurm, repository, workplace, moves, code):
     attempt = 'attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))\n'
