@@ -131,7 +131,7 @@ def slurm() -> Finding:
 
 
 def storage(folder: Path, mebibytes: int = 256) -> Finding:
-    """Write, sync and read ``mebibytes`` in ``folder``; room for checkpoints."""
+    """Write and sync ``mebibytes`` in ``folder``; room for checkpoints."""
     topic = "storage"
     folder = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     probe = folder / f".doctor_{socket.gethostname()}_{os.getpid()}"
