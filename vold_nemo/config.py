@@ -346,6 +346,7 @@ class CheckpointConfig:
     metric: str = "loss"  # a name in metrics.jsonl: reward_mean, seconds.train, ...
     metric_best: str = "min"  # min | max
     resume: str = "auto"  # auto | never | required
+    reshard: bool = False  # resume in another layout, too: weights and optimizer exactly, random states anew
 
 
 @dataclass

@@ -107,6 +107,33 @@ def test_two_steps_and_two_resumed_are_four_bit_for_bit(name, source, tmp_path, 
         assert all(torch.equal(weights[key], weights_again[key]) for key in weights)
 
 
+def _resharded(source, folder, tensor, pipeline, sequence, options):
+    from vold_nemo.megatron import checkpoint, parallel
+
+    parts = steps.trainer(source, tensor, pipeline, sequence, **options)
+    try:
+        model, _, layout, optimizer, schedule = parts
+        state = {"model": model, "optimizer": optimizer, "schedule": schedule, "layout": layout}
+        step, extra = checkpoint.load(checkpoint.find_latest(folder), reshard=True, **state)
+        assert step == 2 and extra["position"] == [2, "epoch"]
+        return steps.train(parts, 2, 4, 1)
+    finally:
+        parallel.destroy()
+
+
+@pytest.mark.parametrize(
+    "writer, reader", [("tp2pp2", "one"), ("one", "tp2sp"), ("distributed", "distributed_tp2"), ("pp2", "dp2")]
+)
+def test_a_run_goes_on_in_another_layout_with_its_optimizer(writer, reader, source, tmp_path, gloo):
+    """Adam's first moments decide steps 3 and 4: an optimizer that began anew would differ in the second digit."""
+    layouts = {**LAYOUTS, "distributed_tp2": (4, 2, 1, False, {"distributed": True})}
+    world, *layout, options = layouts[writer]
+    expected = gloo(world).run(_four, source, tmp_path, *layout, options)[0][0]
+    world, *layout, options = layouts[reader]
+    for found in gloo(world).run(_resharded, source, tmp_path, *layout, options):
+        assert np.allclose(found, expected, rtol=2e-4), (found, expected)
+
+
 def _saves(source, folder, tensor, pipeline, numbers, keep):
     from vold_nemo.megatron import parallel
 

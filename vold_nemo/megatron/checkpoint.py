@@ -198,19 +198,22 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return json.loads((Path(path) / "manifest.json").read_text())
 
 
-def load(path: str | Path, *, model, optimizer, schedule, layout) -> tuple[int, dict[str, Any]]:
-    """Take up a run where :func:`save` left it, bit for bit; returns ``(step, extra of this rank)``.  Collective.
+def load(path: str | Path, *, model, optimizer, schedule, layout, reshard: bool = False) -> tuple[int, dict[str, Any]]:
+    """Take up a run where :func:`save` left it; returns ``(step, extra of this rank)``.  Collective.
 
-    The layout must be the one that wrote it (:class:`ConfigError` otherwise): random states and data order belong to
-    ranks.  To go on from the weights alone under another layout, use :func:`load_weights`.
+    Bit for bit on the layout that wrote it; another one is a :class:`ConfigError`, unless ``reshard``: then weights, optimizer
+    and schedule are taken over exactly, and ``extra`` is rank 0's, but random states start anew (they belong to ranks), and
+    sums over other shards round otherwise.  Not between a distributed optimizer and a plain one: megatron-core writes the two
+    in different forms.
     """
     path = Path(path)
     manifest = read_manifest(path)
-    now = describe_layout(layout)
-    if {"context": 1, **manifest["layout"]} != now:
+    before, now = {"context": 1, **manifest["layout"]}, describe_layout(layout)
+    if before != now and not reshard:
         raise ConfigError(
             "parallel", now, f"{manifest['layout']}, which wrote {path}",
-            "resume with that layout, or export the checkpoint and start a new run from the exported weights",
+            "resume with that layout, or set checkpoint.reshard=true (random states start anew), or export the checkpoint and "
+            "start a new run from the exported weights",
         )
     weights = model_state(model)
     state = {
@@ -219,10 +222,13 @@ def load(path: str | Path, *, model, optimizer, schedule, layout) -> tuple[int, 
     }
     loaded = load_shards(state, path / "shards")
     set_model(model, loaded["model"])
-    mine = torch.load(path / "ranks" / f"rank_{layout.rank}.pt", weights_only=True)
+    mine = torch.load(path / "ranks" / f"rank_{layout.rank if before == now else 0}.pt", weights_only=True)
     load_state(optimizer, loaded["optimizer"], mine["adam_steps"])
     schedule.load_state_dict(mine["schedule"])
-    set_random_state(mine["random"])
+    if before == now:
+        set_random_state(mine["random"])
+    elif layout.rank == 0:
+        logger.warning("%s was written by %s and is read by %s: random states start anew", path, before, now)
     return manifest["step"], mine["extra"]
 
 

@@ -294,8 +294,9 @@ class MegatronStudent(ModelPT):
             run.resume_at(0)
             return 0
         step, extra = checkpoint.load(
-            found, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule, layout=self.layout
-        )
+            found, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule, layout=self.layout,
+            reshard=self.config.checkpoint.reshard,
+        )  # fmt: skip
         if extra.get("data", self.data_name()) != self.data_name():
             raise ConfigError(
                 "data", "not what this run began with", "the same rows, seed, batch size and mixture to go on with",
