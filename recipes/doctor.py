@@ -3,6 +3,7 @@
     python recipes/doctor.py                                  this machine
     srun --ntasks-per-node=4 python recipes/doctor.py         every node of an allocation, and the network between them
     torchrun --nproc-per-node 8 recipes/doctor.py             the GPUs of one node
+    python recipes/doctor.py experiment=paper_3b parallel=tp4     the precision that this experiment's teacher gets here
 
 One report a node (from its first rank); the all-reduce over all ranks is measured last.  Leaves with 1 if something that a run
 would use is missing or broken, else with 0; nothing is changed but a probe file in ``outputs``, which is removed.
@@ -20,12 +21,16 @@ def main(config: Config) -> None:
     import torch.distributed as dist
 
     from vold_nemo.megatron import diagnosis, parallel
+    from vold_nemo.planning.published import architecture_of
 
     place = parallel.launch()
     found = []
     if place.local_rank == 0:
         for probe in (diagnosis.node, diagnosis.gpus, diagnosis.libraries, diagnosis.slurm):
             found += diagnosis.attempt(probe.__name__, probe)
+        if config.objective.kl.enabled:
+            device = parallel.pick_device(config.device, place.local_rank)
+            found += diagnosis.attempt("teacher", lambda: diagnosis.teachers(config, device, architecture_of))
         found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
         print("\n".join(map(str, found)), flush=True)
     if place.world > 1:

@@ -39,6 +39,27 @@ def test_a_probe_that_breaks_is_a_finding():
     assert [line.grade for line in found] == [diagnosis.BAD] and "division by zero" in found[0].what
 
 
+def test_what_the_hardware_means_for_an_experiment_s_teacher(monkeypatch):
+    from vold_nemo.composition import compose
+    from vold_nemo.megatron import fp8
+    from vold_nemo.megatron.precision import Hardware
+    from vold_nemo.planning.published import architecture_of
+
+    def said(hardware, *overrides):
+        monkeypatch.setattr(fp8, "hardware", lambda device: hardware)
+        (line,) = diagnosis.teachers(compose(["teacher.path=Qwen/Qwen3-8B", *overrides]), None, architecture_of)
+        return line.grade, line.what
+
+    a100, h100 = Hardware("cuda", (8, 0), (2, 20), (12, 8)), Hardware("cuda", (9, 0), (2, 20), (12, 9))
+    grade, what = said(a100)
+    assert grade == diagnosis.GOOD and what.startswith("teacher in bf16")
+    grade, what = said(h100)
+    assert grade == diagnosis.GOOD and what.startswith("teacher in fp8 (blockwise")
+    grade, what = said(a100, "teacher.precision=fp8")
+    assert grade == diagnosis.BAD and "teacher.precision = fp8" in what
+    assert said(h100, "teacher.path=nowhere")[0] == diagnosis.NOTE
+
+
 def reduced():
     import torch
 
@@ -56,6 +77,6 @@ def test_the_recipe_reports_this_machine(tmp_path, ranks):
         [sys.executable, *launcher, str(ROOT / "recipes/doctor.py"), f"outputs={tmp_path}", "device=auto"],
         capture_output=True, text=True, timeout=200, cwd=tmp_path,
     )  # fmt: skip
-    for topic in ("node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm", "storage"):
+    for topic in ("teacher", "node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm", "storage"):
         assert sum(line[8:].startswith(topic) for line in done.stdout.splitlines()) >= 1, done.stdout + done.stderr
     assert ("all-reduce" in done.stdout) == (ranks > 1)

@@ -17,6 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vold_nemo.config import Config, ConfigError
+from vold_nemo.megatron.architecture import Architecture
+
 GOOD, NOTE, BAD = "ok", "note", "missing"
 
 
@@ -128,6 +131,26 @@ def slurm() -> Finding:
     if job is None:
         return Finding(GOOD, "Slurm", f"{there}; not inside a job", "for the compute nodes: srun ... recipes/doctor.py")
     return Finding(GOOD, "Slurm", f"{there}; job {job} on {os.environ.get('SLURM_JOB_NODELIST', '?')}")
+
+
+def teachers(config: Config, device, architecture_of: Callable[[str], Architecture]) -> list[Finding]:
+    """The precision in which each teacher of ``config`` is held on ``device``, and why."""
+    from vold_nemo.megatron import fp8, precision
+
+    found = []
+    for name, asked in {"teacher": config.teacher, **config.teachers}.items():
+        try:
+            shapes = architecture_of(asked.path)
+        except ConfigError as error:
+            found.append(Finding(NOTE, name, f"{asked.path}: shapes not known here", error.mend))
+            continue
+        try:
+            chosen = precision.choose(asked, config.precision, fp8.hardware(device), shapes, config.parallel.tensor)
+        except ConfigError as error:
+            found.append(Finding(BAD, name, f"{error.key} = {error.value}: here {error.allowed}", error.mend))
+        else:
+            found.append(Finding(GOOD, name, chosen.describe()))
+    return found
 
 
 def storage(folder: Path, mebibytes: int = 256) -> Finding:
