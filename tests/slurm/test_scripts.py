@@ -84,6 +84,7 @@ def test_a_container_sees_the_folder_of_the_job_and_works_in_it(tmp_path, runtim
     settings = {
         "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_SUBMIT_DIR": str(here), "SLURM_CPUS_PER_TASK": "8",
         "VOLD_ROOT": str(ROOT), "VOLD_RUNTIME": runtime, "VOLD_CONTAINER": "/an image", "VOLD_MOUNTS": "/data:/data",
+        "VOLD_SETUP": 'mine="${NEVER_SET}"',
     }  # fmt: skip
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "VOLD_"))}
     done = subprocess.run(
