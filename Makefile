@@ -26,10 +26,10 @@ demo: install
 	PARALLEL="$(PARALLEL)" SMOKE="$(SMOKE)" bash recipes/demo.sh
 
 test: install
-	"$(BIN)/python" -m pytest -q -m "not long and not slurm"
+	"$(BIN)/python" -m pytest -q -rs -m "not long"
 
 test-long: install
-	"$(BIN)/python" -m pytest -q -m "long"
+	"$(BIN)/python" -m pytest -q -rs -m "long"
 
 # The objective beside TRL's, and its Triton kernels in Triton's interpreter: TRL has its own wishes for the libraries around it,
 # and so an environment of its own.
