@@ -32,6 +32,7 @@ def main(config: Config) -> None:
     from vold_nemo.data.traces import TraceWriter, shard_path
     from vold_nemo.evaluation.teacher_errors import Judge, TraceReport, write_report
     from vold_nemo.megatron.parallel import launch
+    from vold_nemo.models.scribe import scribe
     from vold_nemo.rollout.tracing import TeacherTraces, dataset_of, own_traces, settings, wanted
 
     started, here, own = time.monotonic(), launch(), config.traces.engine == "dataset"
@@ -50,7 +51,7 @@ def main(config: Config) -> None:
         if own:
             blocks = own_traces(config, shard, shards, rejected, writer.done)
         else:
-            teacher = TeacherTraces(config, tokenizer, prompts, rejected, here.local_rank)
+            teacher = TeacherTraces(config, tokenizer, prompts, rejected, lambda: scribe(config, here.local_rank))
             blocks = teacher.blocks(writer.done)
         total = None if own else len(prompts) * config.traces.samples_per_prompt
         with tqdm(total=total, initial=found, unit="trace", desc=f"traces {shard + 1}/{shards}", smoothing=0.05) as bar:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from vold_nemo.config import Config, DatasetConfig
@@ -68,16 +68,15 @@ def own_traces(config: Config, shard: int, shards: int, rejected: Rejected, done
 
 
 class TeacherTraces:
-    """The teacher's answers to ``prompts``.
+    """The teacher's answers to ``prompts``.  ``build`` makes its engine; it is called only if something is left to answer.
 
     ``blocks(done)`` answers what is not yet done.  With transformers a block is ``traces.batch`` prompts, cut from all of them
     and never from what is left, so that a resumed run makes the very traces that it lost; with vLLM single answers are
     resumed, and a block is what has ended in the meantime.
     """
 
-    def __init__(self, config: Config, tokenizer, prompts: Sequence[Prompt], rejected: Rejected, local_rank: int):
-        self.config, self.tokenizer, self.prompts, self.local_rank = config, tokenizer, prompts, local_rank
-        self.rejected = rejected
+    def __init__(self, config: Config, tokenizer, prompts: Sequence[Prompt], rejected: Rejected, build: Callable[[], Any]):
+        self.config, self.tokenizer, self.prompts, self.rejected, self.build = config, tokenizer, prompts, rejected, build
         self.ready = time.monotonic()  # when the teacher was loaded
         traces = config.traces
         self.streams = traces.engine == "vllm"
@@ -93,7 +92,7 @@ class TeacherTraces:
         size, samples = self.config.traces.batch, range(self.sampling.samples)
         batches = [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
         left = [batch for batch in batches if any((p.id, k) not in done for p in batch for k in samples)]
-        engine = build_engine(self.config, self.local_rank) if left else None
+        engine = self.build() if left else None
         self.ready = time.monotonic()
         for batch in left:
             pairs = [(prompt, asked) for prompt in batch if (asked := self._ask(prompt)) is not None]
@@ -106,7 +105,7 @@ class TeacherTraces:
         if not left:
             return
         asked = ((i, k, request) for i, k in left if (request := self._ask(self.prompts[i], k)) is not None)  # when needed
-        answers = build_vllm(self.config, self.local_rank).answers(asked, self.sampling)
+        answers = self.build().answers(asked, self.sampling)
         self.ready = time.monotonic()
         for block in _grouped(answers):
             yield [self._answered(self.prompts[c.prompt_index], c) for c in block]
@@ -147,45 +146,3 @@ def _row(
     row = {"id": prompt.id, "sample": sample, "messages": prompt.messages, "response": text, "response_ids": ids}
     row |= {"response_tokens": tokens, "finish": finish}
     return {**row, "source": prompt.source} if prompt.source is not None else row
-
-
-def build_engine(config: Config, local_rank: int):
-    """The rollout engine with the teacher in it."""
-    import torch
-
-    from vold_nemo.data.templates import eos_ids, load_tokenizer
-    from vold_nemo.megatron.parallel import pick_device
-    from vold_nemo.planning.memory import scribe_precision
-    from vold_nemo.rollout.transformers_engine import TransformersEngine
-
-    return TransformersEngine(
-        config.teacher.path,
-        device=pick_device(config.device, local_rank),
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[scribe_precision(config)],
-        batch=config.traces.batch,
-        stop_ids=eos_ids(config.teacher.path, load_tokenizer(config.teacher.path, config.teacher.revision)),
-    )
-
-
-def build_vllm(config: Config, local_rank: int):
-    """vLLM with the teacher in it, on this task's GPUs."""
-    import os
-
-    import torch
-
-    from vold_nemo.data.templates import eos_ids, load_tokenizer
-    from vold_nemo.planning.memory import scribe_precision
-    from vold_nemo.rollout.vllm_teacher import VLLMTeacher
-
-    visible: list[str] = []
-    if config.device != "cpu" and torch.cuda.is_available():
-        named = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
-    traces = config.traces
-    return VLLMTeacher(
-        config.teacher.path, dtype={"fp32": "float32", "bf16": "bfloat16"}[scribe_precision(config)],
-        tensor_parallel=traces.tensor_parallel, memory_share=traces.memory_share,
-        max_length=traces.max_tokens + traces.max_prompt_tokens, batch=traces.batch,
-        stop_ids=eos_ids(config.teacher.path, load_tokenizer(config.teacher.path, config.teacher.revision)),
-        local_rank=local_rank, visible=visible,
-    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""Imports run downwards only, and the heavy libraries stay out of what a plan or the objective needs (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "vold_nemo"
+FLOOR = {"objective": 1, "miniature": 2, "rewards": 2, "data": 2, "megatron": 2, "rollout": 3, "evaluation": 3,
+         "planning": 3, "models": 4}  # fmt: skip
+
+
+def imported(file: Path, *, whole: bool) -> set[str]:
+    """Dotted names that ``file`` imports: anywhere in it, or only at its top level."""
+    tree, found = ast.parse(file.read_text()), set()
+    for node in ast.walk(tree) if whole else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
+
+
+def folders(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("vold_nemo.")}
+
+
+@pytest.mark.parametrize("folder", FLOOR)
+def test_no_folder_imports_from_a_floor_above(folder):
+    for file in (ROOT / folder).rglob("*.py"):
+        above = {other for other in folders(imported(file, whole=True)) if FLOOR.get(other, 0) > FLOOR[folder]}
+        assert not above, f"{file} imports {above}"
+
+
+def test_the_objective_knows_torch_and_itself_alone():
+    for file in (ROOT / "objective").glob("*.py"):
+        assert folders(imported(file, whole=True)) <= {"objective"}, file
+
+
+def test_the_rollout_engines_are_handed_tensors_and_know_no_megatron():
+    for file in (ROOT / "rollout").glob("*.py"):
+        assert "megatron" not in folders(imported(file, whole=True)), file
+
+
+@pytest.mark.parametrize("folder", [*FLOOR, "."])
+def test_nemo_lightning_vllm_and_transformer_engine_are_imported_where_they_are_used(folder):
+    heavy = {"nemo", "lightning", "vllm", "transformer_engine", "transformers"}
+    allowed = {  # classes derived from theirs; these files are themselves imported late
+        "models/student.py": {"nemo"}, "megatron/nemo_connector.py": {"nemo"}, "rollout/decoding.py": {"transformers"},
+    }  # fmt: skip
+    for file in (ROOT / folder).glob("*.py") if folder == "." else (ROOT / folder).rglob("*.py"):
+        found = {name.split(".")[0] for name in imported(file, whole=False) if name} & heavy
+        assert found <= allowed.get(str(file.relative_to(ROOT)), set()), f"{file} imports {found} at once"
