@@ -160,6 +160,38 @@ def log_a_run(folder, steps, resume):
     return sorted(os.listdir(folder)), os.listdir(f"{folder}/tensorboard")
 
 
+def log_where_the_folder_goes(folder):
+    """TensorBoard's files vanish between two steps: (loggers left, what was warned of, lines of metrics, steps logged)."""
+    import logging
+    import shutil
+    import time
+
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from vold_nemo.megatron import runs
+
+    said = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    runs.logger.addHandler(listener)
+    try:
+        run = runs.Run(folder, rank=0)
+        run.loggers = [TensorBoardLogger(f"{folder}/board", flush_secs=0)]
+        run.log(1, {"reward": 0.0})
+        before = len(run.loggers)
+        shutil.rmtree(f"{folder}/board")
+        step = 1
+        while run.loggers and step < 1000:  # the writer is a thread: some calls pass before its failure is known
+            step += 1
+            run.log(step, {"reward": 0.0})
+            time.sleep(0.01)
+        run.log(step + 1, {"reward": 1.0})
+        run.close()
+    finally:
+        runs.logger.removeHandler(listener)
+    return before, len(run.loggers), said, len(run.metrics.read_text().splitlines()), step + 1
+
+
 def trainer_of_a_run(folder):
     """(environment plugin, callbacks) of the trainer that exp_manager is handed inside a Slurm job."""
     import lightning.pytorch as lightning

@@ -121,6 +121,13 @@ def test_a_run_folder_has_tensorboard_and_no_checkpoints_of_lightning(tmp_path, 
     assert {event.step for event in scalars} == {1, 2, 3, 4}
 
 
+def test_a_logger_that_fails_is_said_once_and_the_run_goes_on(tmp_path, gloo):
+    before, after, said, lines, steps = gloo(1).run(_job, "log_where_the_folder_goes", tmp_path, timeout=SLOW)[0]
+    assert (before, after) == (1, 0) and lines == steps
+    (warning,) = said
+    assert "FileNotFoundError" in warning and "goes on without it" in warning
+
+
 def test_the_trainer_behind_the_loggers_knows_nothing_of_slurm_and_saves_nothing(tmp_path, gloo):
     plugin, callbacks = gloo(1).run(_job, "trainer_of_a_run", tmp_path, timeout=SLOW)[0]
     assert plugin == "LightningEnvironment"

@@ -17,6 +17,7 @@ import json
 import logging as log
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,27 @@ class Run:
         with self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, **_plain(values)}, allow_nan=False) + "\n")
         numbers = {k: v for k, v in _flat(values) if isinstance(v, int | float) and not isinstance(v, bool)}
-        for logger in self.loggers:
-            logger.log_metrics(numbers, step=step)
+        self._tell(lambda one: one.log_metrics(numbers, step=step))
 
     def close(self) -> None:
-        for logger in self.loggers:
-            logger.save()
-            logger.finalize("success")
+        self._tell(lambda one: (one.save(), one.finalize("success")))
+
+    def _tell(self, act: Callable[[Any], Any]) -> None:
+        """``act`` on each logger.  One that fails is told nothing any more, and that is said once: it is no part of the run.
+
+        TensorBoard writes in a thread of its own.  Once a write has failed there (the folder is gone, the disk is full), every
+        further call raises, and Lightning reports all of it as "you tried to log 0.0 which is currently not supported".
+        """
+        for one in list(self.loggers):
+            try:
+                act(one)
+            except Exception as error:
+                self.loggers.remove(one)
+                cause = error.__cause__ or error
+                logger.warning(
+                    "%s stopped (%s: %s): the run goes on without it; metrics.jsonl has everything",
+                    type(one).__name__, type(cause).__name__, cause,
+                )  # fmt: skip
 
 
 def _step_of(line: str, below: int) -> bool:
