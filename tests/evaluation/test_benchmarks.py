@@ -121,6 +121,8 @@ def test_what_is_not_there_says_how_to_fetch_it(tmp_path, monkeypatch):
         load_benchmark("mathvista", path=str(tmp_path), limit=None, system_prompt=None, rejected=Rejected(None, 1.0))
 
 
+COPIED = "How far does the cart roll?\n" + "\n".join(f"{letter}. {10 * i} m" for i, letter in enumerate("ABCDEFGHIJ", 1))
+
 QUIRKS = [  # benchmark, place of the question in its fixture, response, right (None: unparsed)
     ("mathvision", 1, r"\boxed{B}", True),
     ("mathvision", 1, r"\boxed{\text{Friday}}", True),
@@ -238,6 +240,88 @@ QUIRKS = [  # benchmark, place of the question in its fixture, response, right (
     ("mme", 0, "Yes", True),
     ("mme", 1, "No, it is 3.", True),
     ("mme", 2, "There is a dog.", None),
+    ("mmmu_pro_vision", 0, f"{COPIED}\n\nIt rolls 10 s at 10 m/s.\n\nAnswer: J", True),
+    ("mmmu_pro_vision", 0, f"**Question:** {COPIED}\n\n**Solution:** 10 m/s for 10 s are 100 m.\n\n**Answer: J**", True),
+    ("mmmu_pro_vision", 0, COPIED, None),
+    ("mmmu_pro_vision", 0, f"{COPIED}\n\nThe speed is not given, so it", None),
+    ("mmmu_pro_vision", 0, "Answer: (J)", True),
+    ("mmmu_pro_vision", 0, "Answer: J. 100 m", True),
+    ("mmmu_pro_vision", 0, "Answer: 100 m", True),
+    ("mmmu_pro_vision", 0, r"Answer: $\boxed{J}$", True),
+    ("mmmu_pro_vision", 0, "Answer: Option J", True),
+    ("mmmu_pro_vision", 0, "Answer: J\n\nFriction was left out of account.", True),
+    ("mmmu_pro_vision", 0, "<think>Answer: B</think>Answer: J", True),
+    ("mmmu_pro_vision", 0, "The cart rolls 10 m/s * 10 s = 100 m.", True),
+    ("mmmu_pro_vision", 0, "Answer: I", False),
+    ("mmmu_pro_vision", 0, "Answer: 10 m", False),
+    ("mmmu_pro_vision", 0, "Answer: $LETTER", None),
+    ("mmmu_pro_vision", 0, "I'm sorry, I can't read the text in this image.", None),
+    ("mmmu_pro_standard", 0, "The best option is J (100 m).", True),
+    ("mmmu_pro_standard", 0, "I would choose J.", True),
+    ("mmmu_pro_standard", 0, "We choose a reference point at the start.\n\nAnswer: J", True),
+    ("mmmu_pro_standard", 0, "Answer: 100 m", True),
+    ("mmmu_pro_standard", 1, "They differ in <image 3>.\n\nAnswer: A", True),
+    ("mmmu_pro_standard", 1, "The two differ in line.", False),
+    ("mmmu_pro_standard", 1, "Line and form differ.", None),
+    ("mmmu", 0, "(B)", True),
+    ("mmmu", 0, "A", False),
+    ("mmmu", 0, "Nerve", True),
+    ("mmmu", 0, "It shows a nerve.", True),
+    ("mmmu", 0, "The answer is B: a nerve.", True),
+    ("mmmu", 0, "It shows a bone and a nerve.", None),
+    ("mmmu", 1, "eight thousand five hundred", True),
+    ("mmmu", 1, r"\boxed{8500}", True),
+    ("mmmu", 1, "Net income: $8,500", True),
+    ("mmmu", 1, "Revenue minus cost is 10,000 - 1,500 = 8,500.", True),
+    ("mmmu", 1, "-8,500", False),
+    ("mmmu", 1, "The statement cannot be read.", None),
+    ("mmstar", 0, "B. The cat", True),
+    ("mmstar", 0, "The cat is on top.", True),
+    ("mmstar", 0, "The answer is B: The cat.", True),
+    ("mmstar", 0, "Cat", True),
+    ("mmstar", 0, "A", False),
+    ("mmstar", 0, "Nothing is on top.", False),
+    ("mmstar", 0, "The cup or the cat.", None),
+    ("mmstar", 1, "$3,000", True),
+    ("mmstar", 1, "2,000", False),
+    ("mathverse", 0, "55", True),
+    ("mathverse", 0, "55 degrees", True),
+    ("mathverse", 0, r"\boxed{55^\circ}", True),
+    ("mathverse", 0, "∠ABC = 55°", True),
+    ("mathverse", 0, "The correct option letter is A.", True),
+    ("mathverse", 0, "The correct option letter is **A**: 55°", True),
+    ("mathverse", 0, "The angle is 60°.", None),
+    ("mathverse", 1, "x = 4√3", True),
+    ("mathverse", 1, r"\boxed{4\sqrt3}", True),
+    ("mathverse", 1, "The final value is 4√3.", True),
+    ("mathverse", 1, "6", False),
+    ("geometry3k", 0, r"$\boxed{2\sqrt{221}}$", True),
+    ("geometry3k", 0, r"\boxed{x = 2\sqrt{221}}", True),
+    ("geometry3k", 0, r"\boxed{\sqrt{884}}", True),
+    ("geometry3k", 0, r"So $x = 2\sqrt{221}$.", True),
+    ("geometry3k", 0, "2√221", True),
+    ("geometry3k", 0, r"\boxed{\sqrt{221}}", False),
+    ("geometry3k", 0, r"<think>\boxed{2\sqrt{221}}", None),
+    ("geometry3k", 1, "3", True),
+    ("geometry3k", 1, "**y = 3**", True),
+    ("geometry3k", 1, r"\boxed{3.0}", True),
+    ("geometry3k", 1, r"\boxed{\frac{6}{2}}", True),
+    ("geometry3k", 1, r"\boxed{3\text{ cm}}", True),
+    ("geometry3k", 1, r"\boxed{30}", False),
+    ("geometry3k", 1, "The triangle has no right angle.", None),
+    ("mme", 0, "yes", True),
+    ("mme", 0, "**Yes**", True),
+    ("mme", 0, "No", False),
+    ("mme", 0, "The loop adds up to 3, so the answer is yes.", True),
+    ("mme", 0, "Please answer yes or no.", None),
+    ("mme", 1, "The code prints 3, not 4. So, no.", True),
+    ("mme", 1, r"\boxed{\text{No}}", True),
+    ("mme", 1, "<think>Is it 4? Yes?</think>No", True),
+    ("mme", 2, "Yes, there is a dog in this image.", True),
+    ("mme", 2, "No, there is no dog in this image.", False),
+    ("mme", 2, "There is no dog in this image.", False),
+    ("mme", 2, "I can't tell.", None),
+    ("mme", 2, "Answer: Yes", True),
 ]
 
 
@@ -247,8 +331,7 @@ def test_each_benchmark_s_quirks(folder):
     told = [None if v.extracted is None else v.reward == 1 for v in verdicts]
     wrong = [(case, verdict) for case, said, verdict in zip(QUIRKS, told, verdicts, strict=True) if said is not case[3]]
     assert not wrong
-    for name in ("mathvision", "mathvista", "logicvista", "dynamath", "wemath"):
-        assert sum(case[0] == name for case in QUIRKS) >= 15
+    assert all(sum(case[0] == name for case in QUIRKS) >= 15 for name in BENCHMARKS)
 
 
 def row(right: bool, **facts) -> dict:

@@ -32,12 +32,23 @@ _RIGHT = re.compile(
     r"(?:\b(?:option|choice|answer|figure)\s+)?[(*\[\"']{0,4}\b([A-Z])\b[)*\]\"'.]{0,4}\s+(?:is|would be|must be|should be)\s+"
     r"(?:therefore\s+|thus\s+|indeed\s+|clearly\s+)?(?:the\s+)?(?:only\s+)?(?:\w+\s+)?(?:correct|right|best|valid)\b"
 )
-_PICKED = re.compile(
-    r"\b(?:choose|chose|select|pick|go\s+with|correspond(?:s|ing)?\s+to|match(?:es|ing)?|points?\s+to)\s+"
-    r"(?:the\s+)?(?:option|choice|answer|letter)?\s*[(*\[\"']{0,4}([A-Z])(?![A-Za-z0-9_^'(])", re.IGNORECASE
+_ALL_RIGHT = re.compile(  # "options B and D are correct"
+    r"[(*]{0,3}\b([A-Z]\b[)*]{0,3}(?:\s?(?:,\s?and|,|and|&)\s?[(*]{0,3}[A-Z]\b[)*]{0,3}){1,9})\s+are\s+(?:both\s+|all\s+)?"
+    r"(?:the\s+)?(?:only\s+)?(?:correct|valid|right(?!\s*-?(?:angle|triangle|hand)))\b"
+)
+_PICKED = re.compile(  # the letter is a capital whatever the case of the rest: "we choose a point" picks nothing
+    r"\b(?:(?:choose|chose|select|pick|go\s+with|correspond(?:s|ing)?\s+to|match(?:es|ing)?|points?\s+to)\s+"
+    r"(?:the\s+)?(?:option|choice|answer|letter)?|(?:is|be)\s+(?:the\s+)?(?:option|choice))"
+    r"\s*[(*\[\"']{0,4}((?-i:[A-Z]))(?![A-Za-z0-9_^'(])", re.IGNORECASE
 )  # fmt: skip
 _OPENS_LINE = re.compile(r"[\s*_#>]*[(（\[]?([A-Z])(?:[)）\]]|\*{0,2}[.:：)]|\*\*)(?=\s|\Z|\*)")
 _TOGETHER = re.compile(r"[A-Z]{2,8}")
+_ITEM = r"[(*\"'`]{0,3}[A-Za-z][)*\"'`.]{0,3}"
+_ITEMS = re.compile(rf"[\[{{(]?\s*{_ITEM}(?:[\s,&;/]+(?:and\s+)?{_ITEM})+\s*[\]}})]?")  # B, D | b and d | ['B', 'D']
+_BOXES = re.compile(  # "\boxed{B} and \boxed{D}" up to the D
+    r"(\\boxed\s{0,2}\{[^{}]{1,30})\}\s{0,3}\$?\s{0,3}(?:,\s{0,3}and|,|and|&)\s{0,3}\$?\s{0,3}\\boxed\s{0,2}\{"
+)
+UNDECIDED = "or"  # among the letters of an answer that leaves it open: "B or D"
 
 
 def letters_in(text: str, allowed: str) -> tuple[str, ...]:
@@ -59,15 +70,16 @@ def letters_in(text: str, allowed: str) -> tuple[str, ...]:
         return ()
     letters = [letter.upper()]
     while more is not None:
-        letters.append(more[1])
+        letters += [UNDECIDED] * bool(re.search(r"\bor\b", more[0])) + [more[1]]
         rest = rest[more.end() :]
         more = _MORE.match(rest)
     return tuple(dict.fromkeys(letters))
 
 
 def plain(text: str) -> str:
-    """An option's text as it is compared: no dollars, blanks, case, outer punctuation, or LaTeX spacing."""
+    """An option's text as it is compared: no dollars, blanks, case, outer punctuation, article, or LaTeX spacing."""
     text = _WRAPPER.sub(r"\1", text.replace("\\left", "").replace("\\right", "").replace("\\dfrac", "\\frac"))
+    text = re.sub(r"^\W*(?:the|an?)\s+(?=\w{2})", "", text, flags=re.IGNORECASE)
     text = re.sub(r"\\[,;:! ()\[\]]|[$\s*`\"'“”]|\\(?=[%$])", "", text).casefold()
     return re.sub(r"\^\{?\\circ\}?|degrees?", "°", text).strip(".,;:!?")
 
@@ -139,8 +151,10 @@ def _read(response: str, options: tuple[str, ...], letters: str) -> tuple[tuple[
             return tuple(alone), "alone"
         if re.fullmatch(r"[\s(\[*]*[A-Za-z][\s)\]*.]*", alone) or _OPENS_LINE.match(alone):
             return letters_in(alone, letters), "alone"
-        if letters_in(alone, letters) and re.fullmatch(r"[A-Z](?:[\s,&;/]+(?:and\s+)?[A-Z])+", alone):
-            return letters_in(alone, letters), "alone"
+        if _ITEMS.fullmatch(alone):
+            several = tuple(dict.fromkeys(found.upper() for found in re.findall(r"\b[A-Za-z]\b", alone)))
+            if set(several) <= set(letters):
+                return several, "alone"
     if said := _announced(response, options, letters):
         return said, "announced"
     lines = [line for line in text.splitlines() if line.strip()]
@@ -176,6 +190,8 @@ def _announced(response: str, options: tuple[str, ...], letters: str) -> tuple[s
         for match in pattern.finditer(offset):
             if not re.search(r"\b(?:not|n't|incorrect)\b", offset[max(0, match.start() - 12) : match.end()]):
                 events.append((match.start(), (match[1].upper(),)))
+    for match in _ALL_RIGHT.finditer(offset):
+        events.append((match.start(), tuple(dict.fromkeys(re.findall(r"\b[A-Z]\b", match[1])))))
     return max(events, key=lambda event: event[0])[1] if events else ()
 
 
@@ -193,9 +209,16 @@ def score_choice(response: str, truth: str, options: tuple[str, ...], letters: s
 
 
 def score_letters(response: str, truth: str, options: tuple[str, ...], letters: str) -> Verdict:
-    """1 if the set of letters that is answered is the true one (``truth`` is "BD"), in any order."""
+    """1 if the set of letters that is answered is the true one (``truth`` is "BD"), in any order.
+
+    Boxes that a comma or "and" joins are one answer; "B or D" is none.
+    """
+    while (joined := _BOXES.sub(r"\1, ", response)) != response:  # each round joins at least one box to another
+        response = joined
     found, place = answered(response, options, letters)
     if not found:
         return Verdict.of(False, None, place)
+    if UNDECIDED in found:
+        return Verdict.of(False, None, "one option or another")
     right = set(found) == set(truth)
     return Verdict.of(right, "".join(sorted(found)), ("equal, " if right else "differs, ") + place)

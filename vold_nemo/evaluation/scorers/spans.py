@@ -26,7 +26,7 @@ _SHORT = re.compile(r'"short[ _]answer"\s*:\s*("(?:[^"\\]|\\.)*"|[^,}\n]+)', re.
 # "(the) (final) answer (to this) is", "Answer:", "correct option:"; a verb or a colon must follow within a few words.
 _ANNOUNCED = re.compile(
     r"\b(?:answers?|option|choice|solution|(?:correct|right|valid)\s+(?:options|choices|figures))\b"
-    r"(?!\s+(?:choices|options|letter)\b)[^.\n:=?]{0,60}?"
+    r"(?!\s+(?:choices|options|letter(?!\s+is\b|\s?:))\b)[^.\n:=?]{0,60}?"
     r"(?:\b(?:is|are|be)\b(?:\s+(?:therefore|thus|hence|then|simply|clearly|indeed|approximately|about|given by))?"
     r"(?:[ \t]*:)?|[:：]|\s(?==))|答案(?:是|为|：|:)?",
     re.IGNORECASE,

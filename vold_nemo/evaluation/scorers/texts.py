@@ -16,6 +16,11 @@ _CLOCK = re.compile(r"\d{1,2}:\d{1,2}")
 _SIGNS = re.compile(r"[\d\s+\-*/^=().,\\{}πa-zA-Z√]{1,40}")
 _COMMAND, _WORD = re.compile(r"\\[a-z]+"), re.compile(r"[a-zA-Z]{3}")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_ASKED = re.compile(r"\byes\s?(?:or|/)\s?no\b", re.IGNORECASE)  # the question again, or no decision
+_ENDS_YES_NO = re.compile(r"(?:[,;:]|\b(?:so|is|say))\s{1,3}[*\"'(]{0,3}(yes|no)[*\"').!]{0,4}\Z", re.IGNORECASE)
+_TYPED = re.compile(  # "the area is 5 + 4√3 cm"
+    r"(?:\b(?:is|are|be|equals)\b|[=≈])\s{0,3}(?=[^√π]{0,40}[√π])([\d\s+\-−*/^().√π]{1,40})(?:\s[a-z]{1,5}|°)?\Z"
+)
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 
 
@@ -42,14 +47,22 @@ def simple(text: str) -> str:
     return re.sub(r"\s*([,:;=()\[\]/-])\s*", r"\1", " ".join(text.split()))
 
 
-def numbers_of(text: str) -> list[float] | None:
-    """``[1, 2.5]``, ``(0.886, -0.465)``, ``1, 2 and 3``: the numbers; None if there is anything else."""
+def numbers_of(text: str, count: int | None = None) -> list[float] | None:
+    """``[1, 2.5]``, ``(0.886, -0.465)``, ``1, 2 and 3``: the numbers; None if there is anything else.
+
+    ``[200,300]`` is one number or two: two, if ``count`` says so.
+    """
     text = re.sub(r"\\(?:left|right|,|;|!| )|\$", "", text).strip().rstrip(".")
-    inner = re.sub(r"^[(\[{\\]+|[)\]}\\]+$", "", text)
+    inner = text
+    for _ in range(3):
+        if bracketed := re.fullmatch(r"\\?[(\[{](.*?)\\?[)\]}]", inner, re.DOTALL):
+            inner = bracketed[1].strip()
     parts = [part.strip() for part in re.split(r",(?!\d{3}(?:\D|$))|;|\band\b|\bto\b|\n", inner) if part.strip()]
     if not any(c in text for c in ",;([") and " and " not in text and " to " not in text:
         return None
     values = [value_of(part) for part in parts]
+    if count is not None and len(values) != count == inner.count(",") + 1 and ", " not in inner:
+        return numbers_of(text.replace(",", ", "))
     return None if not values or None in values else values
 
 
@@ -67,7 +80,7 @@ def same_text(said: str, truth: str, tolerance: float = 1e-3) -> bool:
         return _clock(a) == _clock(b)
     numbers = numbers_of(truth)
     if numbers is not None:
-        mine = numbers_of(said)
+        mine = numbers_of(said, len(numbers))
         return (
             mine is not None
             and len(mine) == len(numbers)
@@ -128,7 +141,7 @@ def score_list(response: str, truth: str) -> Verdict:
         return score_text(response, truth)
     said, place = answered_text(response)
     source = said if said is not None else closing(response)
-    mine = numbers_of(_bracketed(source) or source)
+    mine = numbers_of(_bracketed(source) or source, len(wanted))
     if mine is None:
         mine = [value for value, _ in numbers_in(source)]
     if not mine:
@@ -140,12 +153,13 @@ def score_list(response: str, truth: str) -> Verdict:
 
 
 def score_open(response: str, truths: tuple[str, ...]) -> Verdict:
-    """MMMU's open questions: a number after rounding to two decimals, or a text; any of ``truths``."""
-    verdicts = [
-        score_number(response, truth, 2, None) if value_of(truth) is not None else score_text(response, truth)
-        for truth in truths
-    ]
-    return max(verdicts, key=lambda verdict: (verdict.reward, verdict.extracted is not None))
+    """MMMU's open questions: a number after rounding to two decimals, or a text; any of ``truths``.
+
+    Where one of them is a number, a wrong answer without a number is unparsed.
+    """
+    numeric = [score_number(response, truth, 2, None) for truth in truths if value_of(truth) is not None]
+    verdicts = numeric + [score_text(response, truth) for truth in truths if value_of(truth) is None]
+    return next((v for v in verdicts if v.reward == 1), verdicts[0])
 
 
 def read_math(response: str, truth: str) -> Verdict | Item:
@@ -160,7 +174,13 @@ def read_math(response: str, truth: str) -> Verdict | Item:
         said = f"{found[0][0]:.12g}"
     if said is None or not said.strip(" .$"):
         return Verdict.of(False, None, "no answer announced")
-    return Item(f"\\boxed{{{said.strip().strip('$').rstrip('.')}}}", bare_math(truth), "math")
+    return Item(f"\\boxed{{{_in_latex(said.strip().strip('$').rstrip('.'))}}}", _in_latex(bare_math(truth)), "math")
+
+
+def _in_latex(text: str) -> str:
+    """The signs that models type in place of commands: ``4√3``, ``√(13)``, ``2π``."""
+    text = re.sub(r"√\s?(?:(\d+)|\(([^()]{1,40})\))", lambda found: f"\\sqrt{{{found[1] or found[2]}}}", text)
+    return text.replace("π", "\\pi ")
 
 
 def _formula(sentence: str) -> str | None:
@@ -173,6 +193,8 @@ def _formula(sentence: str) -> str | None:
         return sentence
     if _SIGNS.fullmatch(sentence) and re.search(r"\d|\\", sentence) and not _WORD.search(_COMMAND.sub("", sentence)):
         return sentence
+    if typed := _TYPED.search(sentence):
+        return typed[1].strip()
     numbers = numbers_in(sentence)
     return f"{numbers[0][0]:.12g}" if len(numbers) == 1 else None
 
@@ -186,11 +208,17 @@ def bare_math(truth: str) -> str:
 
 
 def score_yes_no(response: str, truth: str) -> Verdict:
-    """1 if the answer is ``truth``, yes or no: alone, first, announced or last; both or neither are unparsed."""
+    """1 if the answer is ``truth``, yes or no: alone, first, announced or last; both or neither are unparsed.
+
+    Of a last sentence with both, the word that ends it behind a comma, "so" or "is".
+    """
+    response = _ASKED.sub(" ", response)
     said, place = answered_text(response)
     text = said if said is not None else visible(response)
     opening = re.match(r"[\s*_\"'(]*(yes|no)\b", text, re.IGNORECASE)
     words = {word.casefold() for word in _YES_NO.findall(closing(response) if opening is None else text)}
+    if opening is None and len(words) == 2 and (opening := _ENDS_YES_NO.search(closing(response))):
+        place = "closing"  # "there is no error, so yes"
     word = opening[1].casefold() if opening else words.pop() if len(words) == 1 else None
     if word is None:
         return Verdict.of(False, None, "neither yes nor no" if not words else "both yes and no")
