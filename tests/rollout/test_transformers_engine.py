@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -26,9 +27,29 @@ def folder(tmp_path_factory):
     write_random_student(root / "tied")
     write_random_student(root / "untied", tied=False, seed=3)
     write_random_teacher(root / "qwen3")
+    write_random_qwen3_vl(root / "qwen3_vl", like=root / "tied")
     write_questions(root / "text.jsonl", count=9)
     write_questions(root / "image.parquet", count=7, images=True)
     return root
+
+
+def write_random_qwen3_vl(path, like) -> None:
+    """A Qwen3-VL with the tokenizer, image settings and special ids of ``like``; two vision layers feed the decoder."""
+    from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    shutil.copytree(like, path, ignore=shutil.ignore_patterns("*.safetensors"))
+    known = AutoConfig.from_pretrained(like)
+    kept = {name: getattr(known, name) for name in (
+        "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")}  # fmt: skip
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 8, "vocab_size": known.get_text_config().vocab_size,
+            "max_position_embeddings": 512, "initializer_range": 0.2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [2, 1, 1]}}  # fmt: skip
+    vision = {"depth": 3, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 32, "patch_size": 14,
+              "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16, "initializer_range": 0.2}  # fmt: skip
+    torch.manual_seed(0)
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **kept)
+    Qwen3VLForConditionalGeneration(config).float().save_pretrained(path)
 
 
 def prompts_of(folder, kind: str) -> list[EnginePrompt]:
@@ -64,7 +85,8 @@ def reference_model(path, vision: bool):
     return auto.from_pretrained(path, dtype=torch.float32).eval()
 
 
-CASES = [("tied", "text"), ("tied", "image"), ("untied", "image"), ("qwen3", "text")]
+CASES = [("tied", "text"), ("tied", "image"), ("untied", "image"), ("qwen3", "text"),
+         ("qwen3_vl", "text"), ("qwen3_vl", "image")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

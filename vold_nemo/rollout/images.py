@@ -1,4 +1,4 @@
-"""Images for Qwen2.5-VL: pixels to patches, and one placeholder id widened to as many ids as there are merged patches."""
+"""Images for Qwen2.5-VL and Qwen3-VL: pixels to patches; a placeholder id becomes as many ids as there are merged patches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROCESSORS = tuple(f"Qwen2VLImageProcessor{suffix}" for suffix in ("", "Fast", 
 
 @dataclass
 class PreparedPrompt:
-    """A prompt as the model reads it; ``pixels`` [patches, 3·2·14·14] and ``grids`` [images, 3] are None without images."""
+    """A prompt as the model reads it; ``pixels`` [patches, 3·2·side²] and ``grids`` [images, 3] are None without images."""
 
     ids: list[int]
     pixels: Tensor | None = None
@@ -65,7 +65,7 @@ class ImagePreparer:
         kind = json.loads(file.read_text()).get("image_processor_type")
         if kind not in _PROCESSORS:
             raise ConfigError(
-                f"{file}: image_processor_type", kind, " | ".join(_PROCESSORS), "use a Qwen2.5-VL checkpoint"
+                f"{file}: image_processor_type", kind, " | ".join(_PROCESSORS), "use a Qwen2.5-VL or Qwen3-VL checkpoint"
             )
         self._processor = Qwen2VLImageProcessorPil.from_pretrained(str(path))
         self._placeholder = placeholder

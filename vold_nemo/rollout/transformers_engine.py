@@ -18,11 +18,11 @@ from vold_nemo.rollout.limits import Limits, require_ready
 from vold_nemo.rollout.sync import combine, tensor_digest
 from vold_nemo.rollout.undisturbed import undisturbed
 
-VISION_MODELS = ("qwen2_5_vl",)
+VISION_MODELS = ("qwen2_5_vl", "qwen3_vl")
 
 
 class TransformersEngine:
-    """A Hugging Face checkpoint folder (causal LM or Qwen2.5-VL) that answers prompts.
+    """A Hugging Face checkpoint folder (causal LM, Qwen2.5-VL or dense Qwen3-VL) that answers prompts.
 
     ``batch`` is the number of sequences decoded at a time; ``stop_ids`` None takes the checkpoint's own
     (``data/templates.eos_ids``).  Completions are a function of (weights, prompts in their order,
