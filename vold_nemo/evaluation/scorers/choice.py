@@ -37,10 +37,10 @@ _ALL_RIGHT = re.compile(  # "options B and D are correct"
     r"(?:the\s+)?(?:only\s+)?(?:correct|valid|right(?!\s*-?(?:angle|triangle|hand)))\b"
 )
 _PICKED = re.compile(  # the letter is a capital whatever the case of the rest: "we choose a point" picks nothing
-    r"\b(?:(?:choose|chose|select|pick|go\s+with|correspond(?:s|ing)?\s+to|match(?:es|ing)?|points?\s+to)\s+"
-    r"(?:the\s+)?(?:option|choice|answer|letter)?|(?:is|be)\s+(?:the\s+)?(?:option|choice))"
-    r"\s*[(*\[\"']{0,4}((?-i:[A-Z]))(?![A-Za-z0-9_^'(])", re.IGNORECASE
+    r"\b(?:choose|chose|select|pick|go\s+with|correspond(?:s|ing)?\s+to|match(?:es|ing)?|points?\s+to)\s+"
+    r"(?:the\s+)?(?:option|choice|answer|letter)?\s*[(*\[\"']{0,4}((?-i:[A-Z]))(?![A-Za-z0-9_^'(])", re.IGNORECASE
 )  # fmt: skip
+_NAMED = re.compile(r"[(\[]([A-Z])[)\]]|\*\*([A-Z])\*\*|\b(?:is|be)\s(?:the\s)?(?:option|choice)\s([A-Z])(?![A-Za-z0-9_^'(])")
 _OPENS_LINE = re.compile(r"[\s*_#>]*[(（\[]?([A-Z])(?:[)）\]]|\*{0,2}[.:：)]|\*\*)(?=\s|\Z|\*)")
 _TOGETHER = re.compile(r"[A-Z]{2,8}")
 _ITEM = r"[(*\"'`]{0,3}[A-Za-z][)*\"'`.]{0,3}"
@@ -166,7 +166,7 @@ def _read(response: str, options: tuple[str, ...], letters: str) -> tuple[tuple[
     if sum(bool(_OPENS_LINE.match(line)) for line in lines) > 1:  # the options, copied
         return (), "no option announced"
     last = closing(response)
-    named = {m for m in re.findall(r"[(\[]([A-Z])[)\]]|\*\*([A-Z])\*\*", last) for m in m if m}
+    named = {m for m in _NAMED.findall(last) for m in m if m}
     if len(named) == 1:
         return tuple(named), "closing"
     if (inside := _option_inside(last, options, letters)) is not None:
