@@ -26,6 +26,7 @@ def configured(tmp_path, **options) -> Config:
 @pytest.mark.parametrize(("tool", "says"), [("lmms_eval", "--tasks mmstar"), ("vlmevalkit", "run.py --config")])
 def test_the_script_starts_the_tool_on_the_exported_checkpoint(tmp_path, tool, says):
     (tmp_path / "a model").mkdir()
+    (tmp_path / "a model" / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     script = write_script(configured(tmp_path, tool=tool, model=str(tmp_path / "a model"), arm="vold"))
     assert says in script.read_text()
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -36,6 +37,14 @@ def test_the_script_starts_the_tool_on_the_exported_checkpoint(tmp_path, tool, s
         assert f"'pretrained={tmp_path}/a model'" in script.read_text()
     with pytest.raises(ConfigError, match="export_hf"):
         write_script(configured(tmp_path, model=str(tmp_path / "nowhere")))
+
+
+def test_a_qwen3_vl_goes_to_the_tool_s_own_class_or_nowhere(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    script = write_script(configured(tmp_path, tool="lmms_eval", model=str(tmp_path)))
+    assert "--model qwen3_vl " in script.read_text()
+    with pytest.raises(ConfigError, match="qwen2_5_vl"):
+        write_script(configured(tmp_path, tool="vlmevalkit", model=str(tmp_path)))
 
 
 def write_lmms_eval(tmp_path):

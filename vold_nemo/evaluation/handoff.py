@@ -37,6 +37,10 @@ VLMEVALKIT = {
     "mathvista": "MathVista_MINI", "logicvista": "LogicVista", "mathverse": "MathVerse_MINI_Vision_Only_cot",
     "mmstar": "MMStar", "dynamath": "DynaMath", "wemath": "WeMath_COT", "mmmu": "MMMU_DEV_VAL", "mme": "MME",
 }  # fmt: skip
+MODELS = {  # model_type: what the tool calls the class that loads it (VLMEvalKit's of Qwen3-VL samples by default: not offered)
+    "lmms_eval": {"qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl"},
+    "vlmevalkit": {"qwen2_5_vl": "Qwen2VLChat"},
+}
 TOOLS = {"lmms_eval": LMMS_EVAL, "vlmevalkit": VLMEVALKIT}
 _PIXELS = {"min_pixels": 1280 * 28 * 28, "max_pixels": 16384 * 28 * 28}  # VLMEvalKit's own for Qwen2.5-VL-3B-Instruct
 
@@ -55,10 +59,14 @@ class Answer:
 def write_script(config: Config) -> Path:
     """``<handoff.path>/<tool>.sh`` (and VLMEvalKit's JSON): the command for ``handoff.model`` on ``evaluate.benchmarks``."""
     options, names = config.handoff, _names(config)
-    if not Path(options.model or "").is_dir():
+    if not (Path(options.model or "") / "config.json").is_file():
         raise ConfigError(
             "handoff.model", options.model, "an exported checkpoint folder", "run recipes/export_hf.py first"
         )
+    known, family = MODELS[options.tool], json.loads((Path(options.model) / "config.json").read_text()).get("model_type")
+    if family not in known:
+        mend = "give a checkpoint of these families, or another handoff.tool"
+        raise ConfigError(f"handoff.model: {options.model}: model_type", family, " | ".join(known), mend)
     folder = Path(options.path).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     model, limit = str(Path(options.model).resolve()), config.evaluate.limit
@@ -70,7 +78,7 @@ def write_script(config: Config) -> Path:
             "-m",
             "lmms_eval",
             "--model",
-            "qwen2_5_vl",
+            known[family],
             "--model_args",
             f"pretrained={model}",
             "--tasks",
@@ -86,7 +94,7 @@ def write_script(config: Config) -> Path:
         words += ["--limit", str(limit)] if limit is not None else []
     else:
         settings = {
-            "class": "Qwen2VLChat",
+            "class": known[family],
             "model_path": model,
             "max_new_tokens": config.evaluate.max_tokens,
             **_PIXELS,
