@@ -33,12 +33,30 @@ def short(text: str) -> str:
     return f"`{text}`" if len(text) <= 70 else f"`{text[:30]} … {text[-36:]}`"
 
 
+def yes_or_no(theirs: list[dict]) -> list[str]:
+    """The section on yes and no: how often each reads what a careful reader does, and where it does not."""
+    tools, rows = list(theirs[0]), []
+    agree: Counter[str] = Counter()
+    for (response, truth, right), found in zip(texts.YES_NO, theirs, strict=True):
+        other = {"Yes": "no", "No": "yes"}[truth]
+        hand = None if right is None else truth.casefold() if right else other
+        agree["here"] += read(response, Question("q", [], truth, scorer="yes_no")).extracted == hand
+        agree.update(tool for tool in tools if found[tool] == hand)
+        if any(found[tool] != hand for tool in tools):
+            rows.append(f"| {short(response)} | {said(hand)} | " + " | ".join(said(found[tool]) for tool in tools) + " |")
+    count = len(theirs)
+    lines = ["", "### Yes or no", "", f"{count} answers as to MME's questions:", "", "| rules | as by hand |", "|---|---|"]
+    lines += [f"| {tool} | {agree[tool]} of {count} |" for tool in ("here", *tools)]
+    return [*lines, "", f"| answer | by hand | {' | '.join(tools)} |", "|---|---|" + "---|" * len(tools), *rows]
+
+
 def main() -> None:
     python, lmms, kit = sys.argv[1:4]
     choices = [(r, choice.LENGTHS, letter) for r, letter in choice.CHOICE] + [
         (r, choice.COLOURS, letter) for r, letter in choice.TEXTS
     ]
-    cases = {"choice": [(r, options) for r, options, _ in choices], "math": [(r, t) for r, t, _ in texts.MATH]}
+    cases = {"choice": [(r, options) for r, options, _ in choices], "math": [(r, t) for r, t, _ in texts.MATH],
+             "yes_no": [r for r, _, _ in texts.YES_NO]}  # fmt: skip
     done = subprocess.run([python, str(Path(__file__).with_name("their_verdicts.py")), lmms, kit], input=json.dumps(cases),
                           capture_output=True, text=True, check=True)  # fmt: skip
     theirs = json.loads(done.stdout)
@@ -88,6 +106,7 @@ def main() -> None:
     for (response, truth, hand), other in zip(texts.MATH, others, strict=True):
         if (other is True) != (hand is True):
             lines.append(f"| {short(response)} | {short(truth)} | {said(hand is True)} | {said(other)} |")
+    lines += yes_or_no(theirs["yes_no"])
     page = PAGE.read_text()
     head, _, rest = page.partition(BEGIN)
     PAGE.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n\n{END}" + rest.partition(END)[2])

@@ -8,6 +8,7 @@ numpy, tqdm and latex2sympy2 (which asks for another antlr than this project has
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import random
@@ -24,6 +25,15 @@ def load(file: Path, name: str):
     return module
 
 
+def functions(*sources: tuple[Path, str]) -> dict:
+    """The named functions of files whose other imports are not here."""
+    names: dict = {}
+    for file, name in sources:
+        [found] = [node for node in ast.parse(file.read_text()).body if getattr(node, "name", None) == name]
+        exec(ast.unparse(found), names)  # the sources of a tool that we compare ourselves with
+    return names
+
+
 def main() -> None:
     lmms, kit = Path(sys.argv[1]) / "lmms_eval" / "tasks", Path(sys.argv[2]) / "vlmeval"
     cases = json.load(sys.stdin)
@@ -33,6 +43,10 @@ def main() -> None:
     for name in ("vlmeval", "vlmeval.smp", "vlmeval.smp.log"):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["vlmeval.smp.log"].get_logger = lambda *_: None
+    yes_no = functions(
+        (lmms / "mme" / "utils.py", "parse_pred_ans"), (kit / "smp" / "misc.py", "process_punctuation"),
+        (kit / "dataset" / "utils" / "yorn.py", "YOrN_Extraction"),
+    )  # fmt: skip
     infer = load(kit / "utils" / "matching_util.py", "matching_util")
 
     def mmmu_letter(response: str, options: list[str]) -> str | None:
@@ -64,7 +78,7 @@ def main() -> None:
         except Exception as error:  # a crash is a finding
             return f"{type(error).__name__}"
 
-    verdicts = {"choice": [], "math": []}
+    verdicts = {"choice": [], "math": [], "yes_no": []}
     for response, options in cases["choice"]:
         letters = "ABCDEFGHIJ"[: len(options)]
         verdicts["choice"].append(
@@ -76,6 +90,12 @@ def main() -> None:
         )
     for response, truth in cases["math"]:
         verdicts["math"].append({"lmms-eval MathVision": guarded(mathvision, response, truth)})
+    for response in cases["yes_no"]:
+        said = {
+            "lmms-eval MME": guarded(yes_no["parse_pred_ans"], response),
+            "VLMEvalKit": guarded(yes_no["YOrN_Extraction"], response).lower(),
+        }
+        verdicts["yes_no"].append({tool: word if word in ("yes", "no") else None for tool, word in said.items()})
     json.dump(verdicts, sys.stdout)
 
 
