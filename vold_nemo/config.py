@@ -398,6 +398,7 @@ class JudgeConfig:
 @dataclass
 class EvaluateConfig:
     models: dict[str, str] = field(default_factory=dict)  # arm: checkpoint folder
+    engine: str = "transformers"  # transformers | vllm: one a process, on one device, with the rest of rollout.vllm
     benchmarks: list[str] = field(default_factory=list)  # mathvista, mmmu_pro_vision, ...: docs/benchmarks.md
     benchmark_paths: dict[str, str] = field(default_factory=dict)  # benchmark: folder or hub id in place of the pinned one
     text: DatasetConfig | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -443,6 +444,12 @@ def test_parts_answered_apart_give_the_results_of_one_process(folder, model, tmp
     assert {**found, "settings": 0} == {**whole, "settings": 0}
     names = sorted(file.name for file in (parts / "answers").glob("*.jsonl"))
     assert names == ["base.jsonl", "base.part-0-of-4.jsonl", "base.part-1-of-2.jsonl", "base.part-1-of-4.jsonl"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here: tests/vllm has an evaluation on it")
+def test_an_engine_that_is_not_installed_is_refused_before_anything_is_read(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluate\.engine=transformers"):
+        evaluate(configured(folder, tmp_path / "no model", tmp_path, engine="vllm"))
 
 
 def test_another_benchmark_leaves_the_answers_to_the_first(folder, model, tmp_path, monkeypatch):

@@ -15,11 +15,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vold_nemo.config import ConfigError
+from vold_nemo.config import ConfigError, VLLMConfig
 from vold_nemo.data.prompts import Prompt, question_text
 from vold_nemo.evaluation.benchmarks.question import Question
 
@@ -43,6 +43,8 @@ class Settings:
     dtype: str
     verifier: str
     temperature: float = 1.0
+    engine: str = "transformers"
+    vllm: VLLMConfig | None = None
 
 
 def model_fingerprint(path: str | Path) -> str:
@@ -78,8 +80,8 @@ def describe(arm: str, path: str | Path, weights: str, questions: dict[str, str]
         weights: :func:`model_fingerprint` of ``path``.
         questions: set -> :func:`questions_fingerprint`; computed once for all arms, since benchmarks hold gigabytes of images.
     """
-    # the batch only groups the work: it is no part of what the answers are of
-    deciding = {name: value for name, value in asdict(settings).items() if name != "batch"}
+    # the batch and vLLM's memory only group the work: they are no part of what the answers are of
+    deciding = {name: value for name, value in asdict(settings).items() if name not in ("batch", "vllm")}
     return {"arm": arm, "path": str(path), "weights": weights, "questions": questions, "settings": deciding}
 
 
@@ -163,14 +165,25 @@ def keep(manifest: dict, rows: list[dict], samples: int, folder: str | Path) -> 
 
 
 def open_engine(path: str | Path, settings: Settings, device: str, stop: tuple[int, ...]) -> RolloutEngine:
-    """The engine that answers: anything that is a ``RolloutEngine``."""
+    """The engine that answers: anything that is a ``RolloutEngine``.
+
+    vLLM gets a world of this process alone, whatever launched it, since the parts of an evaluation never wait for each other.
+    """
     import torch
 
+    where, dtype = torch.device(device), getattr(torch, settings.dtype)
+    if settings.engine == "vllm":
+        from vold_nemo.megatron.parallel import join_alone
+        from vold_nemo.rollout.vllm_engine import VLLMEngine
+
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        join_alone(where)
+        alone = replace(settings.vllm, tensor_parallel=1)
+        return VLLMEngine(path, device=where, dtype=dtype, settings=alone, batch=settings.batch, stop_ids=stop)
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 
-    return TransformersEngine(
-        path, device=device, dtype=getattr(torch, settings.dtype), batch=settings.batch, stop_ids=stop
-    )
+    return TransformersEngine(path, device=where, dtype=dtype, batch=settings.batch, stop_ids=stop)
 
 
 def _answer_pending(arm, path, questions, pending, settings: Settings, score: Score, store: Path, device) -> None:
@@ -209,6 +222,7 @@ def _answer_pending(arm, path, questions, pending, settings: Settings, score: Sc
                     }  # fmt: skip
                     file.write(json.dumps(row | _facts(p)) + "\n")
                 file.flush()
+    engine.close()  # the next arm's needs the device, and a process holds one vLLM at a time
 
 
 def _facts(prompt: Prompt) -> dict:

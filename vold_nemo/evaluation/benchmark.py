@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
@@ -108,6 +109,10 @@ def evaluate(config: Config) -> dict | None:
         if not arm.replace("_", "").replace("-", "").isalnum():  # it names files
             raise ConfigError("evaluate.models", arm, ARM_CHARACTERS, "rename the arm")
     device = pick_device(config.device)
+    if options.engine == "vllm":
+        from vold_nemo.rollout.vllm_engine import require_vllm
+
+        require_vllm("evaluate.engine")
     # a missing checkpoint is found before the first arm has answered for an hour
     weights = {arm: model_fingerprint(path) for arm, path in options.models.items()}
     part = part_of(config)
@@ -115,7 +120,8 @@ def evaluate(config: Config) -> dict | None:
     settings = Settings(
         max_tokens=options.max_tokens, samples=options.samples, seed=config.seed, batch=options.batch,
         dtype={"bf16": "bfloat16", "fp32": "float32"}[config.precision], verifier=config.reward.verifier,
-        temperature=options.temperature,
+        temperature=options.temperature, engine=options.engine,
+        vllm=config.rollout.vllm if options.engine == "vllm" else None,
     )  # fmt: skip
     score = functools.partial(score_rows, reward=config.reward)
     fingerprints = {kind: questions_fingerprint(prompts) for kind, prompts in questions.items()}
@@ -133,7 +139,7 @@ def evaluate(config: Config) -> dict | None:
     for arm, rows in answers.items():
         keep(manifests[arm], rows, settings.samples, options.path)
     described = {kind: _source(config, kind) for kind in questions}
-    results = build_results(answers, manifests, {**vars(settings), "device": device, "questions": described})
+    results = build_results(answers, manifests, {**asdict(settings), "device": device, "questions": described})
     target = Path(options.path) / "results.json"
     aside = target.with_name(f"results.json.{os.getpid()}")
     aside.write_text(json.dumps(results, indent=1) + "\n")

@@ -130,6 +130,17 @@ def pick_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def _backend(where: torch.device) -> str:
+    return "gloo" if where.type == "cpu" else "cpu:gloo,cuda:nccl"
+
+
+def join_alone(where: torch.device, timeout_minutes: float = 30.0) -> None:
+    """A world of this process alone, whatever launched it; nothing if a world is joined already."""
+    if not dist.is_initialized():
+        timeout = timedelta(minutes=timeout_minutes)
+        dist.init_process_group(_backend(where), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
 def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     """Join the world, unless it is joined already; makes no group.  Returns this rank's device.  Collective over the world."""
     global _own_default_group, _groups_before
@@ -138,13 +149,11 @@ def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if not dist.is_initialized():
-        timeout = timedelta(minutes=timeout_minutes)
-        backend = "gloo" if where.type == "cpu" else "cpu:gloo,cuda:nccl"
         if place.host is None:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            join_alone(where, timeout_minutes)
         else:
-            dist.init_process_group(backend, init_method=f"tcp://{place.host}:{place.port}", rank=place.rank,
-                                    world_size=place.world, timeout=timeout)
+            dist.init_process_group(_backend(where), init_method=f"tcp://{place.host}:{place.port}", rank=place.rank,
+                                    world_size=place.world, timeout=timedelta(minutes=timeout_minutes))
         _own_default_group = True
     if _current is None:
         _groups_before = set(dist.distributed_c10d._world.pg_map)

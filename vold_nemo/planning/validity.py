@@ -48,6 +48,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reproduce.missing": ("list", "run", "slurm"),
     "handoff.tool": ("lmms_eval", "vlmevalkit"),
     "handoff.scorer": ("theirs", "ours"),
+    "evaluate.engine": ("transformers", "vllm"),
     "evaluate.judge.reads": ("unparsed", "all"),
     "checkpoint.resume": ("auto", "never", "required"),
     "checkpoint.metric_best": ("min", "max"),

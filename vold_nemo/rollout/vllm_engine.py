@@ -39,11 +39,11 @@ from vold_nemo.rollout.vllm_weights import read_live
 WEIGHTS, CACHE = ["weights"], ["kv_cache"]  # vLLM's names for what sleeps
 
 
-def require_vllm() -> None:
-    """ConfigError where vLLM is not installed."""
+def require_vllm(key: str = "rollout.engine") -> None:
+    """ConfigError, in the name of the ``key`` that asks for it, where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        mend = "pip install 'vold-nemo[vllm]', or use rollout=transformers"
-        raise ConfigError("rollout.engine", "vllm", "an environment that has vLLM 0.32", mend)
+        mend = f"pip install 'vold-nemo[vllm]', or set {key}=transformers"
+        raise ConfigError(key, "vllm", "an environment that has vLLM 0.32", mend)
 
 
 class VLLMEngine:
