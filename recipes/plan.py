@@ -8,8 +8,9 @@
 
 Every finding is named at once, with how to mend it.  Checkpoints and data that are not fetched yet and features that are
 not built yet are warnings (errors with ``strict=true``): shapes of published models are known without them.  Writes
-``plan.json`` and ``plan.html`` under ``plan.path``.  Exit code 2: a finding, or a plan that does not fit, with the three
-cheapest changes that make it fit.  All times and GPU memory figures are planned, not measured.
+``plan.json`` and ``plan.html`` under ``plan.path``, and with ``sbatch=FILE`` the Slurm scripts of a plan that fits.  Exit
+code 2: a finding, or a plan that does not fit, with the three cheapest changes that make it fit.  All times and GPU memory
+figures are planned, not measured.
 """
 
 import sys
@@ -40,12 +41,15 @@ def main(config: Config) -> None:
     if wrong:
         raise ExceptionGroup("layout", list(wrong.values()))
     plan = make_plan(config, models)
-    lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan), "", *text.time_table(plan)]
+    lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan), "", *text.time_table(plan, config)]
     lines += ["", *text.saving_table(config, models), "", *text.holding(config, models)]
+    lines += ["", "jobs (slurm/pipeline.sh submits them, sbatch=FILE writes their scripts)"]
+    lines += [f"  {job}" for job in launch.jobs(config)]
     lines += example(config, "plan")
     if config.search:
         for stage in plan.stages:
             lines += ["", *text.ranking(config, models, stage)]
+        lines += ["", "recomputation and offload stand where a layout does not fit without; all stages share one parallel.*"]
     if config.explain:
         lines += ["", *text.assumptions(config)]
     print("\n".join(lines))

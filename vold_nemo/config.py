@@ -545,10 +545,11 @@ class ClusterConfig:
     gpus: GPUsConfig = field(default_factory=GPUsConfig)
     memory_gib: float | None = None  # of one GPU; null = a plan without a verdict on memory
     compute_capability: float | None = None  # 8.0 (A100), 9.0 (H100, H200), 10.0 (B200); null = no FP8 is planned by itself
-    bf16_tflops: float | None = None  # dense; null (with the two below) = a plan without times
+    bf16_tflops: float | None = None  # dense; null (or one of the four below) = a plan without times
     memory_gbs: float | None = None  # bandwidth of a GPU's own memory, GB/s
     link_gbs: float | None = None  # between GPUs of a node, GB/s a GPU
     network_gbs: float | None = None  # between nodes, GB/s a GPU
+    host_gbs: float | None = None  # between a GPU and its host's memory, GB/s
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
@@ -559,7 +560,7 @@ class PlanConfig:
     train_efficiency: float = 0.35  # share of bf16_tflops reached in forward and backward
     forward_efficiency: float = 0.45  # the same in the teacher's forward
     memory_efficiency: float = 0.6  # share of memory_gbs reached while decoding
-    network_efficiency: float = 0.6  # share of link_gbs and network_gbs reached
+    network_efficiency: float = 0.6  # share of link_gbs, network_gbs and host_gbs reached
     layer_ms: float = 0.6  # launches of one decoder layer in the transformers engine, which has no CUDA graphs
     straggler: float = 2.0  # longest answer of a decoded batch over the mean one, before the limit cuts it
     reserve_gib: float = 5.0  # CUDA context, NCCL buffers, workspaces, fragmentation

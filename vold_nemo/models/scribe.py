@@ -16,7 +16,7 @@ def on_transformers(config: Config, local_rank: int):
 
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.megatron.parallel import pick_device
-    from vold_nemo.planning.memory import scribe_precision
+    from vold_nemo.planning.decoding import scribe_precision
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 
     return TransformersEngine(
@@ -35,7 +35,7 @@ def on_vllm(config: Config, local_rank: int):
     import torch
 
     from vold_nemo.data.templates import eos_ids, load_tokenizer
-    from vold_nemo.planning.memory import scribe_precision
+    from vold_nemo.planning.decoding import scribe_precision
     from vold_nemo.rollout.vllm_teacher import VLLMTeacher
 
     visible: list[str] = []

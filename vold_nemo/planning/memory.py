@@ -8,8 +8,8 @@ Who holds the device (all of it stays resident, but for what the keys send away:
     vold teacher    residents + teacher hidden states of the update + one teacher layer's work
     vold train      residents + those hidden states + activations + the objective
     vold sync       residents + the largest tensor, whole, twice (gathered and concatenated)
-    traces          the teacher in the rollout engine + key-value cache
-    export          student weights + the largest tensor twice
+    traces          the teacher in an engine + key-value cache (``decoding.py``)
+    export          student weights + the largest tensor twice, in as few processes as hold it (:func:`export_tensor`)
 
 Longest sequences are supposed everywhere but for the hidden states of an update, where mean lengths add up; at the start of
 a run no rollout is right and all are scored.
@@ -20,16 +20,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vold_nemo.config import Config
-from vold_nemo.megatron import precision
+from vold_nemo.config import Config, ParallelConfig, TeacherConfig
+from vold_nemo.megatron import architecture, precision
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.precision import Precision
-from vold_nemo.planning import activations, allocation
+from vold_nemo.planning import activations, allocation, decoding
 from vold_nemo.planning.activations import Numerics, Tokens
 from vold_nemo.planning.allocation import BYTES, Placement
+from vold_nemo.planning.decoding import GIB
 from vold_nemo.planning.holders import here
 
-GIB = 1 << 30
 EXACT_KL = ("reverse", "forward", "jsd", "topk", "vopd")  # estimators that sum over the vocabulary
 
 
@@ -79,13 +79,13 @@ def teacher_precision(config: Config, teacher: Architecture) -> Precision:
     return precision.choose(config.teacher, config.precision, hardware, teacher, config.parallel.tensor)
 
 
-def scribe_precision(config: Config) -> str:
-    """In which the rollout engine writes the teacher's traces: FP8 is the training engine's alone."""
-    return {"auto": config.precision, "fp8": "bf16"}.get(config.teacher.precision, config.teacher.precision)
-
-
 def reserve(config: Config) -> dict[str, int]:
     return {"reserve": int(config.plan.reserve_gib * GIB)} if on_cuda(config) else {}
+
+
+def capacity(config: Config) -> int | None:
+    """Bytes of one GPU; None where there is none, or none is named."""
+    return int(config.cluster.memory_gib * GIB) if on_cuda(config) else None
 
 
 def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Phase]:
@@ -97,15 +97,35 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
     for number in range(pipeline):
         at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number, expert=config.parallel.expert)
         yield from _sft(config, models, at) if stage == "sft" else _vold(config, models, at, gpus)
+    yield _export(config, models, stage, export_tensor(config, models))
 
 
 def _traces(config: Config, models: Models) -> Phase:
-    size = BYTES[scribe_precision(config)]
+    engine = decoding.of_traces(config, models.scribe, models.parameters(models.scribe))
+    prompt = config.plan.prompt_tokens if engine.share is None else config.traces.max_prompt_tokens
     rows = config.traces.batch * config.traces.samples_per_prompt
-    length = config.plan.prompt_tokens + config.traces.max_tokens
-    cache = activations.decoding(models.scribe, min(rows, config.traces.batch), length, size)
-    weights = size * models.parameters(models.scribe)
-    return Phase("traces", "decode", Placement(1, 1, 1, 0), {"engine": weights, "cache": cache, **reserve(config)})
+    parts = decoding.memory(engine, rows, prompt + config.traces.max_tokens, capacity(config), reserve(config))
+    return Phase("traces", "decode", Placement(engine.tensor, 1, 1, 0), parts)
+
+
+def _export(config: Config, models: Models, stage: str, tensor: int) -> Phase:
+    """The student alone, over ``tensor`` processes; the vision tower goes from file to file."""
+    student, size = models.student, BYTES[config.precision]
+    at, padded = Placement(tensor, 1, 1, 0), allocation.padded_vocabulary([student.vocabulary], tensor)
+    weights = allocation.frozen(student, at, padded, config.precision).parameters
+    parts = {"parameters": weights, "gathered": 2 * size * _largest(student, padded), **reserve(config)}
+    return Phase(stage, "export", at, parts)
+
+
+def export_tensor(config: Config, models: Models) -> int:
+    """Processes (on one node) that an export is started with: one, or as many as it takes for the student to fit."""
+    room, tensor = capacity(config), 1
+    while room is not None and _export(config, models, "", tensor).total > room:
+        wider = 2 * tensor
+        if wider > config.cluster.gpus_per_node or architecture.check_layout(models.student, ParallelConfig(wider), wider):
+            break
+        tensor = wider
+    return tensor
 
 
 def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:
@@ -117,8 +137,6 @@ def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:
     count = sft_micro_batches(config, at.data // config.parallel.context)
     work = _work(config, student, at, tokens, count, padded, 0, how)
     yield Phase("sft", "train", at, {**_student(held), **work, **reserve(config)})
-    whole = 2 * how.size * _largest(student, padded)
-    yield Phase("sft", "export", at, {"parameters": held.elements * how.size, "gathered": whole, **reserve(config)})
 
 
 def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[Phase]:
@@ -131,33 +149,70 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
         held_in = teacher_precision(config, teacher)
         scoring, lending, resident["teacher"] = teachers_bytes(config, models, at, padded)
         scores, lends = {"teacher": scoring}, {"teacher": lending}
-    shards = config.rollout.vllm.tensor_parallel if config.rollout.engine == "vllm" else 1
-    resident["engine"] = how.size * (models.parameters(student) + models.vision) // shards
+    resident["engine"] = engine_weights(config, models)
     resident |= reserve(config)
 
     longest = config.plan.prompt_tokens + config.rollout.max_tokens
     sampled = config.vold.prompts_per_step * config.rollout.samples_per_prompt
     rows = min(config.rollout.batch, -(-sampled // gpus))
-    cache = activations.decoding(student, rows, longest, how.size)
+    cache = rollout_cache(config, models, rows, longest)
+    # vLLM's cache stands all the time, unless the engine sleeps; then it comes back only to generate.
+    stays = {"cache": cache} if config.rollout.engine == "vllm" and not config.rollout.sleep else {}
     yield Phase("vold", "generate", at, here(config, "generate", resident) | {"cache": cache})
 
     tokens = _slice(config, max(config.vold.micro_batch_tokens, longest), longest)
     update = rollout_tokens(config) // (config.vold.updates_per_step * at.data)  # context ranks share tokens as data ranks do
     count = max(1, -(-update // tokens.count))
-    stash = {}
+    stash, width = {}, 0
     if teacher is not None:
+        teachers = (teacher, *models.more)
+        width = max(arch.hidden for arch in teachers)
         if at.is_last:
             split = at.tensor if config.parallel.sequence else 1
-            stash = {"hidden states": BYTES[held_in.dtype] * update * teacher.hidden // split}
-        wide = teacher.experts_per_token * teacher.expert_ffn if teacher.experts else teacher.ffn // at.tensor
-        work = BYTES[held_in.dtype] * tokens.count * (5 * wide + 2 * teacher.hidden)
-        scoring = here(config, "teacher", resident) | scores | stash
+            stash = {"hidden states": BYTES[held_in.dtype] * update * width // split}
+        work = BYTES[held_in.dtype] * tokens.count * max(_scoring_width(arch, at) for arch in teachers)
+        scoring = here(config, "teacher", resident) | scores | stash | stays
         yield Phase("vold", "teacher", at, scoring | {"activations": work})
-    width = teacher.hidden if teacher is not None else 0
     work = _work(config, student, at, tokens, count, padded, width, how)
-    yield Phase("vold", "train", at, here(config, "train", resident) | lends | stash | work)
+    yield Phase("vold", "train", at, here(config, "train", resident) | lends | stash | work | stays)
     gathered = 2 * how.size * _largest(student, padded)
-    yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered})
+    yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered} | stays)
+
+
+def engine_weights(config: Config, models: Models) -> int:
+    """Bytes of the rollout engine's own copy of the student on a rank, vision tower included."""
+    return _rollouts(config, models).held
+
+
+def _rollouts(config: Config, models: Models) -> decoding.Decoder:
+    return decoding.of_rollouts(config, models.student, models.parameters(models.student), models.vision)
+
+
+def rollout_cache(config: Config, models: Models, rows: int, length: int) -> int:
+    """Bytes of key-value cache on a rank, for ``rows`` sequences of it."""
+    engine = _rollouts(config, models)
+    if engine.share is None:
+        return activations.decoding(models.student, rows, length, engine.size)
+    room = engine.room(capacity(config))
+    return int(engine.cache_bytes(rows * engine.tensor * length)) if room is None else room
+
+
+def _scoring_width(teacher: Architecture, at: Placement) -> int:
+    """Elements a token that one layer of a forward pass holds: five feed-forward and two hidden widths.
+
+    An expert-parallel rank is supposed to get its share of the copies that tokens send to experts, not more.
+    """
+    wide = teacher.experts_per_token * teacher.expert_ffn if teacher.experts else teacher.ffn // at.tensor
+    return 5 * wide + 2 * teacher.hidden
+
+
+def teachers_weights(config: Config, models: Models, at: Placement, padded: int) -> list[tuple[TeacherConfig, int]]:
+    """Each teacher with the bytes of its weights on a rank."""
+    found = []
+    for one, arch in zip((config.teacher, *config.teachers.values()), (models.teacher, *models.more), strict=True):
+        held = teacher_precision(replace(config, teacher=one), arch)
+        found.append((one, allocation.frozen(arch, at, padded, held.weights, held.recipe).parameters))
+    return found
 
 
 def teachers_bytes(config: Config, models: Models, at: Placement, padded: int) -> tuple[int, int, int]:
@@ -166,12 +221,13 @@ def teachers_bytes(config: Config, models: Models, at: Placement, padded: int) -
     With ``teacher.offload`` a teacher is whole while it scores, its LM head stays for the loss, and then nothing of it.
     """
     whole, heads, stay = [], [], 0
-    for one, arch in zip((config.teacher, *config.teachers.values()), (models.teacher, *models.more), strict=True):
-        held = teacher_precision(replace(config, teacher=one), arch)
-        size = allocation.frozen(arch, at, padded, held.weights, held.recipe).parameters
+    for (one, size), arch in zip(
+        teachers_weights(config, models, at, padded), (models.teacher, *models.more), strict=True
+    ):
         if one.offload:
             whole.append(size)
-            heads.append(BYTES[held.dtype] * padded // at.tensor * arch.hidden if at.is_last else 0)
+            kept = BYTES[teacher_precision(replace(config, teacher=one), arch).dtype]
+            heads.append(kept * padded // at.tensor * arch.hidden if at.is_last else 0)
         else:
             stay += size
     most = max((size + sum(heads) - head for size, head in zip(whole, heads, strict=True)), default=0)

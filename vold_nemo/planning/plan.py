@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.megatron import architecture
-from vold_nemo.planning import memory, timing
+from vold_nemo.planning import decoding, memory, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.published import architecture_of, vision_parameters
 from vold_nemo.planning.timing import Duration
-from vold_nemo.planning.validity import precision_findings
+from vold_nemo.planning.validity import context_findings, precision_findings
 
 STAGES = ("traces", "sft", "vold")
 
@@ -70,27 +70,41 @@ def models_of(config: Config) -> Models:
 
 
 def stage_gpus(config: Config, stage: str) -> int:
-    """``cluster.gpus.<stage>``; unset, one GPU for the traces and one model copy for the others."""
-    return getattr(config.cluster.gpus, stage) or (1 if stage == "traces" else config.parallel.model_ranks)
+    """``cluster.gpus.<stage>``; unset, one engine for the traces and one model copy for the others."""
+    one = config.traces.tensor_parallel if stage == "traces" else config.parallel.model_ranks
+    return getattr(config.cluster.gpus, stage) or one
 
 
 def plan_stage(config: Config, models: Models, stage: str, gpus: int) -> StagePlan:
-    cluster = config.cluster
     time = timing.duration(config, models, stage, gpus) if timing.is_timed(config) else None
-    capacity = int(cluster.memory_gib * GIB) if memory.on_cuda(config) else None
-    return StagePlan(stage, gpus, tuple(memory.phases(config, models, stage, gpus)), time, capacity)
+    return StagePlan(stage, gpus, tuple(memory.phases(config, models, stage, gpus)), time, memory.capacity(config))
+
+
+def fits(config: Config, models: Models, stage: str, gpus: int) -> bool:
+    """:attr:`StagePlan.fits` alone: ends at the first phase that is too large."""
+    room = memory.capacity(config)
+    return room is None or all(phase.total <= room for phase in memory.phases(config, models, stage, gpus))
+
+
+def planned_stages(config: Config) -> tuple[str, ...]:
+    """Stages that take GPUs: the set's own traces are copied by a processor, and no teacher decodes."""
+    return STAGES[1:] if config.traces.engine == "dataset" else STAGES
 
 
 def make_plan(config: Config, models: Models) -> Plan:
-    # The set's own traces are copied by a processor: no teacher decodes, and no GPU is held.
-    stages = STAGES[1:] if config.traces.engine == "dataset" else STAGES
-    return Plan(tuple(plan_stage(config, models, stage, stage_gpus(config, stage)) for stage in stages))
+    return Plan(
+        tuple(plan_stage(config, models, stage, stage_gpus(config, stage)) for stage in planned_stages(config))
+    )
 
 
 def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> list[ConfigError]:
     """Why ``stage`` cannot run in this layout on ``gpus`` ranks; empty if it can."""
     if stage == "traces":
-        return []
+        engine, heads = config.traces.tensor_parallel, models.scribe.heads
+        if not gpus % engine and not heads % engine:
+            return []
+        allowed = f"a divisor of the {gpus} GPUs of the traces and of the teacher's {heads} heads"
+        return [ConfigError("traces.tensor_parallel", engine, allowed, "lower it, or change cluster.gpus.traces")]
     teachers = [models.teacher, *models.more] if models.teacher is not None else []
     used = [models.student] if stage == "sft" else [models.student, *teachers]
     beside = any(arch.experts for arch in teachers)
@@ -98,9 +112,31 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
         error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus, beside_experts=beside)
     ]
     if stage != "sft":
+        errors += [*context_findings(config), *_engine_findings(config, models, gpus)]
         sections = ("teacher", *(f"teachers.{name}" for name in config.teachers))
         for section, arch in zip(sections, teachers, strict=False):  # without a KL there are none
             errors += precision_findings(config, section, arch)
+    return errors
+
+
+def _engine_findings(config: Config, models: Models, gpus: int) -> list[ConfigError]:
+    """What vLLM would refuse at its start."""
+    if config.rollout.engine != "vllm":
+        return []
+    vllm, arch = config.rollout.vllm, models.student
+    tensor, errors = vllm.tensor_parallel, []
+    if gpus % tensor or arch.heads % tensor:
+        allowed = f"a divisor of the {gpus} GPUs of stage 2 and of the student's {arch.heads} heads"
+        errors.append(ConfigError("rollout.vllm.tensor_parallel", tensor, allowed, "lower it, or change cluster.gpus.vold"))
+    engine = decoding.of_rollouts(config, arch, models.parameters(arch), models.vision)
+    room, longest = engine.room(memory.capacity(config)), engine.cache_bytes(vllm.max_length or arch.max_positions)
+    if room is not None and room < longest:
+        key, value = "rollout.vllm.memory_share", vllm.memory_share
+        if vllm.cache_bytes is not None:
+            key, value = "rollout.vllm.cache_bytes", vllm.cache_bytes
+        allowed = f"{(longest - room) / GIB:.1f} GiB of cache more, for one sequence of rollout.vllm.max_length tokens"
+        mend = "raise it, lower rollout.vllm.max_length, or raise rollout.vllm.tensor_parallel"
+        errors.append(ConfigError(key, value, allowed, mend))
     return errors
 
 
@@ -108,7 +144,9 @@ def places(config: Config, models: Models, gpus: int) -> list[str]:
     """Which ranks hold what: megatron-core numbers tensor fastest, then context, then data, then pipeline."""
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     each, lines = gpus // pipeline, []
-    named = [("student", models.student)] + ([("teacher", models.teacher)] if models.teacher is not None else [])
+    named = [("student", models.student)]
+    if models.teacher is not None:
+        named += [("teacher", models.teacher), *zip(config.teachers, models.more, strict=True)]
     for stage in range(pipeline):
         held = []
         for name, arch in named:
@@ -119,5 +157,7 @@ def places(config: Config, models: Models, gpus: int) -> list[str]:
         ranks = f"ranks {stage * each}-{(stage + 1) * each - 1}" if each > 1 else f"rank {stage * each}"
         copies = "1 copy" if each == tensor else f"{each // tensor} copies"
         shared = f", {config.parallel.context} of them share each sequence" if config.parallel.context > 1 else ""
+        if config.parallel.expert > 1:
+            shared += f"; a rank has 1/{config.parallel.expert} of the experts of its layers, whole ones"
         lines.append(f"{ranks}: 1/{tensor} of {', '.join([*held, *ends])}; {copies}{shared}")
     return lines

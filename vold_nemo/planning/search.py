@@ -1,22 +1,39 @@
 """Other layouts and settings: all legal ones ranked, the fewest GPUs that fit, the cheapest changes that make a plan fit.
 
-What is tried is what the code can run: tensor x pipeline x sequence parallelism x micro-batch x distributed optimizer x
-decoding batch, and recomputation where it does not fit without.  Offload, context and expert parallelism are not tried.
+Tried are tensor x pipeline x context x expert parallelism x micro-batch x decoding batch (traces: engine, its GPUs, batch),
+and, where that does not fit as it is, every recomputation x offload (gradients, optimizer state, rollout engine, teacher): they
+cost time and never save any, so a layout that fits is not slowed.  Sequence parallelism stands wherever tensor parallelism
+does, and the optimizer is distributed: both hold less and send no more.  Named teachers stay as they are configured.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vold_nemo.config import Config
 from vold_nemo.planning.memory import GIB, Models
-from vold_nemo.planning.plan import STAGES, Plan, StagePlan, layout_findings, make_plan, plan_stage, stage_gpus
+from vold_nemo.planning.plan import (
+    STAGES,
+    Plan,
+    StagePlan,
+    fits,
+    layout_findings,
+    make_plan,
+    plan_stage,
+    planned_stages,
+    stage_gpus,
+)  # fmt: skip
 
 _POWERS = (1, 2, 4, 8, 16)
 _MOST_GPUS = 1024
+_PLAIN = {  # what takes time and saves memory, left alone
+    "parallel.recompute": "none", "vold.offload.gradients": False, "vold.offload.optimizer": False, "rollout.sleep": False,
+    "teacher.offload": False,
+}  # fmt: skip
 
 
 def assign(config, key: str, value):
@@ -36,72 +53,142 @@ class Layout:
     def reason(self) -> str:
         """What decides its place."""
         if not self.plan.fits:
-            return f"{(self.plan.peak.total - self.plan.capacity) / GIB:.0f} GiB too much in {self.plan.peak.name}"
+            return f"{(self.plan.peak.total - self.plan.capacity) / GIB:.1f} GiB too much in {self.plan.peak.name}"
         if self.plan.time is None:
             return f"fits, {self.plan.peak.total / GIB:.0f} GiB"
         name, seconds = max(self.plan.time.seconds.items(), key=lambda item: item[1])
         return f"{name} takes {seconds / self.plan.time.step:.0%} of a step; {self.plan.peak.total / GIB:.0f} GiB"
 
 
-def candidates(config: Config, models: Models, stage: str, gpus: int) -> Iterator[tuple[tuple[str, ...], Config]]:
-    """Every legal layout of ``stage`` on ``gpus`` ranks, with the overrides that name it."""
-    sizes: dict[str, tuple] = {}
+def candidates(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Config]:
+    """``config`` in every legal layout of ``stage`` on ``gpus`` ranks, with nothing recomputed or offloaded."""
+    plain = {key: value for key, value in _PLAIN.items() if _is_of(key, stage)}
+    for chosen in _choices(config, models, stage, gpus):
+        changed = _with(config, (chosen | plain).items())
+        if not layout_findings(changed, models, stage, gpus):
+            yield changed
+
+
+def _choices(config: Config, models: Models, stage: str, gpus: int) -> Iterator[dict]:
     if stage == "traces":
-        sizes = {"traces.batch": tuple(sorted({max(1, config.traces.batch // n) for n in _POWERS}))}
-    else:
-        sizes["parallel.tensor"] = tuple(n for n in _POWERS if n <= min(gpus, config.cluster.gpus_per_node))
-        sizes["parallel.pipeline"] = tuple(n for n in _POWERS if n <= gpus)
-        sizes["parallel.sequence"] = (False, True)
-        sizes[f"{stage}.optimizer.distributed"] = (False, True)
+        batches = tuple(sorted({max(1, config.traces.batch // n) for n in _POWERS}))
+        for batch in batches:
+            yield {"traces.engine": "transformers", "traces.tensor_parallel": 1, "traces.batch": batch}
+        for tensor, batch in itertools.product(_upto(min(gpus, config.cluster.gpus_per_node)), (64, 128, 256)):
+            yield {"traces.engine": "vllm", "traces.tensor_parallel": tensor, "traces.batch": batch}
+        return
+    sizes: dict[str, tuple] = {
+        "parallel.tensor": _upto(min(gpus, config.cluster.gpus_per_node)),
+        "parallel.pipeline": _upto(min(gpus, 16)),
+        "parallel.context": _upto(min(gpus, 8)),
+    }
+    experts = max((arch.experts for arch in (models.teacher, *models.more) if arch is not None), default=0)
+    sizes["parallel.expert"] = _upto(min(gpus, experts)) if experts and stage == "vold" else (config.parallel.expert,)
     if stage == "sft":
-        sizes["sft.micro_batch"] = (1, 2, 4)
-    if stage == "vold":
+        sizes["sft.micro_batch"] = (1,) if config.sft.packing else (1, 2, 4)
+    else:
         sizes["vold.micro_batch_tokens"] = (8192, 16384, 32768)
         sizes["rollout.batch"] = tuple(sorted({max(1, config.rollout.batch // n) for n in (1, 2, 4)}))
+        if config.rollout.engine == "vllm":
+            sizes["rollout.vllm.tensor_parallel"] = _upto(min(gpus, config.cluster.gpus_per_node))
+            sizes["rollout.batch"] = (config.rollout.batch,)
     for values in itertools.product(*sizes.values()):
         chosen = dict(zip(sizes, values, strict=True))
-        changed = config
-        for key, value in chosen.items():
-            changed = assign(changed, key, value)
-        if not layout_findings(changed, models, stage, gpus):
-            yield tuple(_override(key, value) for key, value in chosen.items()), changed
+        if chosen["parallel.tensor"] * chosen["parallel.pipeline"] * chosen["parallel.context"] > gpus:
+            continue
+        yield chosen | {"parallel.sequence": chosen["parallel.tensor"] > 1, f"{stage}.optimizer.distributed": True}
 
 
 def ranked(config: Config, models: Models, stage: str, gpus: int) -> list[Layout]:
     """Layouts that fit, fastest first (without rates: emptiest first), then those that do not, nearest first."""
-    found = [
-        _least_recomputed(Layout(names, plan_stage(changed, models, stage, gpus)), changed, models)
-        for names, changed in candidates(config, models, stage, gpus)
-    ]
+    found = []
+    for changed in candidates(config, models, stage, gpus):
+        changed, plan = _fitted(changed, models, stage, gpus)
+        found.append(Layout(_names(config, changed, stage), plan))
 
     def order(layout: Layout):
-        time = layout.plan.time.step if layout.plan.time is not None else 0.0
-        return (not layout.plan.fits, time if layout.plan.fits else 0.0, layout.plan.peak.total)
+        return (not layout.plan.fits, _seconds(layout.plan) if layout.plan.fits else 0.0, layout.plan.peak.total)
 
     return sorted(found, key=order)
 
 
-def _least_recomputed(layout: Layout, config: Config, models: Models) -> Layout:
-    """``layout``, or the same with as much recomputation as it takes to fit (all of it, where even that does not)."""
-    stage, gpus = layout.plan.stage, layout.plan.gpus
-    if stage == "traces" or config.parallel.recompute != "none":
-        return layout
-    names = layout.overrides
-    for value in ("selective", "full"):
-        if layout.plan.fits:
-            break
-        changed = assign(config, "parallel.recompute", value)
-        layout = Layout((*names, f"parallel.recompute={value}"), plan_stage(changed, models, stage, gpus))
-    return layout
+def _fitted(config: Config, models: Models, stage: str, gpus: int) -> tuple[Config, StagePlan]:
+    """This layout as it is, if it fits; else with the recomputation and offload of the least time that make it fit.
+
+    Where nothing does, with all of them.
+    """
+    if stage == "traces" or fits(config, models, stage, gpus):
+        return config, plan_stage(config, models, stage, gpus)
+    most, *others = _savings(stage, models.teacher is not None)
+    best = _with(config, most)
+    found = best, plan_stage(best, models, stage, gpus)
+    if not found[1].fits:
+        return found
+    for chosen in others:
+        changed = _with(config, chosen)
+        if fits(changed, models, stage, gpus):
+            plan = plan_stage(changed, models, stage, gpus)
+            if _seconds(plan) <= _seconds(found[1]):  # as fast with fewer changes: those come later
+                found = changed, plan
+    return found
+
+
+def _with(config: Config, chosen: Iterable[tuple[str, object]]) -> Config:
+    for key, value in chosen:
+        config = assign(config, key, value)
+    return config
+
+
+def _names(config: Config, changed: Config, stage: str) -> tuple[str, ...]:
+    """What turns ``config`` into ``changed``, as overrides; a layout's main sizes are always said."""
+    keys = {
+        "traces": ("traces.engine", "traces.tensor_parallel", "traces.batch"),
+        "sft": ("parallel.tensor", "parallel.pipeline", "sft.micro_batch"),
+        "vold": ("parallel.tensor", "parallel.pipeline", "vold.micro_batch_tokens", "rollout.batch"),
+    }[stage]
+    engine = ("rollout.vllm.tensor_parallel",) if stage == "vold" else ()
+    more = (*engine, "parallel.context", "parallel.expert", "parallel.sequence", f"{stage}.optimizer.distributed")
+    differing = [
+        key
+        for key in (*(more if stage != "traces" else ()), *(key for key in _PLAIN if _is_of(key, stage)))
+        if _get(config, key) != _get(changed, key)
+    ]
+    return tuple(_override(key, _get(changed, key)) for key in (*keys, *differing))
+
+
+def _seconds(plan: StagePlan) -> float:
+    return plan.time.step if plan.time is not None else 0.0
+
+
+@functools.cache
+def _savings(stage: str, teacher: bool) -> list[tuple[tuple[str, object], ...]]:
+    """Every combination of recomputation and offload but the empty one, most changes first."""
+    offload = [key for key in _PLAIN if _is_of(key, stage) and key != "parallel.recompute"]
+    offload = [key for key in offload if teacher or not key.startswith("teacher")]
+    sets = [
+        (*((("parallel.recompute", again),) if again != "none" else ()), *((key, True) for key in keys))
+        for again in ("full", "selective", "none")
+        for count in range(len(offload), -1, -1)
+        for keys in itertools.combinations(offload, count)
+    ]
+    return [chosen for chosen in sets if chosen]
+
+
+def _is_of(key: str, stage: str) -> bool:
+    return stage == "vold" or (stage == "sft" and key == "parallel.recompute")
+
+
+def _upto(most: int) -> tuple[int, ...]:
+    return tuple(1 << n for n in range(most.bit_length())) if most else ()
 
 
 def fewest_gpus(config: Config, models: Models, stage: str) -> Layout | None:
     """The fastest layout on the smallest power of two of GPUs on which any layout fits; None beyond 1024."""
     gpus = 1
     while gpus <= _MOST_GPUS:
-        best = ranked(config, models, stage, gpus)[:1]
-        if best and best[0].plan.fits:
-            return best[0]
+        most = _savings(stage, models.teacher is not None)[0] if stage != "traces" else ()
+        if any(fits(_with(changed, most), models, stage, gpus) for changed in candidates(config, models, stage, gpus)):
+            return ranked(config, models, stage, gpus)[0]
         gpus *= 2
     return None
 
@@ -109,15 +196,25 @@ def fewest_gpus(config: Config, models: Models, stage: str) -> Layout | None:
 _CHANGES: dict[str, Callable] = {
     "sft.optimizer.distributed": lambda now: [True],
     "vold.optimizer.distributed": lambda now: [True],
+    "vold.offload.gradients": lambda now: [True],
+    "vold.offload.optimizer": lambda now: [True],
+    "rollout.sleep": lambda now: [True],
+    "teacher.offload": lambda now: [True],
     "parallel.sequence": lambda now: [True],
     "parallel.recompute": lambda now: ["selective", "full"] if now == "none" else ["full"],
     "sft.micro_batch": lambda now: [now // 2, 1],
     "vold.micro_batch_tokens": lambda now: [now // 2, now // 4],
     "rollout.batch": lambda now: [now // 2, now // 4, now // 8],
     "traces.batch": lambda now: [now // 2, now // 4, now // 8],
+    "traces.engine": lambda now: ["vllm"],
+    "traces.tensor_parallel": lambda now: [now * 2, now * 4, now * 8],
+    "rollout.engine": lambda now: ["vllm"],
+    "rollout.vllm.tensor_parallel": lambda now: [now * 2, now * 4, now * 8],
     "objective.chunk_tokens": lambda now: [now // 2, now // 4],
     "parallel.tensor": lambda now: [now * 2, now * 4, now * 8],
     "parallel.pipeline": lambda now: [now * 2, now * 4],
+    "parallel.context": lambda now: [now * 2, now * 4],
+    "parallel.expert": lambda now: [now * 2, now * 4],
     "cluster.gpus.sft": lambda now: [now * 2, now * 4],
     "cluster.gpus.vold": lambda now: [now * 2, now * 4],
 }
@@ -137,6 +234,8 @@ def cheapest_changes(config: Config, models: Models, wanted: int = 3) -> list[tu
         for value in dict.fromkeys(values(_get(start, key)))
         if value != _get(start, key) and (isinstance(value, str) or value >= 1)
     ]
+    # The stages that do not fit come first: most sets fail there.
+    stages = sorted(planned_stages(start), key=lambda stage: plan_stage(start, models, stage, stage_gpus(start, stage)).fits)
     found: list[tuple[tuple[str, ...], Plan]] = []
     sets: list[set[str]] = []
     for count in (1, 2, 3):
@@ -145,20 +244,26 @@ def cheapest_changes(config: Config, models: Models, wanted: int = 3) -> list[tu
             names = tuple(_override(key, value) for key, value in chosen)
             if len({key for key, _ in chosen}) < count or any(old <= set(names) for old in sets):
                 continue
-            changed = start
-            for key, value in chosen:
-                changed = assign(changed, key, value)
-            if any(layout_findings(changed, models, stage, stage_gpus(changed, stage)) for stage in STAGES):
-                continue
-            plan = make_plan(changed, models)
-            if plan.fits:
-                new.append((names, plan))
+            changed = _with(start, chosen)
+            if all(_fits(changed, models, stage) for stage in stages):
+                new.append((names, make_plan(changed, models)))
         new.sort(key=lambda item: (item[1].gpu_hours or 0.0, item[0]))
         found += new
         sets += [set(names) for names, _ in new]
         if len(found) >= wanted:
             break
     return found[:wanted]
+
+
+def _fits(config: Config, models: Models, stage: str) -> bool:
+    """Whether ``stage`` is legal, fits and can be submitted in whole nodes."""
+    gpus = stage_gpus(config, stage)
+    if layout_findings(config, models, stage, gpus) or (gpus > (node := config.cluster.gpus_per_node) and gpus % node):
+        return False
+    engine = config.traces.tensor_parallel
+    if stage == "traces" and engine > 1 and (config.traces.engine != "vllm" or config.cluster.gpus_per_node % engine):
+        return False
+    return fits(config, models, stage, gpus)
 
 
 def _get(config, key: str):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vold_nemo.config import Config, ConfigError, PlanConfig
 from vold_nemo.key_help import _comments
-from vold_nemo.planning import activations, allocation, memory, timing
+from vold_nemo.planning import activations, allocation, decoding, holders, memory, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.plan import Plan, StagePlan, places, stage_gpus
 from vold_nemo.planning.search import Layout, cheapest_changes, fewest_gpus, ranked
@@ -30,7 +30,8 @@ def memory_table(plan: Plan) -> Iterator[str]:
         if stage.capacity is not None:
             free = (stage.capacity - peak.total) / GIB
             verdict = f", {free:.1f} GiB free" if stage.fits else f": DOES NOT FIT, {-free:.1f} GiB too much"
-        yield f"  {stage.stage}: peak {peak.total / GIB:.2f} GiB in {peak.name}{where} on each of {stage.gpus} GPU(s){verdict}"
+        gpus = peak.at.tensor if peak.name == "export" else stage.gpus
+        yield f"  {stage.stage}: peak {peak.total / GIB:.2f} GiB in {peak.name}{where} on each of {gpus} GPU(s){verdict}"
 
 
 def _row(phase: Phase, capacity: int | None) -> str:
@@ -39,10 +40,11 @@ def _row(phase: Phase, capacity: int | None) -> str:
     return f"  {phase.stage + ' ' + phase.name:<16}{cells}{phase.total / GIB:>9.2f}{free}"
 
 
-def time_table(plan: Plan) -> Iterator[str]:
+def time_table(plan: Plan, config: Config) -> Iterator[str]:
     """Seconds of a step and hours of each stage, and what dominates."""
     if plan.gpu_hours is None:
-        yield "time: unknown; cluster.bf16_tflops, memory_gbs, link_gbs and network_gbs are not given"
+        missing = [f"cluster.{rate}" for rate in timing.RATES if getattr(config.cluster, rate) is None]
+        yield f"time: unknown; not given: {', '.join(missing)}"
         return
     yield "time (planned, not measured)"
     for stage in plan.stages:
@@ -71,7 +73,9 @@ def saving_table(config: Config, models: Models) -> Iterator[str]:
 
 def holding(config: Config, models: Models) -> Iterator[str]:
     gpus = stage_gpus(config, "vold")
-    yield "stage 2: who holds what (each rank besides: the rollout engine's whole student)"
+    shards = config.rollout.vllm.tensor_parallel if config.rollout.engine == "vllm" else 1
+    whole = "whole student" if shards == 1 else f"1/{shards} of a student"
+    yield f"stage 2: who holds what (each rank besides: the rollout engine's {whole})"
     yield from (f"  {line}" for line in places(config, models, gpus))
 
 
@@ -79,7 +83,7 @@ def ranking(config: Config, models: Models, stage: StagePlan) -> Iterator[str]:
     """``search=true``: the best layouts of a stage, and the fewest GPUs."""
     found = ranked(config, models, stage.stage, stage.gpus)
     fitting = sum(layout.plan.fits for layout in found)
-    yield f"{stage.stage} on {stage.gpus} GPU(s): {len(found)} legal layouts, {fitting} fit"
+    yield f"{stage.stage} on {stage.gpus} GPU(s): {len(found)} legal layouts, {fitting} fit; fastest first"
     yield from (f"  {number}. {_layout(layout)}" for number, layout in enumerate(found[: config.plan.layouts], 1))
     least = fewest_gpus(config, models, stage.stage) if stage.capacity is not None else None
     if least is not None:
@@ -101,9 +105,9 @@ def assumptions(config: Config) -> Iterator[str]:
     cluster = config.cluster
     yield f"cluster {cluster.name}: " + ", ".join(
         f"{key} {getattr(cluster, key)}"
-        for key in ("gpus_per_node", "memory_gib", "compute_capability", "bf16_tflops", "memory_gbs", "link_gbs", "network_gbs")
+        for key in ("gpus_per_node", "memory_gib", "compute_capability", *timing.RATES)
     )
-    for module in (allocation, activations, memory, timing):
+    for module in (allocation, activations, memory, decoding, holders, timing):
         yield f"\n{module.__name__.rpartition('.')[2]}: {module.__doc__.strip()}"
     yield (
         "\nheld to account: allocation exactly, activations and objective within 10 % of tracked CPU allocations "

@@ -1,14 +1,19 @@
 """Seconds of each phase from FLOPs, bytes and the cluster's rates.  Estimates: nothing here was measured on a GPU.
 
     matrix products   2 FLOPs a weight and token forward, twice that backward; attention 2·A·context·layers (causal: half of 4)
-    decoding          a step reads all weights and the cache once, and launches every layer: the larger of both times
+    decoding          a step reads all weights and the cache once; transformers launches every layer besides (decoding.py)
     tensor parallel   two all-reduces of [n, H] a layer forward, two backward, 2(T-1)/T of their bytes over the node's links
     recomputation     the feed-forward's share of a forward pass, or all of the layers', once more
     context parallel  keys and values travel C - 1 times forward, with their gradients backward; not overlapped
     data parallel     4-byte gradients, 2(D-1)/D of their bytes, over the network as soon as the stage spans nodes
+    expert parallel   two all-to-alls of each token's chosen copies a teacher layer, over the network where experts span nodes
     pipeline          bubble (P - 1)/M of the work, M micro-batches; all stages wait for the last, which has the LM head besides
+    offload           optimizer state and engine once out and once in a step, the teacher in for each update (what never
+                      changes is copied out once in a run); gradients are freed, not copied; read again from a checkpoint,
+                      the teacher takes longer than planned here
 
-Rewards (CPU) and validation are not timed.
+An FP8 teacher is timed at the bf16 rate, of several teachers the costliest as if it scored all.  Rewards (CPU) and validation
+are not timed.
 """
 
 from __future__ import annotations
@@ -17,9 +22,13 @@ from dataclasses import dataclass, replace
 
 from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture
-from vold_nemo.planning import allocation, memory
+from vold_nemo.planning import allocation, decoding, memory
 from vold_nemo.planning.allocation import BYTES, Placement
-from vold_nemo.planning.memory import Models, rollout_tokens, scribe_precision
+from vold_nemo.planning.decoding import active_weights
+from vold_nemo.planning.holders import leaving
+from vold_nemo.planning.memory import Models, rollout_tokens
+
+RATES = ("bf16_tflops", "memory_gbs", "link_gbs", "network_gbs", "host_gbs")
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Duration:
 
 def is_timed(config: Config) -> bool:
     cluster = config.cluster
-    return None not in (cluster.bf16_tflops, cluster.memory_gbs, cluster.link_gbs, cluster.network_gbs)
+    return None not in [getattr(cluster, rate) for rate in RATES]
 
 
 def duration(config: Config, models: Models, stage: str, gpus: int) -> Duration:
@@ -57,43 +66,18 @@ def duration(config: Config, models: Models, stage: str, gpus: int) -> Duration:
     return Duration(stage, gpus, config.vold.steps, _vold(config, models, gpus))
 
 
-def matrix_weights(arch: Architecture) -> int:
-    """Weights that every token is multiplied with, the LM head included."""
-    heads = arch.heads * arch.head_dim
-    ffn = arch.experts_per_token * arch.expert_ffn + arch.experts / 3 if arch.experts else arch.ffn  # with the router
-    layer = arch.hidden * (2 * heads + 2 * arch.kv_groups * arch.head_dim) + int(3 * ffn * arch.hidden)
-    return arch.layers * layer + arch.vocabulary * arch.hidden
-
-
 def forward_flops(arch: Architecture, tokens: float, context: float) -> float:
     """FLOPs of ``tokens`` tokens in sequences of ``context`` tokens."""
-    return tokens * (2 * matrix_weights(arch) + 2 * arch.layers * arch.heads * arch.head_dim * context)
-
-
-def decode_seconds(
-    config: Config, arch: Architecture, weights: int, size: int, sequences: int, batch: int, tokens: float, limit: int
-) -> float:
-    """One GPU answers ``sequences`` prompts, ``batch`` at a time; a batch lasts as long as its longest answer."""
-    plan, cluster = config.plan, config.cluster
-    mean = min(tokens, limit)
-    steps = min(limit, plan.straggler * mean)
-    rows = min(batch, sequences)
-    cache = rows * (plan.prompt_tokens + mean / 2) * 2 * arch.layers * arch.kv_groups * arch.head_dim * size
-    reading = (size * weights + cache) / (cluster.memory_gbs * 1e9 * plan.memory_efficiency)
-    step = max(reading, arch.layers * plan.layer_ms / 1e3)
-    prefill = forward_flops(arch, sequences * plan.prompt_tokens, plan.prompt_tokens)
-    return -(-sequences // batch) * steps * step + prefill / (cluster.bf16_tflops * 1e12 * plan.forward_efficiency)
+    return tokens * (2 * active_weights(arch) + 2 * arch.layers * arch.heads * arch.head_dim * context)
 
 
 def _trace_seconds(config: Config, models: Models, gpus: int) -> float:
     limit = config.data.trace_prompts.limit if config.data.trace_prompts is not None else config.data.prompts.limit
     prompts = min(config.plan.trace_prompts, limit or config.plan.trace_prompts)
-    each = -(-prompts * config.traces.samples_per_prompt // gpus)
-    teacher, size = models.scribe, BYTES[scribe_precision(config)]
-    return decode_seconds(
-        config, teacher, models.parameters(teacher), size, each, config.traces.batch, config.plan.trace_tokens,
-        config.traces.max_tokens,
-    )  # fmt: skip
+    engine = decoding.of_traces(config, models.scribe, models.parameters(models.scribe))
+    each = -(-prompts * config.traces.samples_per_prompt // max(1, gpus // engine.tensor))
+    prefill = forward_flops(models.scribe, each * config.plan.prompt_tokens, config.plan.prompt_tokens)
+    return decoding.seconds(config, engine, each, config.plan.trace_tokens, config.traces.max_tokens, prefill)
 
 
 def _sft(config: Config, models: Models, gpus: int) -> dict[str, float]:
@@ -112,7 +96,7 @@ def _training(
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     data = gpus // (tensor * pipeline)  # all that share weights and tokens: context ranks, too
     # The last stage has the LM head besides its layers, and the others wait for it.
-    head, weights = arch.vocabulary * arch.hidden, matrix_weights(arch)
+    head, weights = arch.vocabulary * arch.hidden, active_weights(arch)
     bubble = (1 + (pipeline - 1) / max(1, micro_batches)) * (((weights - head) / pipeline + head) * pipeline / weights)
     passes = 3 + _again(config, arch, context)
     compute = passes * forward_flops(arch, tokens, context) / (gpus * cluster.bf16_tflops * 1e12 * plan.train_efficiency)
@@ -139,7 +123,10 @@ def _context_seconds(config: Config, arch: Architecture, tokens: float) -> float
     """Keys and values of ``tokens`` tokens a rank on their way around the ring, in the backward pass with their gradients."""
     ring, width = config.parallel.context - 1, 2 * arch.kv_groups * arch.head_dim // config.parallel.tensor
     size = BYTES[config.precision] * tokens * width * arch.layers / config.parallel.pipeline
-    return 3 * ring * size / (config.cluster.link_gbs * 1e9 * config.plan.network_efficiency)
+    cluster = config.cluster
+    spans = config.parallel.tensor * config.parallel.context > cluster.gpus_per_node
+    across = cluster.network_gbs if spans else cluster.link_gbs
+    return 3 * ring * size / (across * 1e9 * config.plan.network_efficiency)
 
 
 def _tensor_seconds(config: Config, arch: Architecture, tokens: float, reductions: int) -> float:
@@ -171,24 +158,18 @@ def shares(config: Config, rate: float) -> tuple[float, float]:
 
 def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     plan, cluster, vold = config.plan, config.cluster, config.vold
-    student, teacher = models.student, models.teacher
-    size = BYTES[config.precision]
+    student = models.student
     sampled = vold.prompts_per_step * config.rollout.samples_per_prompt
-    found = {
-        "generate": decode_seconds(
-            config, student, models.parameters(student), size, -(-sampled // gpus), config.rollout.batch,
-            plan.response_tokens, config.rollout.max_tokens,
-        )
-    }  # fmt: skip
+    engine = decoding.of_rollouts(config, student, models.parameters(student), models.vision)
+    each = -(-sampled // max(1, gpus // engine.tensor))
+    prefill = forward_flops(student, each * plan.prompt_tokens, plan.prompt_tokens)
+    found = {"generate": decoding.seconds(config, engine, each, plan.response_tokens, config.rollout.max_tokens, prefill)}
     tokens = rollout_tokens(config)
     context = tokens / sampled
     scored, trained = shares(config, plan.reward_rate)
-    if teacher is not None and scored:
-        compute = forward_flops(teacher, scored * tokens, context) / (
-            gpus * cluster.bf16_tflops * 1e12 * plan.forward_efficiency
-        )
-        data = gpus // (config.parallel.tensor * config.parallel.pipeline)
-        found["teacher"] = compute + _tensor_seconds(config, teacher, scored * tokens / data, 2)
+    if models.teacher is not None and scored:
+        teacher = max((models.teacher, *models.more), key=active_weights)
+        found["teacher"] = _scoring(config, teacher, gpus, scored * tokens, context)
     data = gpus // config.parallel.model_ranks
     count = max(1, int(trained * tokens / (data * vold.micro_batch_tokens * vold.updates_per_step)))
     train = _training(
@@ -199,8 +180,48 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     found["train"] = sum(train.values())
     spans = config.parallel.tensor * config.parallel.pipeline > cluster.gpus_per_node
     across = cluster.network_gbs if spans else cluster.link_gbs
-    found["sync"] = size * models.parameters(student) / (across * 1e9 * plan.network_efficiency)
+    weights = BYTES[config.precision] * models.parameters(student)
+    found["sync"] = weights / (across * 1e9 * plan.network_efficiency)
+    if moved := _moved(config, models, gpus):
+        found["offload"] = moved / (cluster.host_gbs * 1e9 * plan.network_efficiency)
     return found
+
+
+def _scoring(config: Config, teacher: Architecture, gpus: int, tokens: float, context: float) -> float:
+    """The teacher's forward pass over ``tokens`` of a step."""
+    plan, cluster, parallel = config.plan, config.cluster, config.parallel
+    each = tokens / (gpus // (parallel.tensor * parallel.pipeline))  # context ranks share tokens as data ranks do
+    count = max(1, int(each * parallel.context / (config.vold.micro_batch_tokens * config.vold.updates_per_step)))
+    compute = forward_flops(teacher, tokens, context) / (gpus * cluster.bf16_tflops * 1e12 * plan.forward_efficiency)
+    seconds = compute + _tensor_seconds(config, teacher, each, 2) + _context_seconds(config, teacher, each) / 3
+    if teacher.experts and parallel.expert > 1:
+        copies = each / parallel.tensor * teacher.experts_per_token * teacher.layers / parallel.pipeline
+        size = 2 * copies * teacher.hidden * BYTES["bf16"] * (parallel.expert - 1) / parallel.expert
+        across = cluster.network_gbs if parallel.expert > cluster.gpus_per_node else cluster.link_gbs
+        seconds += size / (across * 1e9 * plan.network_efficiency)
+    return seconds * (1 + (parallel.pipeline - 1) / count)
+
+
+def _moved(config: Config, models: Models, gpus: int) -> int:
+    """Bytes between the fullest rank and its host in a step."""
+    away, parallel = leaving(config), config.parallel
+    at = Placement(
+        parallel.tensor, parallel.pipeline, gpus // (parallel.tensor * parallel.pipeline), parallel.pipeline - 1,
+        expert=parallel.expert,
+    )  # fmt: skip
+    padded = allocation.padded_vocabulary(models.padded_rows, at.tensor)
+    total = 0
+    if "optimizer" in away:
+        total += 2 * allocation.trained(
+            models.student, at, padded, config.precision, config.vold.optimizer.distributed
+        ).optimizer
+    if "engine" in away:
+        total += 2 * memory.engine_weights(config, models)
+    if models.teacher is not None:
+        total += config.vold.updates_per_step * sum(
+            size for one, size in memory.teachers_weights(config, models, at, padded) if one.offload
+        )
+    return total
 
 
 def mask_saving(config: Config, models: Models, gpus: int) -> list[tuple[float, float, float]]:

@@ -160,6 +160,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "cluster.memory_gbs": _ABOVE_ZERO,
     "cluster.link_gbs": _ABOVE_ZERO,
     "cluster.network_gbs": _ABOVE_ZERO,
+    "cluster.host_gbs": _ABOVE_ZERO,
     "plan.train_efficiency": _EFFICIENCY,
     "plan.forward_efficiency": _EFFICIENCY,
     "plan.memory_efficiency": _EFFICIENCY,
@@ -311,7 +312,7 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
             mend = "leave it out; images belong to vold.validation.data and evaluate.image"
             yield ConfigError("data.prompts.fields.image", config.data.prompts.fields.image, allowed, mend)
         yield from _objective(config)
-        yield from _context(config)
+        yield from context_findings(config)
         size = config.rollout.vllm.tensor_parallel
         if config.rollout.engine == "vllm" and size >= 1 and world % size:
             mend = "one engine takes whole ranks: lower it"
@@ -349,7 +350,7 @@ def _packing(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("sft.pack_length", sft.pack_length, allowed, "raise it, or lower sft.max_length")
 
 
-def _context(config: Config) -> Iterator[ConfigError]:
+def context_findings(config: Config) -> Iterator[ConfigError]:
     """What sums over a whole sequence inside the loss, where a context-parallel rank sees a part of it."""
     if config.parallel.context == 1:
         return
