@@ -5,6 +5,7 @@ import time
 import pytest
 
 from vold_nemo.rewards.boxed import exact_match, extract
+from vold_nemo.rewards.registry import resolve
 
 RIGHT = {
     "plain": (r"so \boxed{42}", "42"),
@@ -78,13 +79,17 @@ HOSTILE = {
     "ends of thoughts": "</think>" * 125_000 + "\\boxed{",
     "NULs": "\x00" * 1_000_000 + "\\boxed{\x00",
     "lone surrogates": "\ud800" * 1_000_000,
+    "right-to-left marks in a box": "\\boxed{" + "\u200f" * 1_000_000 + "}",
+    "commands in a box": "\\boxed{" + "\\text{" * 70_000 + "}" * 70_000 + "}",
+    "announcements": "the answer is " * 70_000,
 }
 
 
+@pytest.mark.parametrize(("verifier", "truth"), [("boxed", "42"), ("math", "42"), ("numeric", "42"), ("choice", "B")])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_million_hostile_characters_are_wrong_within_a_second_and_leave_a_short_verdict(case):
+def test_a_million_hostile_characters_are_wrong_within_a_second_and_leave_a_short_verdict(case, verifier, truth):
     began = time.process_time()
-    verdict = exact_match(HOSTILE[case], "42")
+    verdict = resolve(verifier).read(HOSTILE[case], truth)
     assert time.process_time() - began < 1.0
     assert verdict.reward == 0.0 and verdict.reason
     assert verdict.extracted is None or len(verdict.extracted) < 300

@@ -37,6 +37,8 @@ def dataset_files(config: DatasetConfig) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ConfigError("data path", str(path), "*.jsonl, *.json, *.parquet, folder, hub id", "convert the file")
         return [path]
+    if path.suffix in SUFFIXES and not path.exists():  # no hub id: asking the hub for it would take half a minute
+        raise ConfigError("data path", str(path), "a file that exists", "correct the path")
     if not path.is_dir() or config.subset is not None or _is_saved(path):
         return []
     found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
