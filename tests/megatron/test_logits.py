@@ -46,3 +46,12 @@ def test_qwen3_vls_language_model_in_an_uneven_pipeline(tmp_path, gloo):
     for streamed in gloo(2).run(tiny.streamed, tmp_path, 1, 2):
         assert streamed.keys() == {name for name in stored if "visual" not in name}
         assert all(torch.equal(value, stored[name]) for name, value in streamed.items())
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_vl", "qwen3_moe", "qwen3_vl_moe"])
+def test_the_other_families_on_more_tensor_ranks_than_key_value_groups(kind, tmp_path, gloo):
+    ids = tiny.tokens()
+    with torch.no_grad():
+        expected = tiny.save(kind, tmp_path, tied=False)(input_ids=ids).logits
+    found = gloo(4).run(tiny.logits, tmp_path, 4, 1, True, ids)
+    assert expected.std() > 0.1 and all((one - expected).abs().max() < 1e-4 for one in found)

@@ -53,6 +53,38 @@ def test_streamed_weights_are_the_bytes_and_names_on_disk(checkpoints, name, lay
             assert found[key].dtype == dtype and torch.equal(found[key], value), key
 
 
+def counted(path, tensor, pipeline):
+    """What this rank streams; entries that it read from the files, and that its parameters hold."""
+    from vold_nemo.megatron import parallel, weights
+
+    read, whole = 0, weights._Files.slice
+
+    def slice_(files, *asked):
+        nonlocal read
+        found = whole(files, *asked)
+        read += found.numel()
+        return found
+
+    weights._Files.slice = slice_
+    try:
+        model, arch, layout = tiny.built(path, tensor, pipeline)
+        return dict(weights.stream_hf(model, arch, layout)), read, sum(p.numel() for p in model.parameters())
+    finally:
+        weights._Files.slice = whole
+        parallel.destroy()
+
+
+def test_a_rank_reads_its_own_slices_only_of_a_checkpoint_in_several_files_of_another_precision(tmp_path, gloo):
+    model = tiny.save("qwen2", tmp_path / "one", tied=False, dtype=torch.float16)
+    model.save_pretrained(tmp_path / "several", max_shard_size="60KB")
+    assert len(list((tmp_path / "several").glob("*.safetensors"))) > 3
+    padding = 3 * 64  # entries: 61 rows are padded to 64, on the last rank
+    for found, read, held in gloo(4).run(counted, tmp_path / "several", 2, 2):
+        assert held - padding <= read <= held
+        for name, value in load_file(tmp_path / "one" / tensors.SINGLE).items():
+            assert found[name].dtype == torch.float32 and torch.equal(found[name], value.float()), name
+
+
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])
 def test_parts_of_all_ranks_together_hold_every_row_once(checkpoints, tensor):
     """Eight ranks on two key-value groups: parts begin and end inside a head."""
