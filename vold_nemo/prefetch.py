@@ -88,8 +88,11 @@ def locate(need: Need, *, offline: bool) -> Path:
                                       ignore_patterns=list(_IGNORED)))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
         where = "in the hub cache (HF_HOME)" if offline else "on the hub, or in its cache"
-        raise ConfigError(need.key, f"{need.path} at {need.revision or 'main'}", f"a {need.kind} {where}",
-                          "run recipes/prefetch.py where there is internet, with the same HF_HOME") from error
+        mend = "run recipes/prefetch.py where there is internet, with the same HF_HOME"
+        if not offline:  # not there, gated, a full disk, no network, HF_HUB_OFFLINE: the hub's own words tell them apart
+            said = " ".join(str(error).split())[:300]
+            mend = f"correct the name or the revision, or log in (HF_TOKEN) if it is gated ({type(error).__name__}: {said})"
+        raise ConfigError(need.key, f"{need.path} at {need.revision or 'main'}", f"a {need.kind} {where}", mend) from error
 
 
 def digest(path: Path) -> dict[str, dict]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vold_nemo.config import Config, DataConfig, DatasetConfig, StudentConfig, TeacherConfig
+from vold_nemo.config import Config, ConfigError, DataConfig, DatasetConfig, StudentConfig, TeacherConfig
 from vold_nemo.prefetch import check_lock, needs, write_lock
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -70,6 +70,14 @@ def test_what_is_not_as_locked_is_found_by_name(world, spoil, key, words):
     spoil(student)
     (error,) = check_lock(config, folder / "lock.json")
     assert error.key == key and words in str(error) and "prefetch" in error.mend
+
+
+def test_a_fetch_that_fails_gives_the_hubs_own_reason(world):
+    config, folder, _ = world
+    config.student.path = "org/unknown"
+    with pytest.raises(ConfigError, match=r"org/unknown at main(.|\n)*HF_TOKEN(.|\n)*LocalEntryNotFoundError: \w+"):
+        write_lock(config, folder / "lock.json", say=lambda line: None)
+    assert not (folder / "lock.json").exists()
 
 
 def test_without_a_lock_file_the_message_says_what_to_do(world):
