@@ -2,12 +2,13 @@
 
     python recipes/export_hf.py experiment=miniature export.run=miniature/sft
     python recipes/export_hf.py experiment=miniature export.run=student.nemo export.path=my_student
-    torchrun --nproc-per-node 8 recipes/export_hf.py ... parallel.tensor=8        a model too large for one device
+    torchrun --nproc-per-node 8 recipes/export_hf.py ... parallel.tensor=8        on GPUs, a model too large for one
 
 ``export.run`` is a run folder under ``outputs`` (its newest whole checkpoint, else its ``student.nemo``) or a ``.nemo`` file.
 The trained language model is written over ``export.source``'s; vision tower, projector, tokenizer, processor and chat template
 are carried from there byte for byte (adopted tokens are appended to the tokenizer's files); README.md says how the model was
-made, vold_lineage.json where it comes from.  Any layout reads what any layout wrote.
+made, vold_lineage.json where it comes from.  Any layout reads what any layout wrote; one process (a login node, device=cpu)
+reads a layer at a time and never holds the model, unless it is to verify.
 ``export.verify=true`` loads the result with transformers and compares log-probs.
 """
 
@@ -26,6 +27,7 @@ def main(config: Config) -> None:
     from vold_nemo.megatron import architecture, build, parallel, sharded, weights
     from vold_nemo.megatron.export import export_hf
     from vold_nemo.megatron.model_card import model_card
+    from vold_nemo.megatron.shard_stream import stream_shards
 
     options, run = config.export, run_path(config)
     out = Path(options.path) if options.path else (run.with_suffix("") if run.suffix == ".nemo" else run) / "hf"
@@ -37,15 +39,23 @@ def main(config: Config) -> None:
         raise ConfigError("export.verify", True, "false with several ranks", "verify in one process, or not at all")
     arch = architecture.read(options.source)
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    padded = build.padded_vocabulary([arch.vocabulary], layout.tensor)
-    model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=dtype, trainable=False)
-    with trained_weights(run) as (folder, said):
+
+    def loaded(folder: Path):
+        padded = build.padded_vocabulary([arch.vocabulary], layout.tensor)
+        model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=dtype, trainable=False)
         sharded.load_model(model, folder)
-    stream = weights.stream_hf(model, arch, layout)
-    card = model_card(run, options.source, said) if layout.rank == 0 else None
-    report = export_hf(
-        stream, options.source, out, options.max_shard_bytes, write=layout.rank == 0, card=card, origin=lineage.read(run)
-    )
+        return model
+
+    with trained_weights(run) as (folder, said):
+        if layout.world == 1:
+            stream = stream_shards(folder, arch, layout, dtype)
+        else:
+            stream = weights.stream_hf(loaded(folder), arch, layout)
+        card = model_card(run, options.source, said) if layout.rank == 0 else None
+        report = export_hf(
+            stream, options.source, out, options.max_shard_bytes, write=layout.rank == 0, card=card, origin=lineage.read(run)
+        )
+        model = loaded(folder) if options.verify else None
     if report is not None:
         print(
             f"{said} -> {report.path}: {report.nbytes / 2**20:,.1f} MiB in {report.files} file(s), "

@@ -2,8 +2,8 @@
 
     python -m tests.megatron.export_memory FOLDER
 
-The tensors of the stream are made one at a time, so that the model itself is not in the way; the peak is the growth of the
-process's own memory (anonymous pages: pages of files that the kernel keeps for itself are not the process's to free).
+As the recipe does in one process: from sharded weights on disk, a layer at a time.  The peak is the growth of the process's
+own memory (anonymous pages: pages of files that the kernel keeps for itself are not the process's to free).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import re
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 
 from tests.megatron import tiny
-from vold_nemo.megatron import architecture, export, tensors, weights
-from vold_nemo.megatron.names import hf_names
+from vold_nemo.megatron import architecture, build, export, parallel, shard_stream, sharded, tensors
 
 SHARD = 40 * 2**20
 
@@ -30,10 +30,21 @@ def anonymous() -> int:
     return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
+def _bytes(entry: tensors.Entry) -> bytes:
+    with entry.file.open("rb") as file:
+        file.seek(entry.start)
+        return file.read(entry.nbytes)
+
+
 def make(folder: Path) -> None:
+    """The source, and its weights as a run would have saved them."""
     transformers.logging.disable_progress_bar()
     tiny.save("qwen2_5_vl", folder / "source", tied=False, dtype=torch.bfloat16, hidden_size=1024,
               intermediate_size=4096, num_hidden_layers=12, num_attention_heads=16, num_key_value_heads=2, vocab_size=4096)
+    model, _, _ = tiny.built(folder / "source", 1, 1, dtype=torch.bfloat16)
+    (folder / "shards").mkdir()
+    sharded.save_model(model, folder / "shards")
+    parallel.destroy()
 
 
 def main(folder: Path) -> None:
@@ -41,9 +52,9 @@ def main(folder: Path) -> None:
     maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder,))
     maker.start()
     maker.join()
+    layout = parallel.initialize(1, 1, seed=1, device="cpu")
     arch = architecture.read(folder / "source")
-    files = weights._Files(folder / "source")
-    stream = ((name, files.slice(name, 0, 0, files.entries[name].shape[0]).clone()) for name in hf_names(arch))
+    build.build_layer(replace(arch, hidden=64, ffn=64), layout, 0, torch.bfloat16)  # megatron-core is imported by now
     before, peak, running = anonymous(), 0, True
 
     def watch():
@@ -54,9 +65,14 @@ def main(folder: Path) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    stream = shard_stream.stream_shards(folder / "shards", arch, layout, torch.bfloat16)
     export.export_hf(stream, folder / "source", folder / "out", SHARD)
     running = False
     watcher.join()
+    parallel.destroy()
+    written, source = tensors.index(folder / "out"), tensors.index(folder / "source")
+    for name, entry in source.items():
+        assert _bytes(entry) == _bytes(written[name]), name
     total = sum(entry.nbytes for entry in tensors.index(folder / "out").values())
     print(total, SHARD, peak)
 

@@ -136,7 +136,7 @@ def test_an_export_trains_further_with_plain_transformers(source, tmp_path, gloo
 
 @pytest.mark.long
 def test_an_export_of_several_hundred_megabytes_holds_less_than_two_shards_at_once(tmp_path):
-    """Peak of resident memory above the loaded model's, while 400 MB stream into shards of 40 MB."""
+    """Peak of memory of the whole export, reading included: 380 MB of sharded weights into files of 40 MB, byte for byte."""
     import subprocess
     import sys
     from pathlib import Path

@@ -7,7 +7,7 @@ import torch
 
 from vold_nemo.megatron import architecture, fp8, names
 from vold_nemo.megatron.precision import Precision
-from vold_nemo.megatron.weights import _matched
+from vold_nemo.megatron.weights import matched
 
 BLOCKWISE, TENSORWISE = (Precision("fp8", "a test", recipe, "te") for recipe in ("blockwise", "tensorwise"))
 
@@ -113,7 +113,7 @@ def test_its_fused_names_are_in_the_name_map(name, rest, experts):
     layout = mock.Mock(tensor=1, pipeline=1, pipeline_rank=0, expert=experts, expert_rank=experts - 1)
     parameters = {f"decoder.layers.3.{each}": each for each in (*ENGINE_LAYER, *rest)}
     places = [place for place in names.placements(arch, 1, arch.vocabulary) if place.layer == 3]
-    found = {parameter: place for place, parameter in _matched(places, parameters, arch, layout)}
+    found = {parameter: place for place, parameter in matched(places, parameters, arch, layout)}
     assert set(found) == {*ENGINE_LAYER, *rest}
     if arch.experts:
         assert found["mlp.experts.linear_fc2.weight15"].hf[0].endswith("experts.127.down_proj.weight")

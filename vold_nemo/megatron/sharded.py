@@ -7,6 +7,7 @@ at any other tensor and pipeline parallel size.  The format is its ``torch_dist`
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _INDEX_NAMES = {
     "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath"},
     "collections": {"OrderedDict"},
 }
+_MODEL = ("embedding.", "decoder.", "output_layer.")  # what the keys of weights begin with
 
 
 @lru_cache(maxsize=1)
@@ -65,12 +67,15 @@ def save_shards(state: dict[str, Any], folder: Path) -> None:
     dist_checkpointing.save(state, str(folder), sharded_strategy=_strategy())
 
 
-def load_shards(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Read what ``state`` asks for from ``folder``.  Collective.  A missing key is an error, never a default."""
+def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False) -> dict[str, Any]:
+    """Read what ``state`` asks for from ``folder``.  Collective.  A missing key is an error, never a default.
+
+    ``part``: the ranks together need not ask for the whole of a tensor.
+    """
     from megatron.core import dist_checkpointing
 
     check_index(folder)
-    return dist_checkpointing.load(state, str(folder))
+    return dist_checkpointing.load(state, str(folder), validate_access_integrity=not part)
 
 
 def model_state(model) -> dict[str, Any]:
@@ -88,7 +93,63 @@ def load_model(model, folder: str | Path) -> None:
 
     An optimizer with master weights must be told afterwards: ``optimizer.reload_model_params()``.
     """
-    set_model(model, load_shards({"model": model_state(model)}, Path(folder))["model"])
+    state = {"model": model_state(model)}
+    check_weights(state, Path(folder))
+    set_model(model, load_shards(state, Path(folder))["model"])
+
+
+def check_weights(state: Any, folder: Path) -> None:
+    """Compare the weights that ``state`` describes (on any stage) with those in ``folder``, by name and whole shape.
+
+    megatron-core would end in a traceback for some, and leave others (the head of an untied model that is read into a tied
+    one) unread without a word.  Collective over the pipeline, whose stages each hold a part.
+
+    :raises ConfigError: for weights that are missing or misshapen there, and for weights there that the model has no place
+        for.
+    """
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing, parallel_state
+
+    check_index(folder)
+    found = {
+        key: tuple(one.global_shape)
+        for key, one in dist_checkpointing.load_tensors_metadata(str(folder)).items()
+        if key.startswith(_MODEL)  # a run's checkpoint holds the optimizer's, too
+    }
+    wanted = {piece.key: piece for piece in pieces(state)}
+    told: list = [(list(wanted), _unmet(wanted, found))] * parallel_state.get_pipeline_model_parallel_world_size()
+    if len(told) > 1:  # no stage may go on to the next collective alone
+        dist.all_gather_object(told, told[0], group=parallel_state.get_pipeline_model_parallel_group())
+    problems = [problem for _, problem in told if problem]
+    if over := sorted(found.keys() - {key for keys, _ in told for key in keys}):
+        problems.append((over[0], "weights that the model has a place for: this would be lost"))
+    if problems:
+        raise ConfigError(str(folder), *problems[0], "name the model that trained them (student.path, export.source)")
+
+
+def _unmet(wanted: dict, found: dict[str, tuple[int, ...]]) -> tuple[str, str] | None:
+    """(what is there, what should be) of the first of ``wanted`` that ``found`` lacks or has in another shape."""
+    for key, piece in wanted.items():
+        should = f"{key} {list(piece.global_shape)}, as the model has it"
+        if key not in found:
+            return f"no {key}", should
+        padded = int(piece.allow_shape_mismatch)  # the rows of the vocabulary, by whatever layout wrote them
+        if found[key][padded:] != piece.global_shape[padded:]:
+            return f"{key} {list(found[key])}", should
+    return None
+
+
+def pieces(state: Any) -> Iterator:
+    """Every ``ShardedTensor`` in ``state``; a fused one (gate and up) is cut into those that lie on disk."""
+    from megatron.core.dist_checkpointing import ShardedTensor
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+
+    for value in nested_values(state):
+        if isinstance(value, ShardedTensorFactory):
+            yield from pieces(value.build())
+        elif isinstance(value, ShardedTensor):
+            yield value
 
 
 def set_model(model, state: dict[str, Any]) -> None:

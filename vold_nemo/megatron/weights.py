@@ -56,12 +56,16 @@ def _held(model: torch.nn.Module, arch: Architecture, layout: Layout) -> Iterato
     ]
     if arch.tied and layout.is_last_stage and not layout.is_first_stage:
         places.append(head(arch, model.vocab_size))  # the last stage's own copy of the embedding
-    yield from _matched(places, dict(model.named_parameters()), arch, layout)
+    yield from matched(places, dict(model.named_parameters()), arch, layout)
 
 
-def _matched(
-    places: list[Placement], parameters: dict[str, torch.nn.Parameter], arch: Architecture, layout: Layout
-) -> Iterator[tuple[Placement, torch.nn.Parameter]]:
+def matched(
+    places: list[Placement], parameters: dict[str, Tensor], arch: Architecture, layout: Layout
+) -> Iterator[tuple[Placement, Tensor]]:
+    """Each placement that this rank holds, with its parameter; ``parameters`` is emptied.
+
+    :raises ConfigError: for a placement without a parameter, or a parameter left over.
+    """
     each = arch.experts // layout.expert  # experts on a rank
     first_expert, first_layer = layout.expert_rank * each, sum(arch.stages(layout.pipeline)[: layout.pipeline_rank])
     for place in places:
@@ -77,7 +81,7 @@ def _matched(
                           "a rule for every Megatron parameter", "add the missing rule")
 
 
-def _take(parameters: dict, place: Placement, first_layer: int, first_expert: int) -> torch.nn.Parameter | None:
+def _take(parameters: dict, place: Placement, first_layer: int, first_expert: int) -> Tensor | None:
     """Remove and return the parameter of ``place``, under its own or its fused name, layers and experts counted locally."""
     for name in (place.megatron, place.fused):
         if name is None:
@@ -175,7 +179,7 @@ def load_layer(layer: torch.nn.Module, number: int, arch: Architecture, layout: 
     whole = sum(arch.stages(layout.pipeline)[: layout.pipeline_rank]) + number
     places = [place for place in placements(arch, layout.tensor, arch.vocabulary) if place.layer == whole]
     parameters = {f"decoder.layers.{number}.{name}": parameter for name, parameter in layer.named_parameters()}
-    for place, parameter in _matched(places, parameters, arch, layout):
+    for place, parameter in matched(places, parameters, arch, layout):
         _fill(parameter, place, layout, files)
 
 
@@ -238,17 +242,22 @@ def stream_hf(
     held = {place.megatron: parameter for place, parameter in _held(model, arch, layout)}
     some = next(iter(held.values()))
     places = placements(arch, layout.tensor, model.vocab_size)
-    for names, group in itertools.groupby(places, key=lambda place: place.hf):
+    for _, group in itertools.groupby(places, key=lambda place: place.hf):
         # one placement, or, where a tensor packs them, all experts of a layer
         wholes = [(place, _everywhere(place, held, arch, layout, some.dtype)) for place in group]
-        place, whole = wholes[0]
-        if place.packed:
-            matrices = [matrix.t() if place.transposed else matrix for _, matrix in wholes]
-            yield names[0], torch.stack(matrices)
-        else:
-            yield from _unpack(place, whole, borrowed)
-        if arch.tied and arch.head_on_disk and names[0].endswith("embed_tokens.weight"):
-            yield HEAD, whole[: arch.vocabulary] if borrowed else whole[: arch.vocabulary].clone()
+        yield from emit(wholes, arch, borrowed)
+
+
+def emit(wholes: list[tuple[Placement, Tensor]], arch: Architecture, borrowed: bool) -> Iterator[tuple[str, Tensor]]:
+    """The Hugging Face tensors of unsplit parameters: of one, or of all experts that a tensor packs."""
+    place, whole = wholes[0]
+    if place.packed:
+        matrices = [matrix.t() if place.transposed else matrix for _, matrix in wholes]
+        yield place.hf[0], torch.stack(matrices)
+    else:
+        yield from _unpack(place, whole, borrowed)
+    if arch.tied and arch.head_on_disk and place.hf[0].endswith("embed_tokens.weight"):
+        yield HEAD, whole[: arch.vocabulary] if borrowed else whole[: arch.vocabulary].clone()
 
 
 def _everywhere(place: Placement, held: dict, arch: Architecture, layout: Layout, dtype: torch.dtype) -> Tensor:
