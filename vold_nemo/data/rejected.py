@@ -59,7 +59,6 @@ class Rejected:
         text = content if isinstance(content, str) else json.dumps(content, default=lambda value: str(value)[:200])
         line = {"source": source, "row": row, "reason": reason, "content": text[:KEPT_CHARACTERS]}
         if self._file is None:  # kept open: a large set may have a hundred thousand duplicates
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="ascii", buffering=1)
         self._file.write(json.dumps(line) + "\n")
 
