@@ -15,7 +15,9 @@ def write_run(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     lines = [
         {"step": step, "loss": 1.0 / step, "reward_mean": step / 10, "seconds": {"generate": 3.0, "train": 1.0},
-         "memory": {"peak_bytes": 3 * 2**30}, "update_skipped": step == 2}
+         "memory": {"peak_bytes": 3 * 2**30}, "update_skipped": step == 2,
+         "slowest": {"generate": {"rank": 2, "seconds": 6.0, "median": 3.0},
+                     "train": {"rank": 0, "seconds": 1.0, "median": 0.9}}}
         for step in range(1, 5)
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
@@ -34,6 +36,7 @@ def test_progress_pace_and_the_rank_that_is_behind(tmp_path):
     assert "reward_mean         0.4          mean of 4: 0.25" in said
     assert "generate 3.00 (75%), train 1.00 (25%)" in said and "3.00 GiB" in said
     assert "longest     rank 2 on node2: train, 40 s" in said
+    assert "STRAGGLER   rank 2 on node2: generate took 6.0 s, the median rank 3.0 s" in said and said.count("STRAGGLER") == 1
     assert "SILENT      rank 2 on node2 for 3 min 20 s, train" in said and "SILENT      rank 1" not in said
     assert "checkpoint  step_3" in said and "SKIPPED     1 update" in said and "STUCK" not in said
     (tmp_path / "stacks" / "rank_2.txt").write_text("")

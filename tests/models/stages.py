@@ -88,7 +88,7 @@ class FixedSampler:
 
         self.rewards, self.vocabulary, self.received = rewards, vocabulary, {}
         self.engine, self.dtype, self.stop_ids, self.diagnosis, self.refilled = self, torch.float32, (1,), {}, {}
-        self.awake = True
+        self.awake, self.seconds = True, 0.0
 
     def generate(self, step: int):
         from vold_nemo.data.rollouts import Rollout
@@ -120,7 +120,7 @@ class FixedSampler:
         self.awake = False
 
     def wake(self):
-        self.awake = True
+        self.awake, self.seconds = True, 0.0
 
     def device_bytes(self):
         return 1000 * self.awake

@@ -11,6 +11,7 @@ from typing import Any
 
 _RECENT = 20  # steps that a rate is taken over
 _SILENT = 60.0  # seconds without a heartbeat after which a rank is called silent; it beats every 10
+_BEHIND = 1.25  # times the median rank's seconds in a phase before a collective, above which a rank is named
 
 
 @dataclass
@@ -108,6 +109,11 @@ def _ranks(sight: Sight) -> Iterator[str]:
     yield f"ranks       {len(sight.ranks)}, the last in step {behind + 1}: {', '.join(phases)}"
     # A rank that waits in a collective has been in its phase for less long than the one that it waits for.
     slowest = max(sight.ranks, key=lambda beat: beat["seconds_in_phase"])
+    hosts = {beat["rank"]: beat["host"] for beat in sight.ranks}
+    for phase, said in (sight.steps[-1].get("slowest", {}) if sight.steps else {}).items():
+        if said["seconds"] > _BEHIND * said["median"]:
+            where = f"rank {said['rank']} on {hosts.get(said['rank'], '?')}"
+            yield f"STRAGGLER   {where}: {phase} took {said['seconds']:.1f} s, the median rank {said['median']:.1f} s"
     yield f"longest     rank {slowest['rank']} on {slowest['host']}: {slowest['phase']}, {slowest['seconds_in_phase']:.0f} s"
     for beat in silent[:4]:
         yield f"SILENT      rank {beat['rank']} on {beat['host']} for {_duration(sight.now - beat['time'])}, {beat['phase']}"

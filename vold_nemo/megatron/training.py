@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -49,6 +50,7 @@ class Pass:
     loss: float  # the weighted sum over the whole world, the same on every rank
     statistics: list = field(default_factory=list)  # one entry a micro-batch, on the last pipeline stage; else empty
     non_finite: list[NonFinite] = field(default_factory=list)  # over the whole world, the same on every rank
+    seconds: float = 0.0  # that this rank took until it could reduce its gradients, where it waits for the slowest
 
 
 @dataclass
@@ -149,7 +151,14 @@ def forward_backward(
 
     if not micro_batches:
         raise ValueError("a pass needs at least one micro-batch: a rank with nothing to do brings one of weight zero")
-    _prepare(get_model_config(model))
+    config = get_model_config(model)
+    _prepare(config)
+    began, ready = _now(layout.device), []
+
+    def finalize(*stages, **groups) -> None:
+        ready.append(_now(layout.device))
+        _finalize_gradients(*stages, **groups)
+
     if not forward_only:
         model.zero_grad_buffer()
         for parameter in model.parameters():
@@ -175,12 +184,14 @@ def forward_backward(
 
         return output, loss
 
+    config.finalize_model_grads_func = finalize
     with torch.no_grad() if forward_only else contextlib.nullcontext():
         statistics = get_forward_backward_func()(
             forward_step_func=step, data_iterator=iter(list(enumerate(micro_batches))), model=model,
             num_microbatches=len(micro_batches), forward_only=forward_only,
             seq_length=layout.tensor * layout.context, micro_batch_size=1,  # asked for, and ignored: the stages exchange shapes
         )
+    config.finalize_model_grads_func = _finalize_gradients  # the configuration is copied and pickled by others: no closure
     found = [NonFinite(layout.rank, index, what) for index, what, good in finite if not good.item()]
     counted_here = layout.is_last_stage and layout.tensor_rank == 0
     totals = torch.zeros(2, dtype=torch.float64, device=layout.device)
@@ -192,7 +203,14 @@ def forward_backward(
         loss=totals[0].item(),
         statistics=statistics if layout.is_last_stage else [],
         non_finite=_gather(found) if totals[1] > 0 else [],
+        seconds=(ready or [_now(layout.device)])[0] - began,
     )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _gather(found: list[NonFinite]) -> list[NonFinite]:

@@ -7,6 +7,7 @@ Every rank answers its share of a step's prompts and the answers are gathered ov
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,7 @@ class Sampler:
 
     def generate(self, step: int) -> list[Rollout]:
         """K answers to each prompt of the step, group after group.  The engine must hold the weights of ``step``."""
+        self.seconds = 0.0
         return self.answer(step, dict(enumerate(self.order.indices(step))))
 
     def answer(self, step: int, asked: Mapping[int, int], attempt: int = 0) -> list[Rollout]:
@@ -117,14 +119,14 @@ class Sampler:
         sampling = Sampling(
             samples, rollout.temperature, length, stop=tuple(rollout.stop), seed=self.seed(step, attempt)
         )
-        done = self.engine.generate(prompts, sampling, expect_version=step)
+        done = self._timed(prompts, sampling, step)
         while length < longest:
             cut = [at for at, answer in enumerate(done) if answer.finish_reason == "length"]
             spent, running = self._over_world(sum(len(answer.ids) for answer in done), len(cut))
             further = min(longest - length, (budget - spent) // running) if running else 0
             if further < least:
                 break
-            again = self.engine.generate(
+            again = self._timed(
                 [
                     EnginePrompt(
                         prompts[done[at].prompt_index].ids + done[at].ids,
@@ -134,7 +136,7 @@ class Sampler:
                     for at in cut
                 ],
                 Sampling(1, rollout.temperature, further, seed=self.seed(step, attempt, length)),
-                expect_version=step,
+                step,
             )
             for at, more in zip(cut, again, strict=True):
                 first = done[at]
@@ -143,6 +145,12 @@ class Sampler:
                     finish_reason=more.finish_reason,
                 )  # fmt: skip
             length += further
+        return done
+
+    def _timed(self, prompts: list[EnginePrompt], sampling: Sampling, step: int) -> list[Completion]:
+        began = time.perf_counter()
+        done = self.engine.generate(prompts, sampling, expect_version=step)
+        self.seconds += time.perf_counter() - began
         return done
 
     def _over_world(self, *counts: int) -> list[int]:

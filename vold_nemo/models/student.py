@@ -41,6 +41,7 @@ from vold_nemo.megatron.runs import Run
 from vold_nemo.models.agreement import assert_same
 from vold_nemo.models.heartbeat import Heartbeat
 from vold_nemo.models.stopping import Stop
+from vold_nemo.models.stragglers import slowest
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class MegatronStudent(ModelPT):
         nemo_connector.attach(self, self.layout)
         self.optimizer_in_training = None  # with its schedule, set by prepare_for_training
         self.lineage: dict[str, Any] = {}  # see data/lineage.py; set by `attach`
+        self.own_seconds: dict[str, float] = {}  # of this step and rank, without waiting for others (stragglers.py)
 
     # -- what the two stages differ in -------------------------------------------------------------------------------
 
@@ -173,9 +175,12 @@ class MegatronStudent(ModelPT):
             return loss(meet_head(output, self.layout).index_select(0, positions), batch, index)
 
         model = self.gpt if forward_only else self.stage
-        return training.forward_backward(
+        passed = training.forward_backward(
             model, list(enumerate(batches)), forward, layout=self.layout, forward_only=forward_only
         )
+        if not forward_only:
+            self.own_seconds["train"] = self.own_seconds.get("train", 0.0) + passed.seconds
+        return passed
 
     @property
     def head(self) -> Tensor:
@@ -233,7 +238,10 @@ class MegatronStudent(ModelPT):
         ) as bar:
             for step in range(start, self.total_steps):
                 heart.note("step", step)
+                self.own_seconds = {}
                 metrics = self.train_step(step)
+                if behind := slowest(self.own_seconds, self.layout):
+                    metrics["slowest"] = behind
                 run.log(step + 1, metrics)
                 bar.set_postfix_str(self.progress_text(metrics), refresh=False)
                 bar.update(1)

@@ -166,6 +166,7 @@ class MegatronVOLDModel(MegatronStudent):
             validation = self.sampler.validate(step + 1)
         if metrics.recorded:
             self.sampler.record(step + 1, rollouts, metrics.fates(), self.run.folder / "rollouts")
+        self.own_seconds["generate"] = self.sampler.seconds
         said = metrics.summary(
             beta=self.beta.value(step), seconds=clock.seconds, diagnosis=self.sampler.diagnosis | self.sampler.refilled,
             held=self.handover.held,
