@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.stages import build_sft, configuration, layout_of
 from tests.models.test_resume import ROOT, command, curve, environment, rank_states, shards, world  # noqa: F401
 
 
@@ -82,6 +83,30 @@ def test_a_run_folder_that_cannot_be_written_is_an_input_error(world, tmp_path):
         command(world, "sft", 1, tmp_path / "outputs"), env=environment(), capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 2 and "outputs" in done.stderr and "can be written" in done.stderr
+
+
+def raising(world, outputs):  # noqa: F811
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.runs import Run
+
+    config = configuration(world, f"outputs={outputs}", "sft.max_length=64")
+    layout_of(config)
+    model = build_sft(config)
+
+    def fails(*_):
+        raise RuntimeError("no route to rank 1")
+
+    model.get_loss_and_metrics = fails
+    try:
+        model.fit(Run(outputs / "run", rank=0, config=config))
+    except RuntimeError as error:
+        return str(error), error.__notes__
+    finally:
+        parallel.destroy()
+
+
+def test_a_rank_that_raises_or_waits_in_vain_says_where(world, tmp_path, gloo):  # noqa: F811
+    assert gloo(1).run(raising, world, tmp_path) == [("no route to rank 1", ["rank 0 of 1: step 1, phase train"])]
 
 
 def test_an_unreachable_wandb_is_said_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
