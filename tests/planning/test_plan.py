@@ -304,3 +304,29 @@ def test_a_student_with_experts_is_not_planned(tmp_path):
     tiny.save("qwen3_moe", tmp_path, tied=False)
     with pytest.raises(ConfigError, match="dense"):
         models_of(compose(["experiment=miniature", f"student.path={tmp_path}", f"teacher.path={tmp_path}"]))
+
+
+def _kinds(experiments) -> set[str]:
+    """Every distinct (model, tensor, pipeline, expert, stage) of the experiments' layouts."""
+    found = set()
+    for experiment in experiments:
+        config = compose([f"experiment={experiment}"])
+        parallel = config.parallel
+        for path in (config.student.path, config.teacher.path):
+            name = path.rpartition("/")[2]
+            expert = parallel.expert if architecture_of(path).experts else 1
+            # middle stages have neither embedding nor head and are all alike
+            for stage in {0, min(1, parallel.pipeline - 1), parallel.pipeline - 1}:
+                found.add(f"{name}:{parallel.tensor}:{parallel.pipeline}:{expert}:{stage}")
+    return found
+
+
+@pytest.mark.parametrize("experiments", [
+    ("paper_3b", "qwen3_vl_8b_from_32b"), pytest.param(tuple(EXPERIMENTS), marks=pytest.mark.long),
+], ids=["two", "all"])  # fmt: skip
+def test_the_layers_of_every_experiment_are_built_with_the_planned_parameters(experiments):
+    kinds = sorted(_kinds(experiments))
+    command = [sys.executable, "-m", "tests.planning.meta_stages", *kinds]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CONF.parent, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("\n") == len(kinds)
