@@ -93,7 +93,7 @@ def raising(world, outputs):  # noqa: F811
     layout_of(config)
     model = build_sft(config)
 
-    def fails(*_):
+    def fails(*_, **__):
         raise RuntimeError("no route to rank 1")
 
     model.get_loss_and_metrics = fails
