@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from vold_nemo.composition import CONF, GROUPS, HydraArguments, as_config_error, compose
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.key_help import _comments, help_text
-from vold_nemo.planning.validity import BOUNDS, CHOICES, Pending, findings, value_at
+from vold_nemo.planning.validity import Pending, findings, value_at
+from vold_nemo.planning.values import BOUNDS, CHOICES
 
 FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml") if file.parent != CONF)
 

@@ -15,7 +15,7 @@ from vold_nemo.evaluation.reproduce import paper
 from vold_nemo.evaluation.reproduce.page import write_page
 from vold_nemo.evaluation.reproduce.targets import ARMS, EXPERIMENTS, TARGETS, target, with_experiment
 from vold_nemo.evaluation.reproduce.work import Plan
-from vold_nemo.planning.validity import CHOICES
+from vold_nemo.planning.values import CHOICES
 
 
 def plan_of(outputs: Path, name: str, scale: str = "miniature") -> Plan:

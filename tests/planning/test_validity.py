@@ -205,7 +205,7 @@ def test_a_config_that_is_not_json_is_a_finding(configured, tmp_path):
 
 def test_the_estimators_that_are_checked_are_the_objectives():
     from vold_nemo.objective import divergence
-    from vold_nemo.planning import validity
+    from vold_nemo.planning import values
 
-    assert set(validity.CHOICES["objective.kl.estimator"]) == set(divergence.SAMPLED + divergence.EXACT)
-    assert validity.EXACT == divergence.EXACT
+    assert set(values.CHOICES["objective.kl.estimator"]) == set(divergence.SAMPLED + divergence.EXACT)
+    assert values.EXACT == divergence.EXACT

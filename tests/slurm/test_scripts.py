@@ -11,7 +11,7 @@ from tests.slurm.conftest import ROOT
 from vold_nemo.composition import compose
 from vold_nemo.config import ConfigError
 from vold_nemo.planning.launch import nodes, stages, write_chain, write_script
-from vold_nemo.planning.validity import CHOICES
+from vold_nemo.planning.values import CHOICES
 
 OVERRIDES = [
     "experiment=miniature", "parallel=tp2", "traces.shards=3", "cluster.gpus_per_node=2", "cluster.gpus.sft=4",

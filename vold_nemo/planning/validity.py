@@ -1,6 +1,6 @@
 """What can be known to be wrong before a process group is made; every finding at once.
 
-Choices and bounds of single keys are the tables below; what two keys, or a key and a checkpoint's ``config.json``,
+Choices and bounds of single keys are the tables of ``values.py``; what two keys, or a key and a checkpoint's ``config.json``,
 decide together (layouts, schedules, batches) are the functions.  No torch, no device, no launch: a login node finds the
 same.
 """
@@ -10,188 +10,14 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from vold_nemo.checkpoint_source import local_folder
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
 from vold_nemo.megatron import architecture, precision
 from vold_nemo.planning import published
-
-AVERAGES = ("token", "sequence", "constant")
-EXACT = ("reverse", "forward", "jsd", "topk")  # objective/divergence.py's, said again because nothing here needs torch
-CHOICES: dict[str, tuple[str, ...]] = {
-    "device": ("auto", "cpu", "cuda"),
-    "precision": ("bf16", "fp32"),
-    "teacher.precision": ("auto", "fp32", "bf16", "fp8"),
-    "teacher.offload_to": ("host", "checkpoint"),
-    "teacher.fp8.backend": ("te", "emulated"),
-    "teacher.fp8.recipe": ("auto", *precision.MULTIPLE),
-    "objective.policy.loss": ("grpo", "gspo"),
-    "objective.policy.advantage": ("standardised", "centred"),
-    "objective.policy.average": AVERAGES,
-    "objective.kl.estimator": ("k2", "k1_reward", "k3", "reverse", "forward", "jsd", "topk", "vopd"),
-    "objective.kl.mask": ("reward", "none", "all_wrong_group", "perplexity"),
-    "objective.kl.average": AVERAGES,
-    "objective.kl.reward_horizon": ("immediate", "return_to_go"),
-    "objective.kl.reward_placement": ("before", "after"),
-    "objective.kl.beta.schedule": ("constant", "linear", "exponential"),
-    "objective.kernels": ("torch", "triton"),
-    "objective.correction.mode": ("auto", "none", "token", "sequence", "sequence_mask"),
-    "rollout.engine": ("transformers", "vllm"),
-    "rollout.overlong": ("keep", "mask_policy", "mask_all"),
-    "traces.engine": ("transformers", "vllm", "dataset"),
-    "sft.optimizer.schedule": ("constant", "linear", "cosine"),
-    "vold.optimizer.schedule": ("constant", "linear", "cosine"),
-    "reproduce.target": ("table1", "table2", "table3", "table5", "table6", "figure3", "figure4", "figure5", "figure6"),
-    "reproduce.scale": ("miniature", "paper"),
-    "reproduce.missing": ("list", "run", "slurm"),
-    "handoff.tool": ("lmms_eval", "vlmevalkit"),
-    "handoff.scorer": ("theirs", "ours"),
-    "evaluate.engine": ("transformers", "vllm"),
-    "evaluate.judge.reads": ("unparsed", "all"),
-    "checkpoint.resume": ("auto", "never", "required"),
-    "checkpoint.metric_best": ("min", "max"),
-    "parallel.recompute": ("none", "selective", "full"),
-    "cluster.launch.runtime": ("bare", "pyxis", "apptainer"),
-    "plan.stage": ("traces", "sft", "export_sft", "vold", "export_vold", "evaluate", "report"),
-}
-
-_POSITIVE = (lambda x: x >= 1, "1 or more")
-_COUNT = (lambda x: x >= 0, "0 or more")
-_ABOVE_ZERO = (lambda x: x > 0, "above 0")
-_SHARE = (lambda x: 0 <= x <= 1, "0 to 1")
-_EFFICIENCY = (lambda x: 0 < x <= 1, "above 0, at most 1")
-_FRACTION = (lambda x: 0 <= x < 1, "0 to 1, 1 excluded")
-BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null is never out of bounds
-    "teacher.fp8.probe_tokens": _COUNT,
-    "teacher.fp8.probe_layers": _POSITIVE,
-    "teacher.fp8.max_drift": _ABOVE_ZERO,
-    "objective.chunk_tokens": _POSITIVE,
-    "objective.policy.clip_low": _SHARE,
-    "objective.policy.clip_high": _COUNT,
-    "objective.policy.dual_clip": (lambda x: x > 1, "above 1, or null"),
-    "objective.policy.std_correction": (lambda x: x in (0, 1), "0 (divide by n) | 1 (divide by n-1)"),
-    "objective.policy.std_delta": _COUNT,
-    "objective.kl.clamp": _ABOVE_ZERO,
-    "objective.kl.teacher_temperature": _ABOVE_ZERO,
-    "objective.kl.top_k": _POSITIVE,
-    "objective.kl.jsd_weight": (lambda x: 0 < x < 1, "between 0 and 1, both excluded"),
-    "objective.kl.beta.value": _COUNT,
-    "objective.kl.beta.final": _COUNT,
-    "objective.kl.beta.steps": _POSITIVE,
-    "objective.kl.beta.warmup_steps": _COUNT,
-    "objective.kl.beta.off_step": _COUNT,
-    "objective.correction.cap": _ABOVE_ZERO,
-    "rollout.samples_per_prompt": _POSITIVE,
-    "rollout.temperature": _ABOVE_ZERO,  # the engine samples on-policy: greedy rollouts have no policy gradient
-    "rollout.max_tokens": _POSITIVE,
-    "rollout.batch": _POSITIVE,
-    "rollout.token_budget": _POSITIVE,
-    "rollout.refill_rounds": _COUNT,
-    "rollout.probe_tolerance": _ABOVE_ZERO,
-    "rollout.mismatch_warning": (lambda x: x > 1, "above 1"),
-    "rollout.vllm.tensor_parallel": _POSITIVE,
-    "rollout.vllm.memory_share": _EFFICIENCY,
-    "rollout.vllm.cache_bytes": _POSITIVE,
-    "rollout.vllm.max_length": (lambda x: x >= 2, "2 or more"),
-    "rollout.vllm.images": _COUNT,
-    "reward.seconds": _ABOVE_ZERO,
-    "reward.workers": _POSITIVE,
-    "data.max_rejected_share": _SHARE,
-    "data.prompts.limit": _POSITIVE,
-    "data.trace_prompts.limit": _POSITIVE,
-    "prepare.ngram": _POSITIVE,
-    "prepare.common": _POSITIVE,
-    "traces.samples_per_prompt": _POSITIVE,
-    "traces.temperature": _COUNT,
-    "traces.max_tokens": _POSITIVE,
-    "traces.max_prompt_tokens": _POSITIVE,
-    "traces.batch": _POSITIVE,
-    "traces.tensor_parallel": _POSITIVE,
-    "traces.memory_share": _EFFICIENCY,
-    "traces.shards": _POSITIVE,
-    "traces.shard": _COUNT,
-    "sft.steps": _POSITIVE,
-    "sft.batch": _POSITIVE,
-    "sft.micro_batch": _POSITIVE,
-    "sft.pack_length": (lambda x: x >= 2, "2 or more"),
-    "sft.max_length": (lambda x: x >= 2, "2 or more"),
-    "vold.steps": _POSITIVE,
-    "vold.prompts_per_step": _POSITIVE,
-    "vold.updates_per_step": _POSITIVE,
-    "vold.micro_batch_tokens": _POSITIVE,
-    "vold.rollout_log_every": _COUNT,
-    "vold.validation.every": _COUNT,
-    "vold.validation.max_tokens": _POSITIVE,
-    "vold.validation.hold_out": _COUNT,
-    "checkpoint.every": _POSITIVE,
-    "checkpoint.keep": _POSITIVE,
-    "checkpoint.keep_every": _COUNT,
-    "checkpoint.keep_best": _COUNT,
-    "cluster.launch.max_restarts": _COUNT,
-    "cluster.launch.signal_seconds": _COUNT,
-    "limits.wall_minutes": _ABOVE_ZERO,
-    "limits.stuck_minutes": _ABOVE_ZERO,
-    "export.max_shard_bytes": _POSITIVE,
-    "evaluate.max_tokens": _POSITIVE,
-    "evaluate.batch": _POSITIVE,
-    "evaluate.samples": _COUNT,
-    "evaluate.temperature": _ABOVE_ZERO,
-    "evaluate.limit": _POSITIVE,
-    "evaluate.shards": _POSITIVE,
-    "evaluate.shard": _COUNT,
-    "evaluate.judge.seconds": _ABOVE_ZERO,
-    "evaluate.judge.retries": _COUNT,
-    "evaluate.judge.parallel": _POSITIVE,
-    "verify.limit": _POSITIVE,
-    "compare.examples": _COUNT,
-    "drift.limit": _POSITIVE,
-    "drift.max_length": (lambda x: x >= 2, "2 or more"),
-    "drift.worst": _COUNT,
-    "report.examples": _COUNT,
-    "cluster.gpus_per_node": _POSITIVE,
-    "cluster.gpus.traces": _POSITIVE,
-    "cluster.gpus.sft": _POSITIVE,
-    "cluster.gpus.vold": _POSITIVE,
-    "cluster.memory_gib": _ABOVE_ZERO,
-    "cluster.compute_capability": _ABOVE_ZERO,
-    "cluster.bf16_tflops": _ABOVE_ZERO,
-    "cluster.memory_gbs": _ABOVE_ZERO,
-    "cluster.link_gbs": _ABOVE_ZERO,
-    "cluster.network_gbs": _ABOVE_ZERO,
-    "cluster.host_gbs": _ABOVE_ZERO,
-    "plan.train_efficiency": _EFFICIENCY,
-    "plan.forward_efficiency": _EFFICIENCY,
-    "plan.memory_efficiency": _EFFICIENCY,
-    "plan.network_efficiency": _EFFICIENCY,
-    "plan.layer_ms": _COUNT,
-    "plan.straggler": _POSITIVE,
-    "plan.reserve_gib": _COUNT,
-    "plan.prompt_tokens": _POSITIVE,
-    "plan.response_tokens": _POSITIVE,
-    "plan.trace_tokens": _POSITIVE,
-    "plan.trace_prompts": _POSITIVE,
-    "plan.reward_rate": _SHARE,
-    "plan.layouts": _POSITIVE,
-}
-_OPTIMIZER_BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "learning_rate": _ABOVE_ZERO,
-    "min_learning_rate": _COUNT,
-    "warmup_steps": _COUNT,
-    "weight_decay": _COUNT,
-    "beta1": _FRACTION,
-    "beta2": _FRACTION,
-    "epsilon": _ABOVE_ZERO,
-    "clip_grad": _COUNT,
-    "max_skipped": _POSITIVE,
-}
-
-REFUSED = {("teacher.fp8.recipe", "delayed"): precision.DELAYED}  # values that others allow, and why we do not
-
-# Wanted by the project and not built yet: a run refuses them like any other value, a plan warns.
-PLANNED: dict[str, tuple[str, ...]] = {}
-
+from vold_nemo.planning.values import BOUNDS, CHOICES, EXACT, OPTIMIZER_BOUNDS, REFUSED
 
 _TEACHERS = re.compile(r"teachers\.[^.]+\.")  # a named teacher has the keys of the one without a name
 
@@ -277,10 +103,9 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
         if value_at(config, key) not in choices:
             value, plain = value_at(config, key), _TEACHERS.sub("teacher.", key)
             mend = REFUSED.get((plain, value), f"set {key} to one of these")
-            error = ConfigError(key, value, " | ".join(choices), mend)
-            yield Unbuilt.of(error) if error.value in PLANNED.get(plain, ()) else error
+            yield ConfigError(key, value, " | ".join(choices), mend)
     optimizers = {
-        f"{stage}.optimizer.{name}": bound for stage in ("sft", "vold") for name, bound in _OPTIMIZER_BOUNDS.items()
+        f"{stage}.optimizer.{name}": bound for stage in ("sft", "vold") for name, bound in OPTIMIZER_BOUNDS.items()
     }
     for key, (good, allowed) in {**BOUNDS, **optimizers}.items():
         value = value_at(config, key)
