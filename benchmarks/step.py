@@ -55,7 +55,8 @@ class Replay:
     """In the sampler's place: rollouts that were sampled before, and rewards that were drawn."""
 
     def __init__(self, engine, rollouts):
-        self.engine, self.rollouts, self.rewards, self.diagnosis = engine, rollouts, [], {}
+        self.engine, self.rollouts, self.rewards, self.diagnosis, self.refilled = engine, rollouts, [], {}, {}
+        self.seconds = 0.0
 
     def generate(self, step: int):
         return [replace(rollout) for rollout in self.rollouts]
@@ -68,8 +69,8 @@ class Replay:
     def validate(self, step: int) -> dict:
         return {}
 
-    def record(self, *_) -> None:
-        pass
+    def records(self, step: int) -> bool:
+        return False
 
     def name(self, rollout) -> str:
         return f"prompt {rollout.prompt_index}"

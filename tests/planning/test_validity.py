@@ -91,6 +91,7 @@ def test_the_teacher_must_fit_the_layout_too_but_only_where_one_is_loaded(config
         (["teacher.precision=fp8", "device=auto", "cluster=h100", "teacher.fp8.recipe=mxfp8"], "teacher.fp8.recipe"),
         (["teacher.fp8.backend=emulated"], "teacher.fp8.backend"),
         (["teacher.fp8.recipe=delayed"], "teacher.fp8.recipe"),
+        (["sft.max_length=600"], "sft.max_length"),  # of 512 positions
         (["student.path=/nowhere"], "student.path"),
         (["teacher.path=nobody/model"], "teacher.path"),
     ],

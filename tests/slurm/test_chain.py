@@ -60,7 +60,7 @@ def test_the_chain_goes_to_its_report_and_called_again_has_nothing_to_do(slurm, 
     # The tiny teacher is random: its answers rarely end by themselves, so stage 1 trains on written traces.
     first = pipeline(stages="traces")
     assert wait_all(slurm, ids(first.stdout), 600) == {"traces": "COMPLETED"}, logs(workplace)
-    shards = sorted(path.name for path in (workplace / "outputs/tiny/traces").glob("traces.*"))
+    shards = sorted(path.name for path in (workplace / "outputs/tiny/traces").glob("traces.*.jsonl"))
     assert shards == ["traces.0-of-2.jsonl", "traces.1-of-2.jsonl"]
 
     rest = " ".join(STAGES[1:])

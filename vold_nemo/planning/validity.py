@@ -149,7 +149,7 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
         if isinstance(teacher, ConfigError) and "vold" not in stages:  # stage 2 names it anyway
             yield teacher
     if stages:
-        yield from _layouts(config, with_teacher="vold" in stages and config.objective.kl.enabled, world=world)
+        yield from _layouts(config, stages, world)
 
 
 def _optimizer(optimizer: OptimizerConfig, key: str, steps: int) -> Iterator[ConfigError]:
@@ -254,8 +254,9 @@ def _beta(beta: BetaConfig, steps: int) -> Iterator[ConfigError]:
         yield ConfigError(f"{key}.steps", length, allowed, "warm up for fewer steps")
 
 
-def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigError]:
-    """Student and teacher share one layout: both must fit it."""
+def _layouts(config: Config, stages: tuple[str, ...], world: int) -> Iterator[ConfigError]:
+    """Student and teacher share one layout and read the same tokens: both must fit."""
+    with_teacher = "vold" in stages and config.objective.kl.enabled
     found: dict[str, ConfigError] = {}
     # The stages share a configuration: what only the teacher's experts need does not trouble stage 1.
     scorers = [config.teacher, *config.teachers.values()] if config.objective.kl.enabled else []
@@ -273,10 +274,23 @@ def _layouts(config: Config, with_teacher: bool, world: int) -> Iterator[ConfigE
                 errors.append(model)
         if not isinstance(model, ConfigError):
             errors += architecture.check_layout(model, config.parallel, world, beside_experts=beside)
+            errors += _lengths(config, stages, key, model)
             if key in named:
                 errors += precision_findings(config, key.removesuffix(".path"), model)
         found.update((str(error), error) for error in errors)  # what both models say the same is said once
     yield from found.values()
+
+
+def _lengths(config: Config, stages: tuple[str, ...], key: str, arch: architecture.Architecture) -> Iterator[ConfigError]:
+    """Sequences that the model at ``key`` has no positions for; a rollout also has a prompt, of one token at least."""
+    longest = {}
+    if "sft" in stages and key == "student.path":
+        longest["sft.max_length"] = (config.sft.max_length, arch.max_positions)
+    if "vold" in stages:
+        longest["rollout.max_tokens"] = (config.rollout.max_tokens, arch.max_positions - 1)
+    for name, (length, most) in longest.items():
+        if length > most:
+            yield ConfigError(name, length, f"at most {most}: {key} has {arch.max_positions} positions", f"lower {name}")
 
 
 def _teachers(config: Config) -> Iterator[ConfigError]:
