@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.megatron import steps
-from vold_nemo.megatron import checkpoint
+from vold_nemo.megatron import checkpoint, saving
 
 
 def main(source: str, folder: str, report: str) -> None:
@@ -24,7 +24,7 @@ def main(source: str, folder: str, report: str) -> None:
     for step in range(first, steps.STEPS):
         loss, norm = steps.train(parts, step, step + 1, 1)[0]
         say({"step": step, "loss": loss, "norm": norm})
-        checkpoint.save(folder, step + 1, keep=1, **state)
+        saving.write(folder, step + 1, keep=1, **state)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ def source(tmp_path_factory):
 
 
 def _save(folder, step, parts, keep=2, extra=None):
-    from vold_nemo.megatron import checkpoint
+    from vold_nemo.megatron import saving
 
     model, _, layout, optimizer, schedule = parts
-    return checkpoint.save(
+    return saving.write(
         folder, step, model=model, optimizer=optimizer, schedule=schedule, layout=layout, extra=extra, keep=keep
     )
 

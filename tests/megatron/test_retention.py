@@ -1,14 +1,13 @@
 """Which checkpoints stay, and what happens when one cannot be written."""
 
 import json
-import resource
-import signal
 from pathlib import Path
 
 import pytest
 
 from tests.megatron import steps, tiny
-from vold_nemo.megatron import checkpoint
+from tests.megatron.limited import little_room
+from vold_nemo.megatron import checkpoint, saving
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def _save_three(source, folder, limit):
     model, _, layout, optimizer, schedule = steps.trainer(source, 2, 1)
 
     def save(step):
-        checkpoint.save(
+        saving.write(
             folder, step, model=model, optimizer=optimizer, schedule=schedule, layout=layout, keep=1, keep_best=1,
             metric={1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4}[step],
         )  # fmt: skip
@@ -61,17 +60,11 @@ def _save_three(source, folder, limit):
     try:
         save(1)
         save(2)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is then an OSError
         try:
-            if layout.rank == 1:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-            save(3)
-        except checkpoint.CheckpointNotWritten as error:
+            with little_room(limit if layout.rank == 1 else None):
+                save(3)
+        except saving.CheckpointNotWritten as error:
             said = str(error)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-            signal.signal(signal.SIGXFSZ, ignored)
         there = sorted(path.name for path in Path(folder).iterdir())
         latest = checkpoint.find_latest(folder).name
         save(4)

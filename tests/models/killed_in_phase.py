@@ -3,7 +3,7 @@ is a fork of it.
 
 Reads lines ``[recipe.py, [key=value, ...], file for what it says, phase, step, seconds]`` and answers each with the attempt's
 exit code (-9: killed).  SECONDS after it has entered PHASE of step STEP (from 0) the attempt is killed, and nothing that Python
-would clean up is cleaned up; phase "" leaves it alone.
+would clean up is cleaned up; phase "write" is the thread's that writes a checkpoint, and "" leaves the attempt alone.
 """
 
 import importlib
@@ -44,6 +44,20 @@ def kill_in(phase: str, step: int, seconds: float) -> None:
     Heartbeat.note = note_and_kill
 
 
+def kill_the_writer(step: int) -> None:
+    """The process ends when its thread has written the shards of the checkpoint after ``step``, and nothing else."""
+    from vold_nemo.megatron.saving import Snapshot
+
+    write_rank = Snapshot._write_rank
+
+    def kill_or_write(self) -> None:
+        if self.step == step + 1 and threading.current_thread() is not threading.main_thread():
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_rank(self)
+
+    Snapshot._write_rank = kill_or_write
+
+
 def attempt(recipe: str, arguments: list[str], said: str, phase: str, step: int, seconds: float) -> int:
     """The exit code of the recipe in a process of its own."""
     child = os.fork()
@@ -55,7 +69,9 @@ def attempt(recipe: str, arguments: list[str], said: str, phase: str, step: int,
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        if phase:
+        if phase == "write":
+            kill_the_writer(step)
+        elif phase:
             kill_in(phase, step, seconds)
         sys.argv = [recipe, *arguments]
         sys.path.insert(0, str(Path(recipe).parent))

@@ -112,6 +112,15 @@ def test_the_step_that_would_outlast_the_budget_is_not_begun(alone):
     assert stop.reason == "limits.wall_minutes = 1.66667"
 
 
+def test_the_budget_holds_room_for_the_last_checkpoint_that_no_thread_will_write(alone):
+    with stopping.Stop(budget=100) as stop:
+        alone[0] += 10
+        assert not stop.agreed("cpu")
+        stop.reserve = 50.0
+        alone[0] += 10
+        assert stop.agreed("cpu")  # 80 s are left; a step and a checkpoint may take 1.5 x (10 + 50)
+
+
 def test_without_a_budget_only_a_signal_stops(alone):
     with stopping.Stop() as stop:
         alone[0] += 1e9

@@ -7,7 +7,7 @@ at any other tensor and pipeline parallel size.  The format is its ``torch_dist`
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,38 +33,69 @@ _MODEL = ("embedding.", "decoder.", "output_layer.")  # what the keys of weights
 
 
 @lru_cache(maxsize=1)
-def _strategy():
-    import torch.distributed.checkpoint as dcp
+def _staging():
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.dist_checkpointing.strategies.torch import (
-        MCoreSavePlanner,
         TorchDistSaveShardedStrategy,
         _replace_state_dict_keys_with_sharded_keys,
         mcore_to_pyt_state_dict,
     )
 
-    class SynchronousSave(TorchDistSaveShardedStrategy):
-        """torch_dist written by each rank's own process.
+    class Staging(TorchDistSaveShardedStrategy):
+        """torch_dist, held back: ``save`` notes what this rank is to write, and writes nothing.
 
         megatron-core's writer forks worker processes and starts a spawn Manager even for a synchronous save: it hangs
-        without psutil, in scripts without a ``__main__`` guard, and cannot run in daemonic processes.
+        without psutil, in scripts without a ``__main__`` guard, and cannot run in daemonic processes.  And what it leaves to
+        the end of an asynchronous save is a barrier of the default group, which would meet training's collectives.
         """
+
+        def __init__(self, copied: bool):
+            super().__init__("torch_dist", 1)
+            self.copied, self.state = copied, None
 
         def save(self, sharded_state_dict, checkpoint_dir) -> None:
             state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-            dcp.save(
-                mcore_to_pyt_state_dict(state, False),
-                storage_writer=dcp.FileSystemWriter(checkpoint_dir, thread_count=1),
-                planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-            )
+            if self.copied:
+                for pieces_of_key in state.values():
+                    for piece in pieces_of_key:
+                        if isinstance(piece, ShardedTensor):
+                            # Pageable memory: pinned pages are kept for ever, rounded up to powers of two
+                            piece.data = piece.data.detach().to("cpu", copy=True)
+            self.state = mcore_to_pyt_state_dict(state, False)
 
-    return SynchronousSave("torch_dist", 1)
+    return Staging
+
+
+def stage_shards(state: dict[str, Any], folder: Path, *, copied: bool = False) -> Callable[..., None]:
+    """Make ready to write a sharded state dict into ``folder`` (which exists and is empty).  Collective.
+
+    What is common to all ranks is written at once, by rank 0.  The tensors are written when the result is called, once and
+    by every rank: ``write(group)`` uses collectives of ``group`` alone (None = the default group), which must span the world
+    and have a CPU backend, so that with a group of its own it may run in a thread while training goes on.
+
+    ``copied``: the tensors of now are written, whatever becomes of them: a copy of this rank's part in host memory.
+    """
+    import torch.distributed.checkpoint as dcp
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+
+    staging = _staging()(copied)
+    dist_checkpointing.save(state, str(folder), sharded_strategy=staging)
+
+    def write(group=None) -> None:
+        dcp.save(
+            staging.state,
+            storage_writer=dcp.FileSystemWriter(folder, thread_count=1),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+            process_group=group,
+        )
+
+    return write
 
 
 def save_shards(state: dict[str, Any], folder: Path) -> None:
     """Write a sharded state dict into ``folder`` (which exists and is empty).  Collective."""
-    from megatron.core import dist_checkpointing
-
-    dist_checkpointing.save(state, str(folder), sharded_strategy=_strategy())
+    stage_shards(state, folder)()
 
 
 def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False) -> dict[str, Any]:

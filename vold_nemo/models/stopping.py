@@ -30,6 +30,7 @@ class Stop:
         self.reason = ""
         self.budget = budget
         self.longest = 0.0
+        self.reserve = 0.0  # seconds for the last checkpoint, beyond what steps show of it
         self._last = time.monotonic()
         self._before: dict[int, object] = {}
 
@@ -51,7 +52,7 @@ class Stop:
         """Whether a step as long as the longest, checkpoint included, would end behind the budget."""
         now = time.monotonic()
         self.longest, self._last = max(self.longest, now - self._last), now
-        return self.budget is not None and now - STARTED + _MARGIN * self.longest > self.budget
+        return self.budget is not None and now - STARTED + _MARGIN * (self.longest + self.reserve) > self.budget
 
     def agreed(self, device: torch.device) -> bool:
         """Whether any rank was asked to stop; the same answer on all.  One MAX all-reduce of a scalar over the world."""

@@ -30,6 +30,7 @@ from vold_nemo.megatron import (
     checkpoint,
     nemo_connector,
     parallel,
+    saving,
     sequences,
     sharded,
     training,
@@ -233,7 +234,9 @@ class MegatronStudent(ModelPT):
         heart.note("sync", start)
         self.on_loop_start(start)
         every, wall = self.config.checkpoint.every, self.config.limits.wall_minutes
-        with Stop(wall * 60 if wall else None) as stop, tqdm(
+        with Stop(wall * 60 if wall else None) as stop, saving.Writer(
+            later=self.config.checkpoint.asynchronous
+        ) as self.writer, tqdm(
             total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=self.layout.rank != 0
         ) as bar:
             for step in range(start, self.total_steps):
@@ -246,6 +249,7 @@ class MegatronStudent(ModelPT):
                 bar.set_postfix_str(self.progress_text(metrics), refresh=False)
                 bar.update(1)
                 heart.note("agree")  # where ranks wait for one that stays away
+                stop.reserve = self.writer.longest
                 stopping = stop.agreed(self.layout.device)
                 done = step + 1
                 last = stopping or done == self.total_steps
@@ -270,16 +274,20 @@ class MegatronStudent(ModelPT):
         return f"loss {metrics['loss']:.4f}"
 
     def save_checkpoint(self, run: Run, done: int, metrics: dict[str, Any], *, needed: bool) -> None:
-        """Write the state after ``done`` steps.  A disk that is full ends the run only where this one is ``needed``."""
+        """Write the state after ``done`` steps, behind training's back unless this one is ``needed``.
+
+        Only then does a disk that is full end the run.
+        """
         options = self.config.checkpoint
         try:
-            checkpoint.save(
-                run.checkpoints, done, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule,
-                layout=self.layout, extra={"data_position": done, "data": self.data_name(), **self.extra_state()},
-                keep=options.keep, keep_every=options.keep_every,
-                keep_best=options.keep_best, metric=number_at(metrics, options.metric), highest=options.metric_best == "max",
+            self.writer.save(
+                run.checkpoints, done, wait=needed, model=self.stage, optimizer=self.optimizer_in_training,
+                schedule=self.schedule, layout=self.layout,
+                extra={"data_position": done, "data": self.data_name(), **self.extra_state()},
+                keep=options.keep, keep_every=options.keep_every, keep_best=options.keep_best,
+                metric=number_at(metrics, options.metric), highest=options.metric_best == "max",
             )  # fmt: skip
-        except checkpoint.CheckpointNotWritten as error:
+        except saving.CheckpointNotWritten as error:
             if needed:
                 raise
             if self.layout.rank == 0:
