@@ -16,6 +16,8 @@ def write_run(folder: Path) -> None:
     lines = [
         {"step": step, "loss": 1.0 / step, "reward_mean": step / 10, "seconds": {"generate": 3.0, "train": 1.0},
          "memory": {"peak_bytes": 3 * 2**30}, "update_skipped": step == 2,
+         "mismatch": {"mean": 0.00123, "max": 0.5, "k3": 0.0, "effective_sample_size": 0.987},
+         "refill": {"rounds": 1, "dropped_groups": step, "silent_groups": 0},
          "slowest": {"generate": {"rank": 2, "seconds": 6.0, "median": 3.0},
                      "train": {"rank": 0, "seconds": 1.0, "median": 0.9}}}
         for step in range(1, 5)
@@ -35,6 +37,8 @@ def test_progress_pace_and_the_rank_that_is_behind(tmp_path):
     assert "4/10 [############..................] 4.0 s a step, about 24 s left" in said  # 6 steps of 4 s; torn line ignored
     assert "reward_mean         0.4          mean of 4: 0.25" in said
     assert "generate 3.00 (75%), train 1.00 (25%)" in said and "3.00 GiB" in said
+    assert "mismatch    engine and trainer 0.00123 a token, at most 0.5, weights worth 98.7% of the tokens" in said
+    assert "refill      4 group(s) without signal drawn anew, mean of 4: 2.5" in said
     assert "longest     rank 2 on node2: train, 40 s" in said
     assert "STRAGGLER   rank 2 on node2: generate took 6.0 s, the median rank 3.0 s" in said and said.count("STRAGGLER") == 1
     assert "SILENT      rank 2 on node2 for 3 min 20 s, train" in said and "SILENT      rank 1" not in said

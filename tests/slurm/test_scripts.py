@@ -3,10 +3,12 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.models.stages import make_world
 from tests.slurm.conftest import ROOT
 from vold_nemo.composition import compose
 from vold_nemo.config import ConfigError
@@ -64,6 +66,32 @@ def test_a_plan_writes_the_script_that_the_chain_has(chain, tmp_path):
     file = write_script(compose(asked), asked, here)
     assert file == here / "my scripts/stage.sbatch" and file.read_text() == chain["sft"]
     assert CHOICES["plan.stage"] == tuple(stage.name for stage in stages(compose(asked)))
+
+
+def test_a_chain_whose_model_is_no_longer_as_prefetched_is_not_written(tmp_path):
+    """The check that slurm/pipeline.sh begins with, in its own words, before anything could be queued."""
+    make_world(tmp_path)
+    arguments = [
+        "experiment=miniature", f"student.path={tmp_path}/student", f"teacher.path={tmp_path}/teacher",
+        f"data.prompts.path={tmp_path}/text.jsonl", "data.trace_prompts=null", "vold.validation.data=null",
+        "vold.validation.text=null", "vold.validation.every=0",
+        f"evaluate.text.path={tmp_path}/text.jsonl", f"evaluate.image.path={tmp_path}/image.parquet",
+        f"outputs={tmp_path}/outputs",
+    ]  # fmt: skip
+
+    def call(recipe: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / f"recipes/{recipe}.py"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    fetched = call("prefetch")
+    assert fetched.returncode == 0, fetched.stderr
+    assert call("chain").returncode == 0
+    weights = tmp_path / "teacher/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    refused = call("chain")
+    assert refused.returncode == 2 and "teacher.path" in refused.stderr and "has other contents" in refused.stderr
 
 
 SRUN = """#!/usr/bin/env bash

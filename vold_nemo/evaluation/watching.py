@@ -88,6 +88,14 @@ def _numbers(steps: list[dict[str, Any]]) -> Iterator[str]:
         values = [step[name] for step in recent if isinstance(step.get(name), int | float)]
         if values:
             yield f"{name:<19} {values[-1]:<12.5g} mean of {len(values)}: {sum(values) / len(values):.5g}"
+    if gap := steps[-1].get("mismatch"):
+        yield f"mismatch    engine and trainer {gap['mean']:.4g} a token, at most {gap['max']:.3g}, weights worth " + (
+            f"{gap['effective_sample_size']:.1%} of the tokens"
+        )
+    dropped = [refilled["dropped_groups"] for step in recent if (refilled := step.get("refill"))]
+    if dropped:
+        mean = sum(dropped) / len(dropped)
+        yield f"refill      {dropped[-1]} group(s) without signal drawn anew, mean of {len(dropped)}: {mean:.3g}"
     shares = steps[-1].get("seconds") or {}
     whole = sum(shares.values()) or 1.0
     if shares:
