@@ -45,3 +45,17 @@ def test_a_grpo_step_has_no_teacher_and_a_vold_step_has_one():
     assert run["arms"]["vold"]["teacher"] > 0 == run["arms"]["grpo"]["teacher"]
     assert run["arms"]["grpo_whole"]["trained_rollouts"] == 16 > run["arms"]["vold"]["trained_rollouts"]
     assert run["train_ratio"]["grpo"] > 0
+
+
+@pytest.mark.long
+def test_training_waits_for_the_copy_and_not_for_the_files():
+    root = Path(__file__).parents[1]
+    arguments = ["hidden=512", "layers=2", "rows=2048", "repeats=1", "tensor=2", "results=", "json=true"]
+    said = subprocess.run(
+        [sys.executable, "benchmarks/checkpoint.py", *arguments], cwd=root, capture_output=True, text=True, check=True,
+        timeout=280,
+    )  # fmt: skip
+    line = json.loads(said.stdout.splitlines()[-1])
+    parameters = 2 * 4 * 512 * 512  # a good part of the attention alone
+    assert line["bytes"] > 3 * 4 * parameters  # fp32 weights and both moments
+    assert 0 < line["waited_ratio_vs_at_once"] < 1

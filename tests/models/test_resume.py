@@ -114,6 +114,23 @@ def test_four_steps_equal_two_steps_a_kill_and_two_more(world, tmp_path, stage, 
         assert ("beta" in a["extra"]) == (stage == "vold")
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["sft", "vold"])
+def test_a_run_killed_on_two_ranks_goes_on_on_one_where_resharding_is_asked_for(world, tmp_path, stage):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(world, stage, 2, whole, "parallel=tp2")
+    run_and_kill(broken, world, stage, 2, broken, "parallel=tp2")
+    refused = subprocess.run(command(world, stage, 1, broken), env=environment(), capture_output=True, text=True, timeout=400)
+    assert refused.returncode == 2 and "checkpoint.reshard=true" in refused.stderr
+    run(world, stage, 1, broken, "checkpoint.reshard=true")
+    assert (broken / "run/student.nemo").exists()
+    names = ("step", "loss", "grad_norm", "learning_rate", "reward_mean")
+    for resumed, undisturbed in zip(curve(broken), curve(whole), strict=True):
+        for name, a, b in zip(names, resumed, undisturbed, strict=False):
+            assert a == b or a == pytest.approx(b, rel=1e-3, abs=1e-5), (undisturbed[0], name)
+
+
 @pytest.mark.timeout(600)
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_85(world, tmp_path):
     arguments = command(world, "vold", 1, tmp_path, "vold.steps=500", "checkpoint.every=1000")

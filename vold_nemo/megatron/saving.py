@@ -157,7 +157,7 @@ class Snapshot:
         try:
             result = work()
         except (OSError, RuntimeError, CheckpointException) as error:  # torch reports a short write as a RuntimeError
-            problem = f"rank {self.rank}: {str(error).strip().splitlines()[-1]}"
+            problem = f"rank {self.rank}: {(str(error).strip() or repr(error)).splitlines()[-1]}"
         told: list = [None] * dist.get_world_size()
         dist.all_gather_object(told, (result if problem is None else None, problem), group=group)
         problems = [text for _, text in told if text is not None]
