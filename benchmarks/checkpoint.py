@@ -12,8 +12,6 @@ ways take turns; medians of ``repeats``, of the slowest rank:
     step       one forward and backward pass of ``tokens`` tokens and an update, alone
     step_with  the same while the thread writes
 
-``copy_bytes``: highest memory while training waits beyond what lay there, over the bytes of the checkpoint.
-
 Keys: tensor, hidden, layers, rows, tokens, repeats, folder (on the storage to measure), json, results (path or empty).
 """
 
@@ -29,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import Peak, machine, parse  # noqa: E402
+from benchmarks.measure import machine, parse  # noqa: E402
 from benchmarks.sync import write_checkpoint  # noqa: E402
 
 DEFAULTS = {
@@ -39,7 +37,7 @@ DEFAULTS = {
 
 
 def measure(path: str, folder: str, settings: dict) -> dict:
-    """On one rank: seconds of every part, bytes written, and memory of the copy."""
+    """On one rank: seconds of every part, and bytes written."""
     import torch
     import torch.distributed as dist
 
@@ -71,7 +69,6 @@ def measure(path: str, folder: str, settings: dict) -> dict:
 
     step()
     seconds: dict[str, list[float]] = {name: [] for name in ("at_once", "waited", "behind", "step", "step_with")}
-    beyond = []
     with saving.Writer(later=True) as writer:
         for number in range(2 * settings["repeats"]):
             dist.barrier()
@@ -81,10 +78,9 @@ def measure(path: str, folder: str, settings: dict) -> dict:
                 seconds["at_once"].append(time.perf_counter() - began)
                 seconds["step"].append(step())
                 continue
-            peak, began = Peak("cpu"), time.perf_counter()
+            began = time.perf_counter()
             writer.save(folder, number, wait=False, **state)
             seconds["waited"].append(time.perf_counter() - began)
-            beyond.append(peak.stop())
             seconds["step_with"].append(step())
             writer.settle()
             seconds["behind"].append(time.perf_counter() - began - seconds["waited"][-1])
@@ -92,7 +88,7 @@ def measure(path: str, folder: str, settings: dict) -> dict:
     parallel.destroy()
     return {
         "seconds": {name: statistics.median(all_) for name, all_ in seconds.items()},
-        "bytes": sum(entry["bytes"] for entry in files.values()), "beyond": max(beyond),
+        "bytes": sum(entry["bytes"] for entry in files.values()),
     }  # fmt: skip
 
 
@@ -108,14 +104,13 @@ def main(arguments: list[str]) -> None:
         finally:
             workers.stop()
     seconds = {name: max(rank["seconds"][name] for rank in ranks) for name in ranks[0]["seconds"]}
-    size = ranks[0]["bytes"]
     line = {
-        "benchmark": "checkpoint", "tensor": settings["tensor"], "bytes": size,
+        "benchmark": "checkpoint", "tensor": settings["tensor"], "bytes": ranks[0]["bytes"],
         "waited_ratio_vs_at_once": seconds["waited"] / seconds["at_once"],
         "behind_ratio_vs_at_once": seconds["behind"] / seconds["at_once"],
         "step_with_ratio_vs_step": seconds["step_with"] / seconds["step"],
         "steps_behind": seconds["behind"] / seconds["step"],
-        "copy_bytes": sum(rank["beyond"] for rank in ranks) / size, "machine": machine("cpu"),
+        "machine": machine("cpu"),
     }  # fmt: skip
     for name, value in line.items():
         print(f"{name:30} {value:.2f}" if isinstance(value, float) else f"{name:30} {value}")
