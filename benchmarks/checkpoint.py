@@ -3,8 +3,8 @@
     python benchmarks/checkpoint.py json=true
     python benchmarks/checkpoint.py hidden=1024 layers=8 tensor=2 folder=/scratch/here
 
-Megatron's model of a random Qwen2.5-VL checkpoint with Adam's state, fp32, on ``tensor`` gloo ranks of one thread each.  The two
-ways take turns; medians of ``repeats``, of the slowest rank:
+Megatron's model of a random Qwen2.5-VL checkpoint with Adam's state, fp32, on ``tensor`` gloo ranks of one thread each.  The
+two ways take turns; medians of ``repeats``, of the slowest rank:
 
     at_once    `saving.write`: shards, checksums, manifest, renamed
     waited     until `saving.Writer.save` comes back: training goes on from there
