@@ -216,6 +216,7 @@ class MegatronStudent(ModelPT):
 
     def _fit(self, run: Run, heart: Heartbeat) -> None:
         from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
         heart.note("resume")
         run.keep(self.lineage)
@@ -238,7 +239,7 @@ class MegatronStudent(ModelPT):
             later=self.config.checkpoint.asynchronous
         ) as self.writer, tqdm(
             total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=self.layout.rank != 0
-        ) as bar:
+        ) as bar, logging_redirect_tqdm():
             for step in range(start, self.total_steps):
                 heart.note("step", step)
                 self.own_seconds = {}
