@@ -294,6 +294,7 @@ class RolloutConfig:
     token_budget: int | None = None  # ours: response tokens of a step, all ranks; once spent, what still runs is cut off
     refill_rounds: int = 0  # ours: times a step replaces its groups without any signal (all right) by other prompts
     probe_tolerance: float = 5e-2  # largest mean |log-prob difference| of engine and trainer on the same weights
+    checksum_parts: int = 4  # ours: a sync compares every n-th block of each tensor, other ones each time; the first one all
     mismatch_warning: float = 3.0  # ours: warn where that mean is so many times its median over the last 20 steps
     sleep: bool = False  # the engine leaves the device while the teacher scores and the student trains
     vllm: VLLMConfig = field(default_factory=VLLMConfig)

@@ -108,13 +108,12 @@ class FixedSampler:
             rollout.reward = float(reward)
         return [float(reward) for reward in self.rewards]
 
-    def load(self, stream, version):
+    def load(self, stream, version, part):
         from vold_nemo.rollout.engine import LoadReport
-        from vold_nemo.rollout.sync import combine, tensor_digest
+        from vold_nemo.rollout.fingerprints import Fingerprints
 
         self.received = {name: tensor.to(self.dtype, copy=True) for name, tensor in stream}
-        digests = {name: tensor_digest(name, tensor) for name, tensor in self.received.items()}
-        return LoadReport(0, 0.0, combine(digests), version)
+        return LoadReport(0, 0.0, Fingerprints.of(self.received.items(), part), version)
 
     def sleep(self):
         self.awake = False
@@ -216,10 +215,10 @@ def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
 
 def teacher_state(model):
     from vold_nemo.models.faculty import members
-    from vold_nemo.rollout.sync import combine, tensor_digest
+    from vold_nemo.rollout.fingerprints import Fingerprints
 
     if model.teacher is None:
         return None
     named = [(f"{i}.{name}", p) for i, one in enumerate(members(model.teacher)) for name, p in one.model.named_parameters()]
-    # Asleep there is nothing to digest.
-    return combine({name: tensor_digest(name, p) for name, p in named if p.untyped_storage().nbytes()})
+    # Asleep there is nothing to take one of.
+    return Fingerprints.of((name, p) for name, p in named if p.untyped_storage().nbytes()).checksum()

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from tests.megatron import tiny
-from vold_nemo.rollout.sync import ChecksummedStream, combine, compare_logprobs, deliver, tensor_digest
+from vold_nemo.rollout.fingerprints import Fingerprints
+from vold_nemo.rollout.sync import FingerprintedStream, compare_logprobs, deliver
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -16,7 +17,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def checksum(named: dict[str, torch.Tensor]) -> str:
-    return combine({name: tensor_digest(name, tensor) for name, tensor in named.items()})
+    return Fingerprints.of(named.items()).checksum()
 
 
 def swapped(named):
@@ -50,12 +51,12 @@ def test_order_and_memory_layout_do_not_change_the_checksum():
 
 
 def test_a_stream_that_was_altered_on_its_way_is_refused():
-    stream = ChecksummedStream(weights().items(), torch.float32)
+    stream = FingerprintedStream(weights().items(), torch.float32)
     received = {name: tensor.clone() for name, tensor in stream}
-    stream.confirm(checksum(received))
+    stream.confirm(Fingerprints.of(received.items()))
     received["b"][0, 0] = 0
-    with pytest.raises(RuntimeError, match="other weights"):
-        stream.confirm(checksum(received))
+    with pytest.raises(RuntimeError, match=r"other weights.* 1 of 3 tensors.*is b"):
+        stream.confirm(Fingerprints.of(received.items()))
 
 
 def test_the_probe_reports_mean_and_largest_difference():

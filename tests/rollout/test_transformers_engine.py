@@ -17,7 +17,7 @@ from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import load_tokenizer, render_prompt
 from vold_nemo.miniature.random_models import write_questions, write_random_student, write_random_teacher
 from vold_nemo.rollout.engine import EnginePrompt, Sampling
-from vold_nemo.rollout.sync import ChecksummedStream
+from vold_nemo.rollout.sync import FingerprintedStream
 from vold_nemo.rollout.transformers_engine import TransformersEngine
 
 
@@ -189,9 +189,9 @@ def test_loaded_weights_answer_like_a_checkpoint_that_has_them_on_disk(folder, t
     name = "tied" if tied else "untied"
     write_random_student(tmp_path / "other", tied=tied, seed=9)
     engine = TransformersEngine(folder / name)
-    stream = ChecksummedStream(disk_weights(tmp_path / "other").items(), engine.dtype)
+    stream = FingerprintedStream(disk_weights(tmp_path / "other").items(), engine.dtype)
     report = engine.load(stream, version=4)
-    stream.confirm(report.checksum)
+    stream.confirm(report.held)
     prompts, sampling = prompts_of(folder, "text"), Sampling(samples=2, max_tokens=10)
     expected = TransformersEngine(tmp_path / "other").generate(prompts, sampling)
     assert engine.generate(prompts, sampling, expect_version=4) == expected
@@ -203,10 +203,10 @@ def test_loaded_weights_answer_like_a_checkpoint_that_has_them_on_disk(folder, t
             assert torch.equal(live[f"model.{key}"], tensor), "the vision tower is not the trainer's to change"
 
 
-def test_a_load_casts_to_the_engine_s_dtype_and_the_checksum_with_it(folder):
+def test_a_load_casts_to_the_engine_s_dtype_and_the_fingerprints_with_it(folder):
     engine = TransformersEngine(folder / "qwen3", dtype=torch.bfloat16)
-    stream = ChecksummedStream(disk_weights(folder / "qwen3").items(), torch.bfloat16)
-    stream.confirm(engine.load(stream, 1).checksum)
+    stream = FingerprintedStream(disk_weights(folder / "qwen3").items(), torch.bfloat16)
+    stream.confirm(engine.load(stream, 1).held)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_a_tied_head_on_disk_and_the_longer_names_of_newer_checkpoints_are_under
     newer = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in weights.items()}
     head_first = dict(reversed(weights.items()))
     for named in (weights, newer, head_first):
-        stream = ChecksummedStream(named.items(), torch.float32)
-        stream.confirm(engine.load(stream, 1).checksum)
+        stream = FingerprintedStream(named.items(), torch.float32)
+        stream.confirm(engine.load(stream, 1).held)
         engine.sleep()
         engine.wake()
 

@@ -51,7 +51,7 @@ def _single(place: Placement, folder: Path, arch: Architecture, layout: Layout, 
     """Embedding, final norm or head."""
     whole = torch.empty(place.shapes[0], dtype=dtype, device=layout.device)
     _read([_piece(place, whole)], folder)
-    yield from weights.emit([(place, whole)], arch, borrowed=True)  # nobody else has this memory
+    yield from weights.emit([place], {place.megatron: whole}, arch, layout, _memory(layout, dtype), views=True)
 
 
 def _layer(layer: int, places: list[Placement], folder: Path, arch: Architecture, layout: Layout, dtype: torch.dtype):
@@ -59,9 +59,14 @@ def _layer(layer: int, places: list[Placement], folder: Path, arch: Architecture
     module = build.build_layer(arch, layout, layer, dtype)
     _read(_pieces(module, layer, arch), folder)
     parameters = {f"decoder.layers.{layer}.{name}": parameter for name, parameter in module.named_parameters()}
-    matched = list(weights.matched(places, parameters, arch, layout))
-    for _, same in itertools.groupby(matched, key=lambda pair: pair[0].hf):
-        yield from weights.emit(list(same), arch, borrowed=True)
+    held = {place.megatron: parameter for place, parameter in weights.matched(places, parameters, arch, layout)}
+    for _, same in itertools.groupby(places, key=lambda place: place.hf):
+        yield from weights.emit(list(same), held, arch, layout, _memory(layout, dtype), views=True)
+
+
+def _memory(layout: Layout, dtype: torch.dtype) -> weights.Memory:
+    """Fresh each time, since a writer may keep what it is given; views are free, since nobody else has what was read."""
+    return weights.Memory(dtype, layout.device, reused=False)
 
 
 def _read(pieces: list, folder: Path) -> None:

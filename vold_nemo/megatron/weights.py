@@ -6,6 +6,7 @@ Both directions walk the placements of :mod:`vold_nemo.megatron.names`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,10 @@ from vold_nemo.megatron import fp8, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture, read
 from vold_nemo.megatron.names import Block, Placement, head, placements
 from vold_nemo.megatron.parallel import Layout
+
+# Bytes of all tensor ranks' parts that are gathered at a time.  gloo puts them together in memory of its own, which malloc
+# keeps; NCCL does not, and asks for long messages.
+SLICE = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
 class _Files:
@@ -233,50 +238,79 @@ def stream_hf(
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the language backbone as (name on disk, full tensor), layer by layer, on every rank.
 
-    Collective over the model's ranks (all of them must exhaust it): per parameter one all-gather over the tensor group on
-    the owning stage (for an expert, one broadcast over the expert group) and one broadcast over the pipeline.  Padding rows
-    are cut off.  A tied head is yielded only if the checkpoint stores one.  Yielded tensors are the caller's: no later
-    optimizer step changes them.  With ``borrowed`` they may be views of the parameters, to be used up before the next is
-    asked for: a weight sync, which copies them anyway, saves a copy of the model.
+    Collective over the model's ranks (all of them must exhaust it): per parameter all-gathers of :data:`SLICE` bytes over the
+    tensor group on the owning stage (for an expert, one broadcast over the expert group), and one broadcast of each of its
+    tensors over the pipeline.  Padding rows are cut off.  A tied head is yielded only if the checkpoint stores one.
+
+    Yielded tensors are the caller's: no later optimizer step changes them.  With ``borrowed`` they are to be used up before
+    the next is asked for: they may be views of the parameters, and what must be put together takes the same memory each time.
+    A weight sync, which copies them anyway, then needs one bucket beyond the model: the tensors of the largest parameter
+    (embedding, gate and up, a layer's packed experts) and a slice.
     """
-    held = {place.megatron: parameter for place, parameter in _held(model, arch, layout)}
-    some = next(iter(held.values()))
+    held = {place.megatron: parameter.detach() for place, parameter in _held(model, arch, layout)}
+    memory = Memory(next(iter(held.values())).dtype, layout.device, reused=borrowed)
     places = placements(arch, layout.tensor, model.vocab_size)
     for _, group in itertools.groupby(places, key=lambda place: place.hf):
-        # one placement, or, where a tensor packs them, all experts of a layer
-        wholes = [(place, _everywhere(place, held, arch, layout, some.dtype)) for place in group]
-        yield from emit(wholes, arch, borrowed)
+        yield from emit(list(group), held, arch, layout, memory, views=borrowed)
 
 
-def emit(wholes: list[tuple[Placement, Tensor]], arch: Architecture, borrowed: bool) -> Iterator[tuple[str, Tensor]]:
-    """The Hugging Face tensors of unsplit parameters: of one, or of all experts that a tensor packs."""
-    place, whole = wholes[0]
-    if place.packed:
-        matrices = [matrix.t() if place.transposed else matrix for _, matrix in wholes]
-        yield place.hf[0], torch.stack(matrices)
-    else:
-        yield from _unpack(place, whole, borrowed)
+class Memory:
+    """Where tensors are put together: fresh for each parameter, or ``reused``, grown to the largest so far."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, reused: bool):
+        self._flat, self._reused = torch.empty(0, dtype=dtype, device=device), reused
+
+    def take(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        if not self._reused:
+            return [self._flat.new_empty(shape) for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
+        if self._flat.numel() < sum(sizes):
+            self._flat = self._flat.new_empty(0)  # the smaller one goes first
+            self._flat = self._flat.new_empty(sum(sizes))
+        parts = self._flat[: sum(sizes)].split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def emit(
+    places: list[Placement], held: Mapping[str, Tensor], arch: Architecture, layout: Layout, memory: Memory, *, views: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """The Hugging Face tensors of one placement, or of all experts that a tensor packs, on every rank.
+
+    ``held``: this rank's parameters under :attr:`Placement.megatron`.  ``views``: where a tensor lies in a parameter as it
+    is, that memory is yielded and not a copy.
+    """
+    place, tensors = places[0], _everywhere(places, held, arch, layout, memory, views)
+    yield from zip(place.hf, tensors, strict=True)
     if arch.tied and arch.head_on_disk and place.hf[0].endswith("embed_tokens.weight"):
-        yield HEAD, whole[: arch.vocabulary] if borrowed else whole[: arch.vocabulary].clone()
+        yield HEAD, tensors[0] if views else tensors[0].clone()
 
 
-def _everywhere(place: Placement, held: dict, arch: Architecture, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """The unsplit parameter of ``place``, on every rank."""
-    owner = _owner(place, arch, layout)
+def _everywhere(places, held, arch: Architecture, layout: Layout, memory: Memory, views: bool) -> list[Tensor]:
+    """:func:`emit`'s tensors: put together on the owning stage, and broadcast over the pipeline."""
+    place, owner = places[0], _owner(places[0], arch, layout)
     if layout.pipeline_rank != owner:
-        whole = torch.empty(_unsplit_shape(place), dtype=dtype, device=layout.device)
-    elif place.expert is None or layout.expert == 1:
-        whole = _gather(held[place.megatron].detach(), place, layout)
+        tensors = memory.take(place.shapes)
+    elif place.packed:
+        tensors = memory.take(place.shapes)
+        for one in places:
+            if _is_mine(one, arch, layout):
+                tensors[0][one.expert].copy_(held[one.megatron].t() if one.transposed else held[one.megatron])
+            _from_expert_rank(tensors[0][one.expert], one, arch, layout)
+    elif place.expert is not None and layout.expert > 1:
+        mine = _is_mine(place, arch, layout)
+        tensors = _cut(place, held[place.megatron], memory, views) if mine else memory.take(place.shapes)
+        for tensor in tensors:
+            _from_expert_rank(tensor, place, arch, layout)
+    elif place.split and layout.tensor > 1:
+        tensors = memory.take(place.shapes)
+        for rank, first, rows in _slices(held[place.megatron], layout):
+            _put(rows, first, place.part(rank, layout.tensor), place.axis, tensors)
     else:
-        rank = place.expert // (arch.experts // layout.expert)
-        if rank == layout.expert_rank:
-            whole = held[place.megatron].detach().contiguous()
-        else:
-            whole = torch.empty(_unsplit_shape(place), dtype=dtype, device=layout.device)
-        dist.broadcast(whole, dist.get_global_rank(layout.expert_group, rank), group=layout.expert_group)
+        tensors = _cut(place, held[place.megatron], memory, views)
     if layout.pipeline > 1:
-        dist.broadcast(whole, dist.get_global_rank(layout.pipeline_group, owner), group=layout.pipeline_group)
-    return whole
+        for tensor in tensors:
+            dist.broadcast(tensor, dist.get_global_rank(layout.pipeline_group, owner), group=layout.pipeline_group)
+    return tensors
 
 
 def _owner(place: Placement, arch: Architecture, layout: Layout) -> int:
@@ -286,31 +320,51 @@ def _owner(place: Placement, arch: Architecture, layout: Layout) -> int:
     return 0 if place.megatron.startswith("embedding.") else layout.pipeline - 1
 
 
-def _unsplit_shape(place: Placement) -> list[int]:
-    shape = list(place.shapes[0])
-    if place.packed:
-        shape = shape[:0:-1] if place.transposed else shape[1:]
-    shape[place.axis] = sum(block.size for block in place.blocks)
-    return shape
+def _is_mine(place: Placement, arch: Architecture, layout: Layout) -> bool:
+    return place.expert // (arch.experts // layout.expert) == layout.expert_rank
 
 
-def _gather(part: Tensor, place: Placement, layout: Layout) -> Tensor:
-    if not place.split or layout.tensor == 1:
-        return part
-    gathered = part.new_empty(layout.tensor * part.shape[0], *part.shape[1:])
-    parts = list(gathered.chunk(layout.tensor))  # parts of the result, where it is split by rows
-    dist.all_gather(parts, part.contiguous(), group=layout.tensor_group)
-    return gathered if place.axis == 0 else torch.cat(parts, dim=place.axis)
+def _from_expert_rank(tensor: Tensor, place: Placement, arch: Architecture, layout: Layout) -> None:
+    """Broadcast ``tensor`` from the rank that holds the expert."""
+    if layout.expert > 1:
+        rank = place.expert // (arch.experts // layout.expert)
+        dist.broadcast(tensor, dist.get_global_rank(layout.expert_group, rank), group=layout.expert_group)
 
 
-def _unpack(place: Placement, whole: Tensor, borrowed: bool) -> Iterator[tuple[str, Tensor]]:
-    """Cut an unsplit parameter into its Hugging Face tensors (fresh memory, unless ``borrowed``: the caller may keep them)."""
-    cuts: dict[int, list[tuple[Block, Tensor]]] = {source: [] for source in range(len(place.hf))}
+def _slices(part: Tensor, layout: Layout) -> Iterator[tuple[int, int, Tensor]]:
+    """(tensor rank, first row, rows) of every rank's ``part``, :data:`SLICE` bytes of them at a time."""
+    rows = max(1, SLICE[part.device.type] // (layout.tensor * part[0].nbytes))
+    memory = part.new_empty(layout.tensor * min(rows, len(part)), *part.shape[1:])
+    for first in range(0, len(part), rows):
+        mine = part[first : first + rows].contiguous()
+        all_ = memory[: layout.tensor * len(mine)]
+        dist.all_gather_single(all_, mine, group=layout.tensor_group)
+        for rank, theirs in enumerate(all_.chunk(layout.tensor)):
+            yield rank, first, theirs
+
+
+def _put(rows: Tensor, first: int, blocks: Sequence[Block], axis: int, tensors: list[Tensor]) -> None:
+    """Copy ``rows`` (from row ``first`` on) of a part made of ``blocks`` along ``axis`` into Hugging Face's tensors."""
     at = 0
-    for block in place.blocks:
-        if block.source is not None:
-            cuts[block.source].append((block, whole.narrow(place.axis, at, block.size)))
+    for block in blocks:
+        low, high = (max(first, at), min(first + len(rows), at + block.size)) if axis == 0 else (at, at + block.size)
+        if block.source is not None and low < high:
+            target = tensors[block.source].narrow(axis, block.start + low - at, high - low)
+            if axis == 0:
+                target.copy_(rows[low - first : high - first])
+            else:
+                target[first : first + len(rows)].copy_(rows[:, low:high])
         at += block.size
-    for source, name in enumerate(place.hf):
-        pieces = [piece for _, piece in sorted(cuts[source], key=lambda cut: cut[0].start)]
-        yield name, pieces[0] if borrowed and len(pieces) == 1 else torch.cat(pieces, dim=place.axis)
+
+
+def _cut(place: Placement, whole: Tensor, memory: Memory, views: bool) -> list[Tensor]:
+    """The Hugging Face tensors of a parameter that this rank holds unsplit."""
+    real = [block for block in place.blocks if block.source is not None]
+    if views and len(real) == len(place.hf):  # each is one block
+        starts = itertools.accumulate((block.size for block in place.blocks), initial=0)
+        cuts = zip(starts, place.blocks, strict=False)
+        found = {block.source: whole.narrow(place.axis, at, block.size) for at, block in cuts}
+        return [found[source] for source in range(len(place.hf))]
+    tensors = memory.take(place.shapes)
+    _put(whole, 0, place.blocks, place.axis, tensors)
+    return tensors

@@ -161,7 +161,7 @@ class MegatronVOLDModel(MegatronStudent):
         if self.teacher:
             self.teacher.rest()  # where teacher.offload asks for it
         with clock("sync"):
-            synced = self.sync(version=step + 1)
+            synced = self.sync(step + 1, self.config.rollout.checksum_parts)
         with clock("validate"):
             validation = self.sampler.validate(step + 1)
         if metrics.recorded:
@@ -331,9 +331,9 @@ class MegatronVOLDModel(MegatronStudent):
         if said and self.layout.rank == 0:
             logger.warning("step %d: %s", step + 1, said)
 
-    def sync(self, version: int) -> SyncReport:
+    def sync(self, version: int, parts: int = 1) -> SyncReport:
         """Stream the language model into the engine and check that its live weights are bit for bit those sent."""
-        return deliver(self.hf_weights(borrowed=True), self.sampler.engine, version)
+        return deliver(self.hf_weights(borrowed=True), self.sampler.engine, version, parts)
 
     def on_loop_start(self, step: int) -> None:
         self.sync(version=step)

@@ -78,6 +78,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "rollout.token_budget": _POSITIVE,
     "rollout.refill_rounds": _COUNT,
     "rollout.probe_tolerance": _ABOVE_ZERO,
+    "rollout.checksum_parts": _POSITIVE,
     "rollout.mismatch_warning": (lambda x: x > 1, "above 1"),
     "rollout.vllm.tensor_parallel": _POSITIVE,
     "rollout.vllm.memory_share": _EFFICIENCY,

@@ -1,4 +1,4 @@
-"""What a weight stream must bring, checked while it passes into an engine: the whole language model, once, and finite."""
+"""What a weight stream must bring into an engine: the whole language model, once, and finite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vold_nemo.rollout.sync import tensor_digest
+from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part, fingerprint
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -26,14 +26,16 @@ class Arrivals:
         shapes: name on disk -> shape of every language parameter that the engine holds; a tied head is not among them.
         dtype: of the engine.
         model: what to call the engine's checkpoint in messages.
+        part: what is read of a tied head and its embedding to compare them.
     """
 
     def __init__(
-        self, named_tensors: Iterable[tuple[str, Tensor]], shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, model: str
-    ):
-        self._source, self._shapes, self._dtype, self._model = iter(named_tensors), shapes, dtype, model
-        self._sums: dict[str, Tensor] = {}
-        self._tied_head: bytes | None = None
+        self, named_tensors: Iterable[tuple[str, Tensor]], shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, model: str,
+        part: Part = WHOLE,
+    ):  # fmt: skip
+        self._source, self._shapes, self._dtype, self._model, self._part = iter(named_tensors), shapes, dtype, model, part
+        self._came: set[str] = set()
+        self._tied_head: Tensor | None = None  # its fingerprint
         self._at = "the first tensor"
         self.names: dict[str, str] = {}  # as sent: as in `shapes`
         self.bytes = 0
@@ -42,20 +44,19 @@ class Arrivals:
         for name, tensor in self._source:
             self._at, held = name, disk_name(name)
             if held == HEAD and HEAD not in self._shapes:
-                self._tied_head = tensor_digest(HEAD, tensor.to(self._dtype))
+                self._tied_head = fingerprint(tensor.to(self._dtype), self._part)
                 self.names[name] = EMBEDDING
                 continue
             if held not in self._shapes:
                 raise RuntimeError(f"weight load: {self._model} has no language parameter {name!r}")
-            if held in self._sums:
+            if held in self._came:
                 raise RuntimeError(f"weight load: {name} came twice")
             if tuple(tensor.shape) != tuple(self._shapes[held]):
                 shape = tuple(self._shapes[held])
                 raise RuntimeError(f"weight load: {name} is {tuple(tensor.shape)}, the engine's is {shape}")
-            cast = tensor.to(self._dtype)
-            self._sums[held] = cast.sum()  # not finite exactly if a value is not; read in complete(), all at a time
+            self._came.add(held)
             self.names[name] = held
-            self.bytes += cast.numel() * cast.element_size()
+            self.bytes += tensor.numel() * self._dtype.itemsize
             yield name, tensor
 
     @contextlib.contextmanager
@@ -71,15 +72,17 @@ class Arrivals:
             raise RuntimeError(f"weight load: failed at {self._at}: {type(error).__name__}: {error}") from error
 
     def complete(self) -> None:
-        """RuntimeError for a parameter that never came, or a value that is not finite."""
-        missing = sorted(set(self._shapes) - set(self._sums))
+        """RuntimeError for a parameter that never came."""
+        missing = sorted(set(self._shapes) - self._came)
         if missing:
             raise RuntimeError(f"weight load: {len(missing)} parameters never came, the first is {missing[0]}")
-        finite = torch.stack([torch.isfinite(total) for total in self._sums.values()])
-        if not bool(finite.all()):
-            raise RuntimeError(f"weight load: {list(self._sums)[int(finite.int().argmin())]} is not finite as {self._dtype}")
+
+    def check_finite(self, held: Fingerprints) -> None:
+        """RuntimeError for a value that is not finite in what was read back of the live weights."""
+        if wrong := held.not_finite():
+            raise RuntimeError(f"weight load: {wrong[0]} is not finite as {self._dtype}")
 
     def check_tied(self, embedding: Callable[[], Tensor]) -> None:
         """RuntimeError for a tied head that came and is not the live ``embedding``, which is asked for only then."""
-        if self._tied_head is not None and self._tied_head != tensor_digest(HEAD, embedding()):
+        if self._tied_head is not None and not torch.equal(self._tied_head, fingerprint(embedding(), self._part)):
             raise RuntimeError(f"weight load: the head differs from the embedding, and {self._model} ties them")

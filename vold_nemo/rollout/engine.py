@@ -1,7 +1,7 @@
 """What a rollout engine is: token ids in, sampled ids with their log-probs out.
 
 An engine knows nothing of the trainer.  It is handed prompts as ids (and images), and new weights as a stream of (name on
-disk, full tensor).  The trainer's floor calls :meth:`RolloutEngine.load` after each step and compares checksums and
+disk, full tensor).  The trainer's floor calls :meth:`RolloutEngine.load` after each step and compares fingerprints and
 log-probs (``rollout/sync.py``).
 """
 
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from vold_nemo.config import ConfigError
+from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a weight load did; ``checksum`` is of the live weights after the load."""
+    """What a weight load did; ``held`` is of the live weights after the load, under the names that were sent."""
 
     bytes: int
     seconds: float
-    checksum: str
+    held: Fingerprints
     version: int
 
 
@@ -112,11 +113,11 @@ class RolloutEngine(Protocol):
     ) -> list[Completion]:
         """All completions, ordered by (prompt_index, sample).  RuntimeError when asleep or not at ``expect_version``."""
 
-    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> LoadReport:
-        """Copy a whole language model into the live weights."""
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
+        """Copy a whole language model into the live weights; ``part`` of every tensor is read back."""
 
-    def checksum(self) -> str:
-        """Checksum of the live language weights, comparable with ``sync.ChecksummedStream``."""
+    def held(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
+        """Of the live language weights, under the names of the last load."""
 
     def close(self) -> None:
         """Give back what outlives the object; nothing can be asked afterwards."""

@@ -24,7 +24,7 @@ _LEAST_SIZE = 0.9  # effective sample size below which a warning is due
 _UNNOTABLE = 50  # differences below this part of the tolerance are rounding, however they vary
 
 CAUSES = (
-    "likely causes: weights or a prefix cache that are older than this step (seconds.sync, the checksum of the last load); an "
+    "likely causes: weights or a prefix cache that are older than this step (seconds.sync, the proof of the last load); an "
     "engine in another precision or quantised; a temperature, top-p or logprobs mode that the trainer does not know; answers "
     "that grew much longer; experts that route differently.  objective.correction.mode=token weighs such tokens"
 )

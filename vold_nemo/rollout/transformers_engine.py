@@ -13,9 +13,9 @@ from vold_nemo.config import ConfigError
 from vold_nemo.data.templates import eos_ids, load_tokenizer
 from vold_nemo.rollout.arrivals import EMBEDDING, Arrivals, disk_name
 from vold_nemo.rollout.engine import Completion, EnginePrompt, LoadReport, Sampling
+from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 from vold_nemo.rollout.images import ImagePreparer, PreparedPrompt
 from vold_nemo.rollout.limits import Limits, require_ready
-from vold_nemo.rollout.sync import combine, tensor_digest
 from vold_nemo.rollout.undisturbed import undisturbed
 
 VISION_MODELS = ("qwen2_5_vl", "qwen3_vl")
@@ -184,33 +184,35 @@ class TransformersEngine:
                 yield disk_name(name), parameter
 
     @torch.no_grad()
-    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> LoadReport:
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         """Copy the whole language model, named as on disk, into the live weights; the vision tower stays.
 
         Each parameter must come exactly once.  A tied head may come too, as some checkpoints store it, and must equal the
         embedding.  RuntimeError for an unknown name, a second copy, a shape that differs, a parameter that never came, a
         value that is not finite, or while asleep.  ``version`` is None meanwhile, and stays so if the load breaks off:
-        half-loaded weights are never sampled from.
+        half-loaded weights are never sampled from.  ``part`` of every tensor is read back and searched for such values.
         """
         if not self._awake:
             raise RuntimeError("the rollout engine is asleep: wake() it before load()")
         began = time.perf_counter()
         self.version, self._streamed = None, {}
         shapes = {name: live.shape for name, live in self._live.items()}
-        arrivals = Arrivals(named_tensors, shapes, self.dtype, self.path)
+        arrivals = Arrivals(named_tensors, shapes, self.dtype, self.path, part)
         with arrivals.draining():
             for name, tensor in arrivals:
                 self._live[arrivals.names[name]].copy_(tensor)
             arrivals.complete()
             arrivals.check_tied(lambda: self._live[EMBEDDING])
         self._streamed = arrivals.names
-        checksum = self.checksum()
+        held = self.held(part, totals=True)
+        arrivals.check_finite(held)
         self.version = version
-        return LoadReport(arrivals.bytes, time.perf_counter() - began, checksum, version)
+        return LoadReport(arrivals.bytes, time.perf_counter() - began, held, version)
 
-    def checksum(self) -> str:
-        """Checksum of the live language weights under the names of the last load (see ``sync.ChecksummedStream``)."""
-        return combine({name: tensor_digest(name, self._live[live]) for name, live in self._streamed.items()})
+    def held(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
+        """Of the live language weights, under the names of the last load."""
+        named = ((name, self._live[live]) for name, live in self._streamed.items())
+        return Fingerprints.of(named, part, totals=totals)
 
     def device_bytes(self) -> int:
         """Weights (vision tower, too) on the engine's device; on a CPU, where host memory is the device, sleep frees none."""
@@ -222,7 +224,7 @@ class TransformersEngine:
     def sleep(self) -> None:
         """Move the weights to host memory; the key-value cache lives only inside :meth:`generate`."""
         if self._awake:
-            self._slept_on, self._awake = self.checksum(), False
+            self._slept_on, self._awake = self.held().checksum(), False
             if self.device.type == "cuda":
                 self._model.to("cpu")
                 torch.cuda.empty_cache()
@@ -233,6 +235,6 @@ class TransformersEngine:
             self._model.to(self.device)
             self._live = dict(self._language_parameters())
             self._awake = True
-            if self.checksum() != self._slept_on:
+            if self.held().checksum() != self._slept_on:
                 self.version = None
                 raise RuntimeError("the rollout engine's weights changed while it slept: load() them anew")

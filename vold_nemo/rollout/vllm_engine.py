@@ -30,9 +30,9 @@ from vold_nemo.config import ConfigError, VLLMConfig
 from vold_nemo.data.templates import eos_ids, load_tokenizer
 from vold_nemo.rollout.arrivals import EMBEDDING, Arrivals
 from vold_nemo.rollout.engine import Completion, EnginePrompt, LoadReport, Sampling
+from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 from vold_nemo.rollout.images import ImagePreparer
 from vold_nemo.rollout.limits import Limits, require_ready
-from vold_nemo.rollout.sync import combine, tensor_digest
 from vold_nemo.rollout.undisturbed import undisturbed
 from vold_nemo.rollout.vllm_weights import read_live
 
@@ -220,7 +220,7 @@ class VLLMEngine:
     # -- weights ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> LoadReport:
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         """Write the whole language model in place, tensor by tensor; the vision tower stays.  Errors as in TransformersEngine.
 
         vLLM's own loader takes each rank's slice.  Cached prefixes and image encodings are of the old weights: dropped.
@@ -230,7 +230,7 @@ class VLLMEngine:
             raise RuntimeError("the rollout engine is asleep: wake() it before load()")
         began = time.perf_counter()
         self.version, self._streamed = None, {}
-        arrivals = Arrivals(named_tensors, self._shapes, self.dtype, self.path)
+        arrivals = Arrivals(named_tensors, self._shapes, self.dtype, self.path, part)
         failure = None
         try:
             with arrivals.draining():
@@ -246,26 +246,26 @@ class VLLMEngine:
         engine.reset_prefix_cache()
         engine.reset_encoder_cache()
         self._streamed = arrivals.names
-        checksum = self.checksum()
+        held = self.held(part, totals=True)
+        arrivals.check_finite(held)
         self.version = version
-        return LoadReport(arrivals.bytes, time.perf_counter() - began, checksum, version)
+        return LoadReport(arrivals.bytes, time.perf_counter() - began, held, version)
 
     @torch.no_grad()
-    def checksum(self) -> str:
+    def held(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
         """As in :class:`TransformersEngine`, over what is read back from vLLM's live parameters (``vllm_weights.py``)."""
         sent: dict[str, list[str]] = {}
         for name, held in self._streamed.items():
             sent.setdefault(held, []).append(name)
-        return combine(
-            {name: tensor_digest(name, tensor) for held, tensor in self._live() for name in sent.get(held, ())}
-        )
+        named = ((name, tensor) for held, tensor in self._live() for name in sent.get(held, ()))
+        return Fingerprints.of(named, part, totals=totals)
 
     # -- the device ---------------------------------------------------------------------------------------------------
 
     def sleep(self) -> None:
         """Weights to host memory, the key-value cache given up (vLLM's level 1: level 2 has lost buffers, vLLM #29341)."""
         if self._awake:
-            self._slept_on, self._awake = self.checksum(), False
+            self._slept_on, self._awake = self.held().checksum(), False
             if self._sleeps:
                 self._llm.sleep(level=1)
                 self._cache_awake = False
@@ -278,7 +278,7 @@ class VLLMEngine:
             if self._sleeps:
                 self._llm.wake_up(WEIGHTS)
             self._awake = True
-            if self.checksum() != self._slept_on:
+            if self.held().checksum() != self._slept_on:
                 self.version = None
                 raise RuntimeError("the rollout engine's weights changed while it slept: load() them anew")
 

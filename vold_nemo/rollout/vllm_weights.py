@@ -1,7 +1,7 @@
 """Where vLLM keeps each tensor of a checkpoint's language model: read back, whole, under the name on disk.
 
-vLLM loads by rules of its own (``model.load_weights``); these are written down independently of them, so that a checksum over
-what is read back proves the load.  They cover dense decoders whose weights vLLM leaves as they were stored: bf16 or fp32.
+vLLM loads by rules of its own (``model.load_weights``); these are written down independently of them, so that fingerprints
+of what is read back prove the load.  They cover dense decoders whose weights vLLM leaves as they were stored: bf16 or fp32.
 """
 
 from __future__ import annotations
