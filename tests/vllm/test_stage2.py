@@ -40,7 +40,7 @@ def test_stage_two_runs_on_vllm_under_either_layout(outputs, layout, tensor_para
         f"rollout.vllm.tensor_parallel={tensor_parallel}", "vold.start=${student.path}", ranks=2,
     )  # fmt: skip
     lines = [json.loads(line) for line in (outputs / name / "sft_vold/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1, 2, 3] and lines[0]["validation"]["questions"] > 0
+    assert [line["step"] for line in lines] == [0, 1, 2, 3] and lines[0]["validation"]["image_questions"] > 0
     for line in lines[1:]:
         assert line["sync"]["bytes"] > 1_000_000 and line["sync"]["seconds"] > 0
         assert line["ratio_rollout_vs_train"]["mean"] == pytest.approx(1, abs=1e-3)
