@@ -22,10 +22,10 @@ def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
     from vold_nemo.data import lineage
-    from vold_nemo.data.adoption import agree
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.token_cache import stored_traces
     from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.adoption import agree
     from vold_nemo.megatron.runs import Run
     from vold_nemo.models.sft import MegatronSFTModel
 

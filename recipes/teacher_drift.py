@@ -18,12 +18,12 @@ from vold_nemo.config import Config, ConfigError
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
-    from vold_nemo.data.adoption import agree
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.data.traces import load_traces
     from vold_nemo.evaluation.report import drift as page
     from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.adoption import agree
     from vold_nemo.megatron.precision import pad_multiple
     from vold_nemo.models import teacher_drift
     from vold_nemo.models.selection import select

@@ -24,11 +24,11 @@ def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
     from vold_nemo.data import lineage
-    from vold_nemo.data.adoption import agree
     from vold_nemo.data.prompts import load_prompts
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer, render_prompt
     from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.adoption import agree
     from vold_nemo.megatron.runs import Run
     from vold_nemo.models.faculty import assemble, members
     from vold_nemo.models.sampling import Sampler

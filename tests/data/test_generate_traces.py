@@ -132,9 +132,9 @@ def test_a_teacher_thinks_or_not_by_its_template(config, world, tmp_path, monkey
 
     from transformers import AutoTokenizer
 
-    from vold_nemo.data.adoption import adopt
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.traces import load_traces
+    from vold_nemo.megatron.adoption import adopt
     from vold_nemo.miniature.tokenizer import CHAT_TEMPLATE, ID, build_tokenizer
 
     teacher = tmp_path / "qwen3"

@@ -49,11 +49,11 @@ def drifted(folder: Path, *overrides: str) -> dict:
     from omegaconf import OmegaConf
 
     from tests.models.stages import configuration, layout_of
-    from vold_nemo.data.adoption import agree
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.traces import load_traces
     from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.adoption import agree
     from vold_nemo.models import teacher_drift
     from vold_nemo.models.selection import select
     from vold_nemo.models.vold import MegatronVOLDModel

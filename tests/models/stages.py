@@ -61,10 +61,10 @@ def build_sft(config):
     """A stage 1 model that is ready to train, as recipes/sft.py makes it."""
     from omegaconf import OmegaConf
 
-    from vold_nemo.data.adoption import agree
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.data.traces import load_traces
+    from vold_nemo.megatron.adoption import agree
     from vold_nemo.models.sft import MegatronSFTModel
 
     model = MegatronSFTModel(OmegaConf.structured(config))
@@ -147,8 +147,8 @@ def build_vold(config, layout, sampler=None):
     """A stage 2 model that is ready to train, as recipes/vold.py makes it; ``sampler`` None = a FixedSampler."""
     from omegaconf import OmegaConf
 
-    from vold_nemo.data.adoption import agree
     from vold_nemo.data.templates import load_tokenizer
+    from vold_nemo.megatron.adoption import agree
     from vold_nemo.megatron.runs import Run
     from vold_nemo.models.faculty import assemble
     from vold_nemo.models.vold import MegatronVOLDModel

@@ -9,8 +9,8 @@ import pytest
 from tests.models.stages import build_sft, configuration, layout_of, make_world
 from vold_nemo.config import ConfigError
 from vold_nemo.data import lineage
-from vold_nemo.data.adoption import adopt, append_tokens
 from vold_nemo.data.vocabulary import VocabularyContract
+from vold_nemo.megatron.adoption import adopt, append_tokens
 from vold_nemo.miniature.tokenizer import QWEN3_ONLY, build_tokenizer
 
 ADOPT = "tokenizer.adopt_teacher_tokens=true"

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vold_nemo.config import ConfigError
 from vold_nemo.data import lineage
-from vold_nemo.data.adoption import append_tokens
 from vold_nemo.megatron import architecture, tensors
+from vold_nemo.megatron.adoption import append_tokens
 from vold_nemo.megatron.names import hf_names
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -33,8 +33,8 @@ import torch.distributed as dist
 
 from vold_nemo.config import ConfigError
 from vold_nemo.data import lineage
-from vold_nemo.data.adoption import append_tokens
 from vold_nemo.megatron import tensors
+from vold_nemo.megatron.adoption import append_tokens
 
 CONFIG, WEIGHTS, FOLDERS = "model_config.yaml", "weights", "folders"
 _WEIGHT_FILES = (

@@ -158,7 +158,7 @@ def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, path: st
 def adopt_rows(
     model: torch.nn.Module, arch: Architecture, layout: Layout, path: str | Path, adopted: Mapping[int, Sequence[int]],
 ) -> None:  # fmt: skip
-    """Write the rows of adopted tokens (:mod:`vold_nemo.data.adoption`): row i = mean of the rows ``adopted[i]``.
+    """Write the rows of adopted tokens (:mod:`vold_nemo.megatron.adoption`): row i = mean of the rows ``adopted[i]``.
 
     Without ids it is the mean of all rows before the first adopted one.  Both the embedding and the LM head; a tied head's
     copy on the last pipeline stage gets the same values.  Each rank reads what it needs from checkpoint ``path``; no

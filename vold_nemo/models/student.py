@@ -122,7 +122,7 @@ class MegatronStudent(ModelPT):
     def load_pretrained(self, path: str, adopted: Mapping[int, Sequence[int]] | None = None) -> None:
         """Weights from a Hugging Face checkpoint; each rank reads its own slices.
 
-        ``adopted``: ids of the tokens that the student took over and what their rows start from (data/adoption.py).
+        ``adopted``: ids of the tokens that the student took over and what their rows start from (megatron/adoption.py).
         """
         weights.load_hf(self.gpt, self.architecture, self.layout, path)
         weights.adopt_rows(self.gpt, self.architecture, self.layout, path, adopted or {})
