@@ -381,7 +381,7 @@ class ExportConfig:
     source: str = "${student.path}"  # where config, tokenizer, processor and vision tower come from
     path: str | None = None  # null = <outputs>/<run>/hf
     max_shard_bytes: int = 5_000_000_000
-    verify: bool = False  # load with transformers and compare logits
+    verify: bool = False  # load with transformers and compare logits: holds the student whole, twice
 
 
 @dataclass
@@ -547,7 +547,8 @@ class ClusterConfig:
     gpus: GPUsConfig = field(default_factory=GPUsConfig)
     memory_gib: float | None = None  # of one GPU; null = a plan without a verdict on memory
     compute_capability: float | None = None  # 8.0 (A100), 9.0 (H100, H200), 10.0 (B200); null = no FP8 is planned by itself
-    bf16_tflops: float | None = None  # dense; null (or one of the four below) = a plan without times
+    bf16_tflops: float | None = None  # dense; null (or one of the four rates in GB/s) = a plan without times
+    fp8_tflops: float | None = None  # dense; null = an FP8 teacher is timed at the bf16 rate
     memory_gbs: float | None = None  # bandwidth of a GPU's own memory, GB/s
     link_gbs: float | None = None  # between GPUs of a node, GB/s a GPU
     network_gbs: float | None = None  # between nodes, GB/s a GPU
@@ -560,7 +561,7 @@ class PlanConfig:
     """What recipes/plan.py supposes where no other key says it; `explain=true` prints all of it with its use."""
 
     train_efficiency: float = 0.35  # share of bf16_tflops reached in forward and backward
-    forward_efficiency: float = 0.45  # the same in the teacher's forward
+    forward_efficiency: float = 0.45  # the same in the teacher's forward, of fp8_tflops too
     memory_efficiency: float = 0.6  # share of memory_gbs reached while decoding
     network_efficiency: float = 0.6  # share of link_gbs, network_gbs and host_gbs reached
     layer_ms: float = 0.6  # launches of one decoder layer in the transformers engine, which has no CUDA graphs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +25,7 @@ class LiveBytes(TorchDispatchMode):
         inputs = {id_of(t) for t in tree_leaves((args, kwargs or {})) if isinstance(t, torch.Tensor)}
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and id_of(leaf) not in inputs:
+            if isinstance(leaf, torch.Tensor) and not leaf.is_meta and id_of(leaf) not in inputs:
                 self._count(leaf.untyped_storage())
         return out
 
@@ -68,6 +69,25 @@ def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bo
                         held[id_of(t)] = t.untyped_storage().nbytes()
         optimizer_bytes = sum(size for key, size in held.items() if key not in own)
         return layout.pipeline_rank, layout.data_rank, named, sum(own.values()), gradients, optimizer_bytes
+    finally:
+        parallel.destroy()
+
+
+def export_peak(source: Path, folder: Path, precision: str) -> int:
+    """Bytes that an export of ``source``'s weights needs at most, once they lie in ``folder`` as a run writes them."""
+    from tests.megatron import tiny
+    from vold_nemo.megatron import architecture, export, parallel, shard_stream, sharded
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    (folder / "shards").mkdir(parents=True)
+    model, _, layout = tiny.built(source, 1, 1, dtype=dtype)
+    try:
+        sharded.save_model(model, folder / "shards")
+        del model
+        with LiveBytes() as live:
+            stream = shard_stream.stream_shards(folder / "shards", architecture.read(source), layout, dtype)
+            export.export_hf(stream, source, folder / "hf", 2**30)
+        return live.peak
     finally:
         parallel.destroy()
 

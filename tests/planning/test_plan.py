@@ -167,15 +167,21 @@ def test_vllms_cache_stands_beside_the_trainer_unless_the_engine_sleeps(paper):
     assert {e.key for e in layout_findings(small, models_of(small), "vold", 4)} == {"rollout.vllm.memory_share"}
 
 
-def test_an_export_takes_as_many_processes_as_hold_the_student():
-    from vold_nemo.planning.launch import stages
+def test_an_fp8_teachers_linear_layers_run_at_the_fp8_rate():
+    config = compose(["experiment=qwen2_5_vl_7b_from_32b_h100", "parallel=single", "cluster.gpus.vold=8"])
+    arch, tokens = models_of(config).teacher, timing.rollout_tokens(config)
 
-    for experiment, wide in (("paper_3b", 1), ("qwen2_5_vl_72b_from_235b", 2)):
-        config = compose([f"experiment={experiment}"])
-        assert memory.export_tensor(config, models_of(config)) == wide
-        export = next(stage for stage in stages(config) if stage.name == "export_vold")
-        assert export.tasks == wide and f"parallel.tensor={wide}" in export.overrides
-        assert {"parallel.expert=1", "parallel.pipeline=1"} <= set(export.overrides)
+    def seconds(*overrides):
+        config = compose(["experiment=qwen2_5_vl_7b_from_32b_h100", "parallel=single", "cluster.gpus.vold=8", *overrides])
+        return timing.duration(config, models_of(config), "vold", 8).seconds["teacher"]
+
+    fp8, bf16, unknown = seconds(), seconds("teacher.precision=bf16"), seconds("cluster.fp8_tflops=null")
+    emulated = seconds("teacher.precision=fp8", "teacher.fp8.backend=emulated")
+    assert unknown == bf16 == emulated  # no such rate, no such layers, no such matrix units
+    scored, _ = timing.shares(config, config.plan.reward_rate)
+    linear = 2 * scored * tokens * (parameters(arch) - 2 * arch.vocabulary * arch.hidden)
+    saved = linear * (1 / 989e12 - 1 / 1979e12) / (8 * config.plan.forward_efficiency)
+    assert bf16 - fp8 == pytest.approx(saved, rel=1e-3) and 0.5 < fp8 / bf16 < 0.7
 
 
 def test_recomputation_and_context_parallelism_buy_memory_with_time(paper):

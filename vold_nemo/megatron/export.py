@@ -86,6 +86,7 @@ def export_hf(
         seen.add(name)
         data = tensor.detach().to("cpu", _DTYPES[entries[name].dtype]).contiguous().reshape(-1)
         _write(places[name], memoryview(data.view(torch.uint8).numpy()))
+        del tensor, data  # gone before the next is read
     if wanted - seen:
         raise ConfigError("stream of trained tensors", f"lacks {min(wanted - seen)}",
                           f"all {len(wanted)} tensors of the backbone", "stream the whole model")

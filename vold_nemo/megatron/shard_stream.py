@@ -21,7 +21,6 @@ from vold_nemo.megatron.names import Placement, placements
 from vold_nemo.megatron.parallel import Layout
 
 
-@torch.no_grad()
 def stream_shards(folder: str | Path, arch: Architecture, layout: Layout, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """What :func:`weights.stream_hf` yields of a model with the sharded weights in ``folder``, which any layout wrote.
 
@@ -29,19 +28,21 @@ def stream_shards(folder: str | Path, arch: Architecture, layout: Layout, dtype:
 
     :raises ConfigError: before the first tensor, if ``folder`` holds other weights than ``arch`` has.
     """
+    # Nothing here asks for gradients.  torch.no_grad as a decorator would hold each tensor until the next one is made.
     folder = Path(folder)
     pieces = _pieces(build.build_layer(arch, layout, 0, dtype), 0, arch)  # their whole shapes count the other layers
     for place in (place for place in placements(arch, 1, arch.vocabulary) if place.layer is None):
         pieces.append(_piece(place, torch.empty(place.shapes[0], dtype=dtype, device="meta")))
     sharded.check_weights(pieces, folder)
     del pieces
+    gc.collect()  # megatron-core's modules hold themselves in cycles
     for layer, group in itertools.groupby(placements(arch, 1, arch.vocabulary), key=lambda place: place.layer):
         if layer is None:
             for place in group:
                 yield from _single(place, folder, arch, layout, dtype)
         else:
             yield from _layer(layer, list(group), folder, arch, layout, dtype)
-            gc.collect()  # megatron-core's modules hold themselves in cycles
+            gc.collect()
 
 
 # Functions of their own, so that no variable keeps the memory of one while the next is read.

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
-from vold_nemo.planning.memory import export_tensor
-from vold_nemo.planning.plan import models_of
 from vold_nemo.planning.validity import launched_world
 
 ROOT = Path(__file__).resolve().parents[2]
-_LONE = ("parallel.pipeline=1", "parallel.context=1", "parallel.expert=1", "parallel.sequence=false")
-_SINGLE = ("parallel.tensor=1", *_LONE)
+_SINGLE = (
+    "parallel.tensor=1", "parallel.pipeline=1", "parallel.context=1", "parallel.expert=1", "parallel.sequence=false",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def stages(config: Config) -> list[Stage]:
     sft, vold = outputs / config.sft.run, outputs / config.vold.run
     arms = {"base": config.student.path, "sft": str(sft / "hf"), arm: str(vold / "hf")}
     traces, engine = Path(config.traces.path), config.traces.tensor_parallel
-    tasks, wide = max(1, (gpus.traces or 1) // engine), _export_ranks(config)
+    tasks = max(1, (gpus.traces or 1) // engine)
     # Every task writes a shard of its own: the first one of a job stands for them.
     first = f"$((SLURM_ARRAY_TASK_ID * {tasks}))" if shards > 1 else "0"
     written = traces if shards * tasks == 1 else traces.with_name(f"{traces.stem}.{first}-of-{shards * tasks}{traces.suffix}")
@@ -53,10 +52,10 @@ def stages(config: Config) -> list[Stage]:
             overrides=("traces.shard=${SLURM_ARRAY_TASK_ID}",) if shards > 1 else (), array=shards if shards > 1 else 0,
         ),
         Stage("sft", "sft", gpus.sft or copy, progress=str(sft / "checkpoints" / "latest")),
-        # An export reads any layout: one process, or as many as it takes to hold the student once.
-        Stage("export_sft", "export_hf", wide, overrides=(f"export.run={config.sft.run}", f"parallel.tensor={wide}", *_LONE)),
+        # An export reads any layout, in one process that never holds more than a layer.
+        Stage("export_sft", "export_hf", overrides=(f"export.run={config.sft.run}", *_SINGLE)),
         Stage("vold", "vold", gpus.vold or copy, progress=str(vold / "checkpoints" / "latest")),
-        Stage("export_vold", "export_hf", wide, overrides=(f"export.run={config.vold.run}", f"parallel.tensor={wide}", *_LONE)),
+        Stage("export_vold", "export_hf", overrides=(f"export.run={config.vold.run}", *_SINGLE)),
         Stage("evaluate", "evaluate", overrides=(
             *(f"~evaluate.models.{name}" for name in config.evaluate.models if name not in arms),
             *(f"evaluate.models.{name}={path}" for name, path in arms.items()), *_SINGLE,
@@ -66,13 +65,6 @@ def stages(config: Config) -> list[Stage]:
             f"report.runs.sft={config.sft.run}", f"report.runs.{arm}={config.vold.run}", *_SINGLE,
         )),
     ]  # fmt: skip
-
-
-def _export_ranks(config: Config) -> int:
-    try:
-        return export_tensor(config, models_of(config))
-    except ConfigError:  # a model that is neither here nor published: its size is not known
-        return 1
 
 
 def nodes(config: Config, tasks: int, gpus: int = 1) -> tuple[int, int]:

@@ -9,7 +9,8 @@ Who holds the device (all of it stays resident, but for what the keys send away:
     vold train      residents + those hidden states + activations + the objective
     vold sync       residents + the largest tensor, whole, twice (gathered and concatenated)
     traces          the teacher in an engine + key-value cache (``decoding.py``)
-    export          student weights + the largest tensor twice, in as few processes as hold it (:func:`export_tensor`)
+    export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`_export`);
+                    with ``export.verify`` the student whole, twice (as trained, and the export read by transformers)
 
 Longest sequences are supposed everywhere but for the hidden states of an update, where mean lengths add up; at the start of
 a run no rollout is right and all are scored.
@@ -20,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vold_nemo.config import Config, ParallelConfig, TeacherConfig
-from vold_nemo.megatron import architecture, precision
+from vold_nemo.config import Config, TeacherConfig
+from vold_nemo.megatron import precision
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.precision import Precision
 from vold_nemo.planning import activations, allocation, decoding
@@ -97,7 +98,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
     for number in range(pipeline):
         at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number, expert=config.parallel.expert)
         yield from _sft(config, models, at) if stage == "sft" else _vold(config, models, at, gpus)
-    yield _export(config, models, stage, export_tensor(config, models))
+    yield _export(config, models, stage)
 
 
 def _traces(config: Config, models: Models) -> Phase:
@@ -108,24 +109,36 @@ def _traces(config: Config, models: Models) -> Phase:
     return Phase("traces", "decode", Placement(engine.tensor, 1, 1, 0), parts)
 
 
-def _export(config: Config, models: Models, stage: str, tensor: int) -> Phase:
-    """The student alone, over ``tensor`` processes; the vision tower goes from file to file."""
+def _export(config: Config, models: Models, stage: str) -> Phase:
+    """The student alone, in one process; the vision tower goes from file to file.
+
+    ``export.verify`` makes the student whole after the last file is written, and then transformers' model of the export.
+    """
     student, size = models.student, BYTES[config.precision]
-    at, padded = Placement(tensor, 1, 1, 0), allocation.padded_vocabulary([student.vocabulary], tensor)
-    weights = allocation.frozen(student, at, padded, config.precision).parameters
-    parts = {"parameters": weights, "gathered": 2 * size * _largest(student, padded), **reserve(config)}
-    return Phase(stage, "export", at, parts)
+    at = Placement(1, 1, 1, 0)
+    held, gathered = streamed(student, size, on_cuda(config))
+    parts = {"parameters": held, "gathered": gathered}
+    if config.export.verify:
+        whole = allocation.frozen(student, at, allocation.padded_vocabulary([student.vocabulary], 1), config.precision)
+        parts = {"parameters": whole.parameters, "engine": size * (models.parameters(student) + models.vision)}
+    return Phase(stage, "export", at, parts | reserve(config))
 
 
-def export_tensor(config: Config, models: Models) -> int:
-    """Processes (on one node) that an export is started with: one, or as many as it takes for the student to fit."""
-    room, tensor = capacity(config), 1
-    while room is not None and _export(config, models, "", tensor).total > room:
-        wider = 2 * tensor
-        if wider > config.cluster.gpus_per_node or architecture.check_layout(models.student, ParallelConfig(wider), wider):
-            break
-        tensor = wider
-    return tensor
+def streamed(arch: Architecture, size: int, cuda: bool) -> tuple[int, int]:
+    """(held, beside it) bytes where an export needs most, streaming sharded weights (``megatron/shard_stream.py``).
+
+    Embedding and LM head are sent as they lie; of a layer, the query's rows are cut out of the fused qkv matrix.  What is
+    read from a file stands in host memory first: on a CPU beside what it fills, the last one until the next is read.
+    Gate and up projection are read one by one.
+    """
+    table = size * arch.vocabulary * arch.hidden
+    parameters = dict(allocation.layer_parameters(arch, 1))
+    layer = size * sum(parameters.values())
+    if cuda:
+        return max((table, 0), (layer, size * arch.heads * arch.head_dim * arch.hidden), key=sum)
+    parameters["mlp.linear_fc1.weight"] //= 2
+    reads = sorted([*parameters.values(), parameters["mlp.linear_fc1.weight"]])[-2:]
+    return max((table, table), (layer, size * sum(reads)), key=sum)
 
 
 def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:

@@ -215,6 +215,7 @@ _CHANGES: dict[str, Callable] = {
     "parallel.pipeline": lambda now: [now * 2, now * 4],
     "parallel.context": lambda now: [now * 2, now * 4],
     "parallel.expert": lambda now: [now * 2, now * 4],
+    "export.verify": lambda now: [False],
     "cluster.gpus.sft": lambda now: [now * 2, now * 4],
     "cluster.gpus.vold": lambda now: [now * 2, now * 4],
 }
@@ -232,7 +233,7 @@ def cheapest_changes(config: Config, models: Models, wanted: int = 3) -> list[tu
         (key, value)
         for key, values in _CHANGES.items()
         for value in dict.fromkeys(values(_get(start, key)))
-        if value != _get(start, key) and (isinstance(value, str) or value >= 1)
+        if value != _get(start, key) and (isinstance(value, str | bool) or value >= 1)
     ]
     # The stages that do not fit come first: most sets fail there.
     stages = sorted(planned_stages(start), key=lambda stage: plan_stage(start, models, stage, stage_gpus(start, stage)).fits)

@@ -105,7 +105,7 @@ def assumptions(config: Config) -> Iterator[str]:
     cluster = config.cluster
     yield f"cluster {cluster.name}: " + ", ".join(
         f"{key} {getattr(cluster, key)}"
-        for key in ("gpus_per_node", "memory_gib", "compute_capability", *timing.RATES)
+        for key in ("gpus_per_node", "memory_gib", "compute_capability", "fp8_tflops", *timing.RATES)
     )
     for module in (allocation, activations, memory, decoding, holders, timing):
         yield f"\n{module.__name__.rpartition('.')[2]}: {module.__doc__.strip()}"

@@ -12,15 +12,16 @@
                       changes is copied out once in a run); gradients are freed, not copied; read again from a checkpoint,
                       the teacher takes longer than planned here
 
-An FP8 teacher is timed at the bf16 rate, of several teachers the costliest as if it scored all.  Rewards (CPU) and validation
-are not timed.
+The linear layers of a teacher whose inputs are FP8 too run at ``cluster.fp8_tflops``, where that is given; its attention and an
+emulated FP8 teacher at the bf16 rate.  Of several teachers the costliest counts, as if it scored all.  Rewards (CPU) and
+validation are not timed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vold_nemo.config import Config
+from vold_nemo.config import Config, TeacherConfig
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning import allocation, decoding, memory
 from vold_nemo.planning.allocation import BYTES, Placement
@@ -168,8 +169,8 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     context = tokens / sampled
     scored, trained = shares(config, plan.reward_rate)
     if models.teacher is not None and scored:
-        teacher = max((models.teacher, *models.more), key=active_weights)
-        found["teacher"] = _scoring(config, teacher, gpus, scored * tokens, context)
+        teachers = zip((config.teacher, *config.teachers.values()), (models.teacher, *models.more), strict=True)
+        found["teacher"] = max(_scoring(config, one, arch, gpus, scored * tokens, context) for one, arch in teachers)
     data = gpus // config.parallel.model_ranks
     count = max(1, int(trained * tokens / (data * vold.micro_batch_tokens * vold.updates_per_step)))
     train = _training(
@@ -187,12 +188,17 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     return found
 
 
-def _scoring(config: Config, teacher: Architecture, gpus: int, tokens: float, context: float) -> float:
+def _scoring(config: Config, one: TeacherConfig, teacher: Architecture, gpus: int, tokens: float, context: float) -> float:
     """The teacher's forward pass over ``tokens`` of a step."""
     plan, cluster, parallel = config.plan, config.cluster, config.parallel
     each = tokens / (gpus // (parallel.tensor * parallel.pipeline))  # context ranks share tokens as data ranks do
     count = max(1, int(each * parallel.context / (config.vold.micro_batch_tokens * config.vold.updates_per_step)))
-    compute = forward_flops(teacher, tokens, context) / (gpus * cluster.bf16_tflops * 1e12 * plan.forward_efficiency)
+    compute = forward_flops(teacher, tokens, context) / cluster.bf16_tflops
+    held = memory.teacher_precision(replace(config, teacher=one), teacher)
+    if held.backend == "te" and cluster.fp8_tflops is not None:
+        layers = 2 * tokens * (active_weights(teacher) - teacher.vocabulary * teacher.hidden)
+        compute -= layers * (1 / cluster.bf16_tflops - 1 / cluster.fp8_tflops)
+    compute /= gpus * 1e12 * plan.forward_efficiency
     seconds = compute + _tensor_seconds(config, teacher, each, 2) + _context_seconds(config, teacher, each) / 3
     if teacher.experts and parallel.expert > 1:
         copies = each / parallel.tensor * teacher.experts_per_token * teacher.layers / parallel.pipeline

@@ -146,6 +146,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {  # a key that is null
     "cluster.memory_gib": _ABOVE_ZERO,
     "cluster.compute_capability": _ABOVE_ZERO,
     "cluster.bf16_tflops": _ABOVE_ZERO,
+    "cluster.fp8_tflops": _ABOVE_ZERO,
     "cluster.memory_gbs": _ABOVE_ZERO,
     "cluster.link_gbs": _ABOVE_ZERO,
     "cluster.network_gbs": _ABOVE_ZERO,
