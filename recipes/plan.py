@@ -41,7 +41,8 @@ def main(config: Config) -> None:
     if wrong:
         raise ExceptionGroup("layout", list(wrong.values()))
     plan = make_plan(config, models)
-    lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan), "", *text.time_table(plan, config)]
+    lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan)]
+    lines += [*text.checkpoint_table(config, models), "", *text.time_table(plan, config)]
     lines += ["", *text.saving_table(config, models), "", *text.holding(config, models)]
     lines += ["", "jobs (slurm/pipeline.sh submits them, sbatch=FILE writes their scripts)"]
     lines += [f"  {job}" for job in launch.jobs(config)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 
@@ -48,8 +49,28 @@ def id_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bool) -> tuple:
-    """(stage, data rank, names and sizes, parameter, gradient, optimizer bytes) as megatron-core made them on this rank."""
+def _copied(model, optimizer, folder: Path) -> tuple[int, int]:
+    """Bytes that stay when training goes on after a checkpoint is staged, and that stand before they are copied."""
+    from vold_nemo.megatron.checkpoint import OPTIMIZER_LAYOUT
+    from vold_nemo.megatron.sharded import model_state, stage_shards
+
+    weights = model_state(model)
+    with LiveBytes() as live:
+        state = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=OPTIMIZER_LAYOUT)}
+        gathered = live.now
+        write = stage_shards(state, folder, copied=True)
+        del state
+        gc.collect()
+        kept = live.now
+    del write
+    return kept, gathered
+
+
+def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bool, folder: Path) -> tuple:
+    """(stage, data rank, tensor rank, names and sizes, bytes) as megatron-core made them on this rank.
+
+    Bytes: of parameters, gradients, optimizer; of a checkpoint's copy; of what is gathered for it.
+    """
     from tests.megatron.steps import trainer
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.training import unwrap
@@ -68,7 +89,8 @@ def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bo
                     for t in (master.data, state["exp_avg"], state["exp_avg_sq"]):
                         held[id_of(t)] = t.untyped_storage().nbytes()
         optimizer_bytes = sum(size for key, size in held.items() if key not in own)
-        return layout.pipeline_rank, layout.data_rank, named, sum(own.values()), gradients, optimizer_bytes
+        sizes = [sum(own.values()), gradients, optimizer_bytes, *_copied(model, optimizer, folder)]
+        return layout.pipeline_rank, layout.data_rank, layout.tensor_rank, named, sizes
     finally:
         parallel.destroy()
 

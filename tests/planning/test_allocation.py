@@ -6,7 +6,7 @@ from tests.megatron import tiny
 from tests.planning.allocations import allocated
 from vold_nemo.megatron import architecture
 from vold_nemo.planning import allocation
-from vold_nemo.planning.allocation import Placement, stage_parameters, trained
+from vold_nemo.planning.allocation import Placement, checkpoint_copy, stage_parameters, trained
 
 KINDS = {"qwen2_5_vl": True, "qwen3": False}  # kind: tied
 
@@ -24,13 +24,19 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize(
     "tensor, pipeline, world", [(1, 1, 1), (1, 1, 2), (2, 1, 2), (1, 2, 2), (1, 2, 4), (2, 2, 4), (4, 1, 4)]
 )
-def test_bytes_are_megatron_cores(gloo, checkpoints, kind, distributed, precision, tensor, pipeline, world):
+def test_bytes_are_megatron_cores(gloo, checkpoints, tmp_path, kind, distributed, precision, tensor, pipeline, world):
     path = checkpoints / kind
     arch = architecture.read(path)
     padded = allocation.padded_vocabulary([arch.vocabulary], tensor)
-    found = gloo(world).run(allocated, str(path), tensor, pipeline, precision == "bf16", distributed)
-    for stage, data_rank, named, *measured in found:
+    found = gloo(world).run(allocated, str(path), tensor, pipeline, precision == "bf16", distributed, tmp_path)
+    for stage, data_rank, tensor_rank, named, (*measured, copied, gathered) in found:
         at = Placement(tensor, pipeline, world // (tensor * pipeline), stage, data_rank)
         assert [(p.name, p.numel) for p in stage_parameters(arch, at, padded)] == named
         plan = trained(arch, at, padded, precision, distributed)
         assert [plan.parameters, plan.gradients, plan.optimizer] == measured
+        kept, beside = checkpoint_copy(arch, at, padded, precision, distributed)
+        if tensor_rank == 0:
+            assert copied == kept
+        else:
+            assert copied < kept or copied == kept == 0  # the first writes what all hold alike
+        assert beside - 12 * 128 < gathered <= beside  # padding of the last bucket is not gathered

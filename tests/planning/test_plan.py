@@ -100,6 +100,13 @@ def test_what_leaves_the_device_is_charged_to_the_phases_that_need_it(paper):
         assert gone <= set(kept[phase])
 
 
+def test_a_checkpoint_that_a_thread_writes_takes_host_memory_and_a_plain_optimizer_gathers_none(paper):
+    (before,) = [line for line in text.checkpoint_table(paper, models_of(paper)) if "vold" in line]
+    assert "until it is written" in before and "while the optimizer is gathered" in before
+    waits = compose(["experiment=paper_3b", "checkpoint.asynchronous=false", "vold.optimizer.distributed=false"])
+    assert not any("vold" in line for line in text.checkpoint_table(waits, models_of(waits)))
+
+
 def test_the_mask_saves_more_the_more_rollouts_are_right(paper):
     rows = timing.mask_saving(paper, models_of(paper), 4)
     saved = [whole - step for _, step, whole in rows]
@@ -278,6 +285,7 @@ def test_the_command_answers_without_torch_and_leaves_2_where_it_does_not_fit(tm
     for formula in ("all-to-alls", "as many sequences decode", "while it validates"):
         assert formula in good.stdout
     assert "HEAVY []" in good.stdout
+    assert "vold: host memory of a checkpoint: 20.12 GiB on the fullest rank" in good.stdout
     assert "GPU hours" in good.stdout and "plan.straggler = 2.0" in good.stdout
     assert "warning: student.path" in good.stderr
     data = json.loads((tmp_path / "paper_3b" / "plan" / "plan.json").read_text())

@@ -173,6 +173,20 @@ def trained(arch: Architecture, at: Placement, padded: int, precision: str, dist
     return Allocation(elements, size * length, FP32 * length, state * held)
 
 
+def checkpoint_copy(arch: Architecture, at: Placement, padded: int, precision: str, distributed: bool) -> tuple[int, int]:
+    """Host memory of a checkpoint that a thread writes (``checkpoint.asynchronous``): (kept until written, beside it before).
+
+    Kept are the rank's own pieces of weights and optimizer state; of those who hold the same, data-parallel rank 0 has them,
+    and of what tensor-parallel ranks hold alike, the first.  Beside it, until the copy is made, a distributed optimizer's
+    state stands whole (parameters among it, in fp32) on every rank: megatron-core gathers it for ``fully_reshardable``.
+    """
+    parameters = stage_parameters(arch, at, padded)
+    written = sum(p.numel for p in parameters if not (p.shared and at.is_last))  # a tied head is the first stage's to write
+    state = 12 if distributed or precision == "bf16" else 8
+    kept = (BYTES[precision] + state) * written if at.data_rank == 0 else 0
+    return kept, 12 * bucket_ranges(parameters, at.data)[0][-1][1] if distributed else 0
+
+
 def _overlap(buckets: list[tuple[int, int]], ranges: list[tuple[int, int]], at: Placement) -> Iterator[int]:
     for first, last in buckets:
         share = (last - first) // at.data

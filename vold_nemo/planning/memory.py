@@ -141,6 +141,15 @@ def streamed(arch: Architecture, size: int, cuda: bool) -> tuple[int, int]:
     return max((table, table), (layer, size * sum(reads)), key=sum)
 
 
+def checkpoint_copy(config: Config, models: Models, stage: str, gpus: int) -> tuple[int, int]:
+    """:func:`allocation.checkpoint_copy` of the fullest rank of a training stage."""
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    rows = [models.student.vocabulary] if stage == "sft" else models.padded_rows
+    padded, distributed = allocation.padded_vocabulary(rows, tensor), getattr(config, stage).optimizer.distributed
+    ends = [Placement(tensor, pipeline, gpus // (tensor * pipeline), number) for number in range(pipeline)]
+    return max(allocation.checkpoint_copy(models.student, at, padded, config.precision, distributed) for at in ends)
+
+
 def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:
     """Stage 1: no teacher stands beside the student, so the vocabulary is padded to the student's rows alone."""
     student, how = models.student, numerics(config)

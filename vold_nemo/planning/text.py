@@ -34,6 +34,19 @@ def memory_table(plan: Plan) -> Iterator[str]:
         yield f"  {stage.stage}: peak {peak.total / GIB:.2f} GiB in {peak.name}{where} on each of {gpus} GPU(s){verdict}"
 
 
+def checkpoint_table(config: Config, models: Models) -> Iterator[str]:
+    """Host memory that a checkpoint of each training stage takes."""
+    for stage in ("sft", "vold"):
+        copied, gathered = memory.checkpoint_copy(config, models, stage, stage_gpus(config, stage))
+        said = []
+        if config.checkpoint.asynchronous:
+            said.append(f"{copied / GIB:.2f} GiB on the fullest rank until it is written")
+        if gathered:
+            said.append(f"{gathered / GIB:.2f} GiB on each while the optimizer is gathered")
+        if said:
+            yield f"  {stage}: host memory of a checkpoint: {', '.join(said)}"
+
+
 def _row(phase: Phase, capacity: int | None) -> str:
     cells = "".join(f"{phase.parts[name] / GIB:>12.2f}" if name in phase.parts else f"{'-':>12}" for name in PARTS)
     free = f"{(capacity - phase.total) / GIB:>8.1f}" if capacity is not None else f"{'?':>8}"
