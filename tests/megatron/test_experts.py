@@ -58,3 +58,11 @@ def test_streamed_weights_are_the_bytes_and_names_on_disk(checkpoints, name, lay
         assert list(found) == hf_names(architecture.read(folder)) and found.keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("name", ["separate", "published"])
+def test_lent_weights_are_the_bytes_on_disk_in_every_dimension_of_the_layout_at_once(checkpoints, name, gloo):
+    folder = checkpoints[0] / name
+    expected = {key: value for key, value in load_file(folder / tensors.SINGLE).items() if "visual" not in key}
+    for found in gloo(4).run(tiny.lent, folder, 2, 2, 1600, 2):
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], value) for key, value in expected.items())

@@ -144,6 +144,20 @@ def streamed(path, tensor, pipeline, dtype=torch.float32, expert=1):
         parallel.destroy()
 
 
+def lent(path, tensor, pipeline, slice_bytes, expert=1):
+    """As :func:`streamed`, but each tensor copied as it is lent, and shards gathered ``slice_bytes`` at a time."""
+    from vold_nemo.megatron import parallel, weights
+
+    model, arch, layout = built(path, tensor, pipeline, expert=expert)
+    usual = weights.SLICE["cpu"]
+    weights.SLICE["cpu"] = slice_bytes
+    try:
+        return {name: value.clone() for name, value in weights.stream_hf(model, arch, layout, borrowed=True)}
+    finally:
+        weights.SLICE["cpu"] = usual
+        parallel.destroy()
+
+
 def exported(path, out, tensor, pipeline, max_shard_bytes, factor=1.0):
     """Export of ``path``'s backbone, multiplied by ``factor``; rank 0 returns the report."""
     from vold_nemo.megatron import export, parallel, weights
