@@ -185,6 +185,20 @@ def test_answers_cut_off_for_length_leave_the_terms_they_are_told_to_and_nothing
     assert masks == [0, 1, kl, 0]
 
 
+def corrections(*overrides):
+    from vold_nemo.models.vold import correction_mode
+
+    config = compose(["experiment=miniature", *overrides])
+    return correction_mode(config), config.objective.correction.cap
+
+
+def test_importance_sampling_by_token_cut_at_two_is_on_by_default_with_vllm_alone(gloo):
+    [vllm] = gloo(1).run(corrections, "rollout=vllm")
+    [transformers] = gloo(1).run(corrections)
+    [asked] = gloo(1).run(corrections, "rollout=vllm", "objective.correction.mode=none")
+    assert (vllm, transformers, asked[0]) == (("token", 2.0), ("none", 2.0), "none")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")

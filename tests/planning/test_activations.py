@@ -3,9 +3,10 @@
 import pytest
 
 from tests.planning.allocations import training_peak
+from vold_nemo.megatron import weights
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.objective import head, softmax
-from vold_nemo.planning import activations
+from vold_nemo.planning import activations, memory
 from vold_nemo.planning.activations import Numerics, Tokens
 
 SHAPE = dict(family="qwen3", layers=2, heads=8, kv_groups=2, head_dim=32, tied=True, qkv_bias=False, rope_theta=1e4,
@@ -42,6 +43,7 @@ def test_peaks_are_those_of_the_tracker(gloo, case, precision, size, recompute, 
     assert peak == pytest.approx(measured["peak"], rel=0.10)
 
 
-def test_the_plan_knows_the_objectives_blocks():
+def test_the_plan_knows_the_stream_s_slice_and_the_objectives_blocks():
+    assert memory._SLICE == weights.SLICE["cuda"]
     assert activations._CPU_BLOCK == softmax._CACHE_BYTES and activations._GPU_BLOCK == softmax._GPU_BYTES
     assert activations._HEAD_ROWS == head._ROWS

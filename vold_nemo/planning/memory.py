@@ -7,7 +7,7 @@ Who holds the device (all of it stays resident, but for what the keys send away:
                     student, vision tower included) + key-value cache
     vold teacher    residents + teacher hidden states of the update + one teacher layer's work
     vold train      residents + those hidden states + activations + the objective
-    vold sync       residents + the largest tensor, whole, twice (gathered and concatenated)
+    vold sync       residents + what one parameter becomes, whole, and the slice that is being gathered into it
     traces          the teacher in an engine + key-value cache (``decoding.py``)
     export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`_export`);
                     with ``export.verify`` the student whole, twice (as trained, and the export read by transformers)
@@ -31,6 +31,7 @@ from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.decoding import GIB
 from vold_nemo.planning.holders import here
 
+_SLICE = 64 << 20  # megatron/weights.py: bytes of shards that a stream gathers at a time on a GPU
 EXACT_KL = ("reverse", "forward", "jsd", "topk", "vopd")  # estimators that sum over the vocabulary
 
 
@@ -197,7 +198,8 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
         yield Phase("vold", "teacher", at, scoring | {"activations": work})
     work = _work(config, student, at, tokens, count, padded, width, how)
     yield Phase("vold", "train", at, here(config, "train", resident) | lends | stash | work | stays)
-    gathered = 2 * how.size * _largest(student, padded)
+    bucket = how.size * _largest(student, padded)
+    gathered = bucket + min(_SLICE, bucket)
     yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered} | stays)
 
 
@@ -289,8 +291,8 @@ def _student(held: allocation.Allocation) -> dict[str, int]:
 
 
 def _largest(arch: Architecture, padded: int) -> int:
-    """Elements of the largest tensor of the stream: the embedding, or a feed-forward matrix."""
-    return max(padded * arch.hidden, arch.ffn * arch.hidden)
+    """Elements of the largest bucket of the stream, the tensors of one parameter: the embedding, or gate and up."""
+    return max(padded * arch.hidden, 2 * arch.ffn * arch.hidden)
 
 
 def _work(
