@@ -44,6 +44,6 @@ def test_peaks_are_those_of_the_tracker(gloo, case, precision, size, recompute, 
 
 
 def test_the_plan_knows_the_stream_s_slice_and_the_objectives_blocks():
-    assert memory._SLICE == weights.SLICE["cuda"]
+    assert weights.SLICE["cuda"] == memory._SLICE
     assert activations._CPU_BLOCK == softmax._CACHE_BYTES and activations._GPU_BLOCK == softmax._GPU_BYTES
     assert activations._HEAD_ROWS == head._ROWS
