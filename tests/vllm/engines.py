@@ -50,6 +50,8 @@ def same_as_transformers(path, kind: str, factor: float, tensor_parallel: int = 
     """Greedy ids and checksum of both engines after the same load, and the largest log-prob difference on sampled ids."""
     engine, other = engine_of(path, tensor_parallel), TransformersEngine(path)
     prompts = prompts_of(path, kind)
+    if kind == "text":  # vLLM finds whole blocks again, of 128 tokens on a CPU
+        prompts[:2] = [EnginePrompt((prompt.ids * 20)[:200]) for prompt in prompts[:2]]
     mine = prompts[dist.get_rank() :: dist.get_world_size()]
     greedy = Sampling(temperature=0, max_tokens=10)
     deliver(language_weights(path, 3.0).items(), engine, 2)
