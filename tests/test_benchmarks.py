@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import objective
+from benchmarks import objective, sync
 from benchmarks.measure import parse
 
 SMALL = ["tokens=48", "chunk=16", "vocabulary=512", "hidden=16", "teacher_hidden=24", "threads=1", "json=true", "results="]
@@ -59,3 +59,12 @@ def test_training_waits_for_the_copy_and_not_for_the_files():
     parameters = 2 * 4 * 512 * 512  # a good part of the attention alone
     assert line["bytes"] > 3 * 4 * parameters  # fp32 weights and both moments
     assert 0 < line["waited_ratio_vs_at_once"] < 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", [["tensor=2"], ["pipeline=2"], ["experts=4", "expert=2"]], ids=" ".join)
+def test_a_sync_is_measured_in_every_layout(capsys, layout):
+    sync.main([*layout, "hidden=128", "layers=2", "rows=512", "repeats=1", "results=", "json=true"])
+    line = last_line(capsys)
+    assert line["bytes"] > 4 * 512 * 128 and line["parts"] == 4
+    assert all(line[f"{way}_ratio_vs_{over}"] > 0 for way in ("stream", "sync", "proved") for over in ("copy", "link_and_copy"))
