@@ -311,13 +311,13 @@ def test_an_index_that_would_run_code_is_refused(two_saved, tmp_path):
         check_index(tmp_path)
 
 
-def _start(source, folder, world, report):
+def _start(source, folder, world, report, *dies):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.megatron.killed_run", str(source), str(folder), str(report)],
+            [sys.executable, "-m", "tests.megatron.killed_run", str(source), str(folder), str(report), *dies],
             env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
             cwd=Path(__file__).parents[2],
@@ -344,4 +344,19 @@ def test_a_run_killed_with_minus_nine_goes_on_bit_for_bit(source, tmp_path, gloo
     resumed_at = [line["resumed"] for line in lines if "resumed" in line]
     assert resumed_at[0] == 0 and resumed_at[1] in (1, 2)
     found = {line["step"]: (line["loss"], line["norm"]) for line in lines if "step" in line}
+    assert [found[i] for i in range(4)] == expected
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("dies", ["0", "1"])
+def test_a_rank_that_dies_in_its_thread_takes_the_others_down_and_leaves_the_checkpoint_before(source, tmp_path, gloo, dies):
+    expected = gloo(2).run(steps.trajectory, source, 2, 1, False, 1)[0]
+    folder, report = tmp_path / "checkpoints", tmp_path / "report.jsonl"
+    codes = [process.wait(120) for process in _start(source, folder, 2, report, dies)]
+    assert codes[int(dies)] == -signal.SIGKILL and codes[1 - int(dies)] not in (0, -signal.SIGKILL)
+    assert [path.name for path in folder.glob("step_*") if path.suffix == ""] == ["step_1"]
+    assert [process.wait(120) for process in _start(source, folder, 2, report)] == [0, 0]
+    found = {line["step"]: (line["loss"], line["norm"]) for text in report.read_text().splitlines()
+             if "step" in (line := json.loads(text))}  # fmt: skip
     assert [found[i] for i in range(4)] == expected

@@ -45,17 +45,17 @@ def kill_in(phase: str, step: int, seconds: float) -> None:
 
 
 def kill_the_writer(step: int) -> None:
-    """The process ends when its thread has written the shards of the checkpoint after ``step``, and nothing else."""
+    """The process ends when its thread has written its own file of the checkpoint after ``step``, and no shard."""
     from vold_nemo.megatron.saving import Snapshot
 
-    write_rank = Snapshot._write_rank
+    write_own = Snapshot._write_own
 
-    def kill_or_write(self) -> None:
+    def write_and_kill(self) -> None:
+        write_own(self)
         if self.step == step + 1 and threading.current_thread() is not threading.main_thread():
             os.kill(os.getpid(), signal.SIGKILL)
-        write_rank(self)
 
-    Snapshot._write_rank = kill_or_write
+    Snapshot._write_own = write_and_kill
 
 
 def attempt(recipe: str, arguments: list[str], said: str, phase: str, step: int, seconds: float) -> int:

@@ -51,9 +51,9 @@ def attempts(world, tmp_path_factory):  # noqa: F811
 
 @pytest.mark.timeout(400)
 def test_a_run_killed_in_every_phase_ends_as_an_undisturbed_one(attempts, tmp_path):
-    whole, broken, steps = tmp_path / "whole", tmp_path / "broken", 3
+    whole, broken, steps = tmp_path / "whole", tmp_path / "broken", 4
     attempts.whole("vold", whole, steps)
-    phases = [("generate", 1), ("teacher", 1), ("train", 1), ("checkpoint", 1), ("write", 1), ("sync", 2), ("export", 2)]
+    phases = [("generate", 1), ("teacher", 1), ("train", 1), ("checkpoint", 1), ("write", 2), ("sync", 2), ("export", 3)]
     for phase, step in phases:
         assert attempts("vold", broken, steps, phase, step, 0.005) == -signal.SIGKILL, f"not killed in {phase}"
     attempts.whole("vold", broken, steps)

@@ -49,24 +49,24 @@ def id_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _copied(model, optimizer, folder: Path) -> tuple[int, int]:
+def _copied(model, optimizer) -> tuple[int, int]:
     """Bytes that stay when training goes on after a checkpoint is staged, and that stand before they are copied."""
     from vold_nemo.megatron.checkpoint import OPTIMIZER_LAYOUT
-    from vold_nemo.megatron.sharded import model_state, stage_shards
+    from vold_nemo.megatron.sharded import Staged, model_state
 
     weights = model_state(model)
     with LiveBytes() as live:
         state = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=OPTIMIZER_LAYOUT)}
         gathered = live.now
-        write = stage_shards(state, folder, copied=True)
+        staged = Staged(state, copied=True)
         del state
         gc.collect()
         kept = live.now
-    del write
+    del staged
     return kept, gathered
 
 
-def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bool, folder: Path) -> tuple:
+def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bool) -> tuple:
     """(stage, data rank, tensor rank, names and sizes, bytes) as megatron-core made them on this rank.
 
     Bytes: of parameters, gradients, optimizer; of a checkpoint's copy; of what is gathered for it.
@@ -89,7 +89,7 @@ def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bo
                     for t in (master.data, state["exp_avg"], state["exp_avg_sq"]):
                         held[id_of(t)] = t.untyped_storage().nbytes()
         optimizer_bytes = sum(size for key, size in held.items() if key not in own)
-        sizes = [sum(own.values()), gradients, optimizer_bytes, *_copied(model, optimizer, folder)]
+        sizes = [sum(own.values()), gradients, optimizer_bytes, *_copied(model, optimizer)]
         return layout.pipeline_rank, layout.data_rank, layout.tensor_rank, named, sizes
     finally:
         parallel.destroy()

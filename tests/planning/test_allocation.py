@@ -24,11 +24,11 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize(
     "tensor, pipeline, world", [(1, 1, 1), (1, 1, 2), (2, 1, 2), (1, 2, 2), (1, 2, 4), (2, 2, 4), (4, 1, 4)]
 )
-def test_bytes_are_megatron_cores(gloo, checkpoints, tmp_path, kind, distributed, precision, tensor, pipeline, world):
+def test_bytes_are_megatron_cores(gloo, checkpoints, kind, distributed, precision, tensor, pipeline, world):
     path = checkpoints / kind
     arch = architecture.read(path)
     padded = allocation.padded_vocabulary([arch.vocabulary], tensor)
-    found = gloo(world).run(allocated, str(path), tensor, pipeline, precision == "bf16", distributed, tmp_path)
+    found = gloo(world).run(allocated, str(path), tensor, pipeline, precision == "bf16", distributed)
     for stage, data_rank, tensor_rank, named, (*measured, copied, gathered) in found:
         at = Placement(tensor, pipeline, world // (tensor * pipeline), stage, data_rank)
         assert [(p.name, p.numel) for p in stage_parameters(arch, at, padded)] == named

@@ -59,6 +59,23 @@ def test_a_stream_that_was_altered_on_its_way_is_refused():
         stream.confirm(Fingerprints.of(received.items()))
 
 
+def test_a_rank_that_cannot_read_a_tensor_still_takes_part_in_gathering_the_others(monkeypatch):
+    gathered = []
+
+    def stream():
+        for name, tensor in weights().items():
+            gathered.append(name)
+            yield name, tensor
+
+    def fails(self, name, tensor):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Fingerprints, "add", fails)
+    with pytest.raises(RuntimeError, match="a could not be read: OutOfMemoryError: no memory"):
+        list(FingerprintedStream(stream(), torch.float32))
+    assert gathered == ["a", "b", "c"]
+
+
 def test_the_probe_reports_mean_and_largest_difference():
     report = compare_logprobs([-1.0, -2.0, -3.0], torch.tensor([-1.0, -2.01, -2.97]), 0.05)
     assert (report.tokens, round(report.max, 6), round(report.mean, 6)) == (3, 0.03, round(0.04 / 3, 6))

@@ -41,7 +41,7 @@ def retained(complete: list[Path], *, keep: int, every: int, best: int, highest:
     """Which of the ``complete`` checkpoints (newest first) stay.  The newest always does."""
     kept = set(complete[: max(1, keep)])
     if every:
-        kept |= {path for path in complete if int(_STEP.match(path.name)[1]) % every == 0}
+        kept |= {path for path in complete if step_of(path) % every == 0}
     if best:
         scores = {path: score for path in complete if (score := _metric(path)) is not None}
         kept |= set(sorted(scores, key=scores.get, reverse=highest)[:best])
@@ -108,7 +108,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path, *, model, optimizer, schedule, layout, reshard: bool = False) -> tuple[int, dict[str, Any]]:
-    """Take up a run where :func:`saving.save` left it; returns ``(step, extra of this rank)``.  Collective.
+    """Take up a run where :func:`saving.write` left it; returns ``(step, extra of this rank)``.  Collective.
 
     Bit for bit on the layout that wrote it; another one is a :class:`ConfigError`, unless ``reshard``: then weights, optimizer
     and schedule are taken over exactly, and ``extra`` is rank 0's, but random states start anew (they belong to ranks), and
@@ -201,6 +201,10 @@ def _checksums(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     dist.all_gather_object(parts, mine)
     merged = {name: entry for part in parts for name, entry in part.items()}
     return {name: merged[name] for name in names}
+
+
+def step_of(path: Path) -> int:
+    return int(_STEP.match(path.name)[1])
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

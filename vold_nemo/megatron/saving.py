@@ -35,9 +35,10 @@ from vold_nemo.megatron.checkpoint import (
     describe_layout,
     random_state,
     retained,
+    step_of,
 )
 from vold_nemo.megatron.optimizer import steps_taken
-from vold_nemo.megatron.sharded import model_state, stage_shards
+from vold_nemo.megatron.sharded import Staged, model_state
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +82,12 @@ class Snapshot:
         }  # fmt: skip
         self._mine = io.BytesIO()
         torch.save(mine, self._mine)
-        self._write_shards: Callable[..., None] | None = None
+        self._staged: Staged | None = None
 
         def stage() -> None:
             weights = model_state(model)
             state = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=OPTIMIZER_LAYOUT)}
-            self._write_shards = stage_shards(state, self.aside / "shards", copied=later)
+            self._staged = Staged(state, copied=later)
 
         self._together(self._make_room)
         self._together(stage)
@@ -94,11 +95,11 @@ class Snapshot:
     def write(self, group=None) -> Path:
         """The folder ``step_<step>``, complete and on disk; then those that no rule keeps are dropped.
 
-        Once only.  Saving a step again replaces it.  ``group`` carries the collectives: see :func:`sharded.stage_shards`.
+        Once only.  Saving a step again replaces it.  ``group`` carries the collectives: see :meth:`sharded.Staged.write`.
         """
-        self._together(lambda: self._write_shards(group), group)
-        self._write_shards = None  # and with it the copies
-        self._together(self._write_rank, group)
+        self._together(self._write_own, group)
+        self._together(lambda: self._staged.write(self.aside / "shards", group), group)
+        self._staged = None
         files = {name: entry for part in self._together(self._describe_mine, group) for name, entry in part.items()}
         self._together(lambda: self._publish(files), group)
         return self.final
@@ -110,7 +111,9 @@ class Snapshot:
             (self.aside / "shards").mkdir(parents=True)
             (self.aside / "ranks").mkdir()
 
-    def _write_rank(self) -> None:
+    def _write_own(self) -> None:
+        if self.rank == 0:
+            self._staged.write_common(self.aside / "shards")
         (self.aside / "ranks" / f"rank_{self.rank}.pt").write_bytes(self._mine.getbuffer())
 
     def _describe_mine(self) -> dict[str, dict[str, Any]]:
@@ -140,6 +143,9 @@ class Snapshot:
         _sync_folder(folder)
         _write(folder / "latest", self.final.name + "\n")
         there = complete_checkpoints(folder)
+        for later in [path for path in there if step_of(path) > self.step]:
+            logger.warning("%s is of a step that this run, started before it, has not done: put aside", _out_of_the_way(later))
+        there = [path for path in there if step_of(path) <= self.step]
         kept = retained(there, **self._rules)
         for old in [*replaced, *(_set_aside(old) for old in there if old not in kept)]:
             shutil.rmtree(old)
@@ -147,26 +153,31 @@ class Snapshot:
     def _together(self, work: Callable[[], Any], group=None) -> list:
         """Do this rank's part; returns what all ranks' parts gave, by rank.  Collective over ``group``.
 
-        If any rank failed in its own, all raise :class:`CheckpointNotWritten`: a rank that stopped alone would leave its peers
-        in the next collective.  What was written aside is then removed: on a full disk it takes the room that the next
-        attempt needs.
+        If any rank failed in its own, all raise :class:`CheckpointNotWritten` (for an error that has nothing to do with disks:
+        the rank itself that, the others a RuntimeError): a rank that stopped alone would leave its peers in the next
+        collective.  What was written aside is then removed: on a full disk it takes the room that the next attempt needs.
         """
         from torch.distributed.checkpoint import CheckpointException
 
-        result, problem = None, None
+        result, problem, surprise = None, None, None
         try:
             result = work()
         except (OSError, RuntimeError, CheckpointException) as error:  # torch reports a short write as a RuntimeError
             problem = f"rank {self.rank}: {(str(error).strip() or repr(error)).splitlines()[-1]}"
+        except Exception as error:
+            surprise, problem = error, f"rank {self.rank}: {error!r}"
         told: list = [None] * dist.get_world_size()
-        dist.all_gather_object(told, (result if problem is None else None, problem), group=group)
-        problems = [text for _, text in told if text is not None]
+        dist.all_gather_object(told, (result if problem is None else None, problem, surprise is not None), group=group)
+        problems = [text for _, text, _ in told if text is not None]
         if problems:
             if self.rank == 0:
                 shutil.rmtree(self.aside, ignore_errors=True)
             dist.barrier(group=group)
-            raise CheckpointNotWritten(f"checkpoint of step {self.step} not written: {'; '.join(problems[:4])}")
-        return [result for result, _ in told]
+            said = f"checkpoint of step {self.step} not written: {'; '.join(problems[:4])}"
+            if any(surprised for *_, surprised in told):
+                raise surprise or RuntimeError(said)
+            raise CheckpointNotWritten(said)
+        return [result for result, *_ in told]
 
 
 def write(folder: str | Path, step: int, **state: Any) -> Path:
@@ -186,14 +197,25 @@ class Writer:
         self._group = None
         self._thread: threading.Thread | None = None
         self._began = 0.0
-        self._longest = 0.0
+        self._longest = 0.0  # seconds of a write
         self._surprise: Exception | None = None  # of the thread: neither a full disk nor the like
 
     @property
-    def longest(self) -> float:
-        """Seconds that the longest write in the thread took, or has taken by now: what a save with ``wait`` has ahead."""
+    def measured(self) -> bool:
+        """Whether a checkpoint has been written, and it is known how long that takes."""
+        return self._longest > 0
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that a save with ``wait`` would take now, beyond what training has waited for saves so far.
+
+        That is the rest of the write that is under way, and another one.
+        """
+        if not self._later:
+            return 0.0
         writing = self._thread is not None and self._thread.is_alive()
-        return max(self._longest, time.monotonic() - self._began if writing else 0.0)
+        gone = time.monotonic() - self._began if writing else self._longest
+        return max(self._longest, gone) + max(0.0, self._longest - gone)
 
     def save(self, folder: str | Path, step: int, *, wait: bool, **state: Any) -> None:
         """Write a checkpoint, after the one before it is done.
@@ -201,21 +223,31 @@ class Writer:
         ``wait``: it is there when this returns, or :class:`CheckpointNotWritten` is raised, on every rank; without it, too,
         where nothing is written later.  ``state``: as :class:`Snapshot` has it.
         """
-        self.settle()
+        self._join()
+        if not wait:
+            self._raise_surprise()
         later = self._later and not wait
         snapshot = Snapshot(folder, step, later=later, **state)
+        self._began = time.monotonic()
         if not later:
             snapshot.write()
+            self._longest = max(self._longest, time.monotonic() - self._began)
+            self._raise_surprise()  # only now: it concerns another checkpoint, and this one is needed
             return
-        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name=f"checkpoint {step}", daemon=True)
         self._thread.start()
 
     def settle(self) -> None:
         """Wait for the write that is under way."""
+        self._join()
+        self._raise_surprise()
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _raise_surprise(self) -> None:
         if self._surprise is not None:
             surprise, self._surprise = self._surprise, None
             raise surprise
@@ -241,15 +273,23 @@ class Writer:
         """Every rank's thread needs the others' to end its write: one that leaves for an error of its own waits, too."""
         if kind is None:
             self.settle()
-        elif self._thread is not None:
-            self._thread.join()
-            if self._surprise is not None:
-                logger.error("the checkpoint that was being written is lost: %s", self._surprise)
+            return
+        self._join()
+        if self._surprise is not None:
+            logger.error("the checkpoint that was being written is lost: %s", self._surprise)
 
 
 def _set_aside(path: Path) -> Path:
     """Rename a checkpoint that is to be deleted: a half-deleted one never bears a complete one's name."""
     return path.rename(path.with_name(path.name + ".tmp_old"))
+
+
+def _out_of_the_way(path: Path) -> Path:
+    """Rename a checkpoint that is no longer one of this run's, and is nobody's to delete but a person's."""
+    name = path.with_name(path.name + ".left")
+    while name.exists():
+        name = name.with_name(name.name + "_")
+    return path.rename(name)
 
 
 def _write(path: Path, text: str) -> None:

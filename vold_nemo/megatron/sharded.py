@@ -6,11 +6,15 @@ at any other tensor and pipeline parallel size.  The format is its ``torch_dist`
 
 from __future__ import annotations
 
+import io
+import itertools
 import pickle
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron.training import unwrap
@@ -32,70 +36,68 @@ _INDEX_NAMES = {
 _MODEL = ("embedding.", "decoder.", "output_layer.")  # what the keys of weights begin with
 
 
-@lru_cache(maxsize=1)
-def _staging():
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor
-    from megatron.core.dist_checkpointing.strategies.torch import (
-        TorchDistSaveShardedStrategy,
-        _replace_state_dict_keys_with_sharded_keys,
-        mcore_to_pyt_state_dict,
-    )
+class Staged:
+    """A sharded state dict that this rank is about to write into a folder (which exists and is empty).
 
-    class Staging(TorchDistSaveShardedStrategy):
-        """torch_dist, held back: ``save`` notes what this rank is to write, and writes nothing.
+    Making one is collective over the world.  The format is megatron-core's ``torch_dist``; the writing is ours: its own forks
+    worker processes and starts a spawn Manager even for a synchronous save (it hangs without psutil, in scripts without a
+    ``__main__`` guard, and cannot run in daemonic processes), and ends in a barrier of the default group, in which ranks wait
+    for rank 0 even if that one met a full disk, and which from a thread would meet training's collectives.
 
-        megatron-core's writer forks worker processes and starts a spawn Manager even for a synchronous save: it hangs
-        without psutil, in scripts without a ``__main__`` guard, and cannot run in daemonic processes.  And what it leaves to
-        the end of an asynchronous save is a barrier of the default group, which would meet training's collectives.
-        """
-
-        def __init__(self, copied: bool):
-            super().__init__("torch_dist", 1)
-            self.copied, self.state = copied, None
-
-        def save(self, sharded_state_dict, checkpoint_dir) -> None:
-            state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-            if self.copied:
-                for pieces_of_key in state.values():
-                    for piece in pieces_of_key:
-                        if isinstance(piece, ShardedTensor):
-                            # Pageable memory: pinned pages are kept for ever, rounded up to powers of two
-                            piece.data = piece.data.detach().to("cpu", copy=True)
-            self.state = mcore_to_pyt_state_dict(state, False)
-
-    return Staging
-
-
-def stage_shards(state: dict[str, Any], folder: Path, *, copied: bool = False) -> Callable[..., None]:
-    """Make ready to write a sharded state dict into ``folder`` (which exists and is empty).  Collective.
-
-    What is common to all ranks is written at once, by rank 0.  The tensors are written when the result is called, once and
-    by every rank: ``write(group)`` uses collectives of ``group`` alone (None = the default group), which must span the world
-    and have a CPU backend, so that with a group of its own it may run in a thread while training goes on.
-
-    ``copied``: the tensors of now are written, whatever becomes of them: a copy of this rank's part in host memory.
+    Args:
+        copied: what is written are the tensors of now, whatever becomes of them: this rank's part is copied to host memory.
     """
-    import torch.distributed.checkpoint as dcp
-    from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 
-    staging = _staging()(copied)
-    dist_checkpointing.save(state, str(folder), sharded_strategy=staging)
-
-    def write(group=None) -> None:
-        dcp.save(
-            staging.state,
-            storage_writer=dcp.FileSystemWriter(folder, thread_count=1),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-            process_group=group,
+    def __init__(self, state: dict[str, Any], *, copied: bool = False):
+        from megatron.core.dist_checkpointing import ShardedTensor
+        from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+        from megatron.core.dist_checkpointing.strategies.torch import (
+            _replace_state_dict_keys_with_sharded_keys,
+            mcore_to_pyt_state_dict,
         )
 
-    return write
+        sharded, common = save_preprocess(state)  # which exchanges what every rank means to write; the rest is this rank's own
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded)
+        if copied:
+            for piece in itertools.chain.from_iterable(by_key.values()):
+                if isinstance(piece, ShardedTensor):
+                    # Pageable memory: pinned pages are kept for ever, rounded up to powers of two
+                    piece.data = piece.data.detach().to("cpu", copy=True)
+        self._copied, self._common = copied, io.BytesIO()
+        torch.save(common, self._common)
+        self._state = mcore_to_pyt_state_dict(by_key, False)
+
+    def write_common(self, folder: Path) -> None:
+        """What is the same on all ranks, and which format this is.  For one rank, without collectives."""
+        from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+        from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+
+        (folder / COMMON_STATE_FNAME).write_bytes(self._common.getbuffer())
+        save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+    def write(self, folder: Path, group=None) -> None:
+        """The tensors.  Every rank calls it, once; the copies are let go of.
+
+        Its collectives are of ``group`` alone (None = the default group), which spans the world and has a CPU backend.
+        """
+        import torch.distributed.checkpoint as dcp
+        from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+
+        state, self._state = self._state, None
+        # Copying ahead uses a CUDA stream, even for what lies in host memory: in a new thread that would be device 0's.
+        ahead = {"per_thread_copy_ahead": 0} if self._copied else {}
+        dcp.save(
+            state, storage_writer=dcp.FileSystemWriter(folder, thread_count=1, **ahead),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False), process_group=group,
+        )  # fmt: skip
 
 
 def save_shards(state: dict[str, Any], folder: Path) -> None:
     """Write a sharded state dict into ``folder`` (which exists and is empty).  Collective."""
-    stage_shards(state, folder)()
+    staged = Staged(state)
+    if dist.get_rank() == 0:
+        staged.write_common(folder)
+    staged.write(folder)
 
 
 def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False) -> dict[str, Any]:
@@ -138,7 +140,6 @@ def check_weights(state: Any, folder: Path) -> None:
     :raises ConfigError: for weights that are missing or misshapen there, and for weights there that the model has no place
         for.
     """
-    import torch.distributed as dist
     from megatron.core import dist_checkpointing, parallel_state
 
     check_index(folder)

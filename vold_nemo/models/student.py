@@ -250,7 +250,7 @@ class MegatronStudent(ModelPT):
                 bar.set_postfix_str(self.progress_text(metrics), refresh=False)
                 bar.update(1)
                 heart.note("agree")  # where ranks wait for one that stays away
-                stop.reserve = self.writer.longest
+                stop.reserve = self.writer.ahead
                 stopping = stop.agreed(self.layout.device)
                 done = step + 1
                 last = stopping or done == self.total_steps
@@ -277,12 +277,13 @@ class MegatronStudent(ModelPT):
     def save_checkpoint(self, run: Run, done: int, metrics: dict[str, Any], *, needed: bool) -> None:
         """Write the state after ``done`` steps, behind training's back unless this one is ``needed``.
 
-        Only then does a disk that is full end the run.
+        Only then does a disk that is full end the run.  An attempt's first one is waited for, too: how long it takes is
+        known from then on (``limits.wall_minutes``), and so is whether the folder can be written.
         """
-        options = self.config.checkpoint
+        options, wait = self.config.checkpoint, needed or not self.writer.measured
         try:
             self.writer.save(
-                run.checkpoints, done, wait=needed, model=self.stage, optimizer=self.optimizer_in_training,
+                run.checkpoints, done, wait=wait, model=self.stage, optimizer=self.optimizer_in_training,
                 schedule=self.schedule, layout=self.layout,
                 extra={"data_position": done, "data": self.data_name(), **self.extra_state()},
                 keep=options.keep, keep_every=options.keep_every, keep_best=options.keep_best,

@@ -30,9 +30,15 @@ class FingerprintedStream:
         self.sent = Fingerprints(part)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._source:
-            cast = tensor.to(self._dtype)
-            self.sent.add(name, cast)
+        source = iter(self._source)
+        for name, tensor in source:
+            try:
+                cast = tensor.to(self._dtype)
+                self.sent.add(name, cast)
+            except Exception as error:
+                for _ in source:  # its gathers are collective: the other ranks are in them
+                    pass
+                raise RuntimeError(f"weight load: {name} could not be read: {type(error).__name__}: {error}") from error
             yield name, cast
 
     def confirm(self, held: Fingerprints) -> None:
