@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vold_nemo.command import CONFIGURATION_ERROR, STOPPED_BY_SIGNAL
+from vold_nemo.command import CONFIGURATION_ERROR, INTERRUPTED, STOPPED_BY_SIGNAL
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = '''
@@ -25,6 +25,8 @@ def main(config: Config) -> None:
         sys.exit(85)
     if config.seed == 3:
         raise RuntimeError("broken")
+    if config.seed == 4:
+        raise KeyboardInterrupt
 
 if __name__ == "__main__":
     main()
@@ -80,13 +82,17 @@ def test_a_recipe_runs_from_any_folder_and_leaves_nothing_behind(call):
 
 @pytest.mark.parametrize(
     "seed, code, told",
-    [("2", CONFIGURATION_ERROR, "rows = 7"), ("85", STOPPED_BY_SIGNAL, ""), ("3", 1, "RuntimeError: broken")],
+    [
+        ("2", CONFIGURATION_ERROR, "rows = 7"), ("85", STOPPED_BY_SIGNAL, ""), ("3", 1, "RuntimeError: broken"),
+        ("4", INTERRUPTED, "interrupted"),
+    ],
 )
 def test_exit_codes_tell_bad_input_a_signal_and_a_crash_apart(call, seed, code, told):
     done = call(f"seed={seed}")
     assert done.returncode == code
     assert told in done.stderr
     assert ("Traceback" in done.stderr) == (code == 1)
+    assert "overrides" not in done.stderr  # Hydra's own words before an error
 
 
 @pytest.mark.parametrize(
@@ -139,6 +145,7 @@ def test_dry_run_prints_configuration_and_plan_and_runs_nothing(call, world, poi
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ran" not in done.stdout.split()
+    assert "not here yet: vold.start = " in done.stderr and "sft.py" in done.stderr
     assert "estimator: reverse" in done.stdout
     assert "2 ranks = tensor 2 x pipeline 1 x data 1" in done.stdout
     assert list(call.folder.iterdir()) == []

@@ -92,6 +92,7 @@ def test_the_miniature_discloses_every_setting_that_differs_from_the_paper():
         ("parallel.sequence=perhaps", "parallel.sequence", "type"),
         ("sft=3", "sft", "--help"),
         ("student=llava", "student", "llava.yaml"),
+        ("experiment=papr_3b", "experiment", "did you mean experiment=paper_3b?"),
         ("studnet=miniature", "studnet", "did you mean student?"),
         ("student.path=???", "student.path", "student.path=..."),
         ("name=${nope}", "name", "nope"),

@@ -7,12 +7,14 @@
         main()
 
 The order of events is chosen so that a mistake costs a second and not a queue: compose and check the whole
-configuration first, then import NeMo (about 12 s), then call ``main``.  A recipe leaves with one of four codes:
+configuration first, then import NeMo (about 12 s), then call ``main``.  A recipe leaves with
 
-    0   done
-    2   configuration or input error: one message with key, value, what is allowed, how to mend
-    85  stopped by a signal with a checkpoint written: submit again to go on
-    1   anything else: a crash with its traceback
+    0    done
+    2    configuration or input error: one message with key, value, what is allowed, how to mend
+    85   stopped by a signal with a checkpoint written: submit again to go on
+    86   a rank hung (models/heartbeat.py)
+    130  interrupted from the keyboard
+    1    anything else: a crash with its traceback; doctor: something is missing
 
 Hydra's own errors leave with 2 as well.  torchrun turns every child's code into 1; ``srun`` passes it on.
 """
@@ -34,6 +36,7 @@ from vold_nemo.config import Config, ConfigError, to_config
 from vold_nemo.quiet import quiet
 
 CONFIGURATION_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 STOPPED_BY_SIGNAL = 85
 
 
@@ -58,6 +61,9 @@ def recipe(training: bool = False, plan: Callable[[Config], None] | None = None)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and leaving with 1
             try:
                 _run(main, verb, training, plan)
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr, flush=True)
+                sys.exit(INTERRUPTED)
             except Exception as error:
                 errors = as_config_error(error, sys.argv[1:])
                 if not errors:
@@ -87,21 +93,33 @@ def _run(main: Callable[[Config], None], verb: str, training: bool, plan: Callab
         sys.argv[1:] = arguments.argv()
         quiet()
 
+    failed: list[Exception] = []
+
     def task(composed) -> None:
-        main(with_local_folders(to_config(composed)))
+        try:
+            main(with_local_folders(to_config(composed)))
+        except Exception as error:  # kept from Hydra, which would print the overrides first, in words that nobody typed
+            failed.append(error)
 
     # Hydra names the job after the function's module, and refuses "__main__" without a file.
     task = functools.update_wrapper(task, main)
     _runner(training and not arguments.inspects)(task)()
+    for error in failed:
+        raise error
 
 
 def _check(config: Config, verb: str) -> None:
-    """Raise every finding about this configuration at once."""
+    """Raise every finding about this configuration at once.
+
+    A plan and a dry run are made before anything is fetched, and what is not here yet only warns.
+    """
     from vold_nemo.planning.validity import Pending, findings
 
     errors = findings(config, verb)
-    if verb == "plan" and not config.strict:  # a plan is made before anything is fetched; it prints these as warnings
-        errors = [error for error in errors if not isinstance(error, Pending)]
+    if (verb == "plan" and not config.strict) or config.dry_run:
+        waiting, errors = [e for e in errors if isinstance(e, Pending)], [e for e in errors if not isinstance(e, Pending)]
+        if config.dry_run and not errors and launched_rank() == 0:  # a plan prints its own
+            print("".join(f"not here yet: {one}\n" for one in waiting), file=sys.stderr, end="", flush=True)
     if errors:
         raise ExceptionGroup("configuration", errors)
 

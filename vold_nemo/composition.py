@@ -77,6 +77,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> Config:
         if not folder.is_dir():
             raise ConfigError("--config-dir", config_dir, "an existing folder", "correct the path")
         overrides = [*overrides, f"hydra.searchpath=['file://{folder}']"]
+    _require_experiment(overrides, [CONF, *([folder] if config_dir is not None else [])])
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             composed = hydra.compose(config_name="config", overrides=overrides)
@@ -88,6 +89,17 @@ def compose(overrides: list[str], config_dir: str | None = None) -> Config:
     _refuse_added_keys(OmegaConf.to_container(composed, resolve=False), Config, "")
     _require_resolvable(composed)
     return to_config(composed)
+
+
+def _require_experiment(overrides: list[str], folders: list[Path]) -> None:
+    """``experiment=papr_3b``: the group is optional, and an option that is not there Hydra leaves out without a word."""
+    for override in overrides:
+        key, _, name = override.partition("=")
+        if key.lstrip("+") != "experiment" or name in ("", "null"):
+            continue
+        options = sorted({path.stem for folder in folders for path in (folder / "experiment").glob("*.yaml")})
+        if name.removesuffix(".yaml") not in options:
+            raise _no_such_option("experiment", name, options)
 
 
 def enter_open_sections(override: str) -> str:
@@ -179,7 +191,10 @@ def as_config_error(error: BaseException, overrides: list[str] = ()) -> list[Con
 def _missing_option(error) -> ConfigError:
     """``student=qwen9`` where conf/student/qwen9.yaml does not exist."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or ())
+    return _no_such_option(group, option, list(error.options or ()))
+
+
+def _no_such_option(group: str, option: str, options: list[str]) -> ConfigError:
     mend = _nearest(option, options, prefix=f"{group}=") or f"choose one of these, or add conf/{group}/{option}.yaml"
     return ConfigError(group or "configuration file", option, " | ".join(options) or "a file in conf/", mend)
 

@@ -55,3 +55,14 @@ def test_from_the_command_line_before_the_first_step_and_without_a_run(tmp_path)
     assert "no step yet\ncheckpoint  none yet" in call(tmp_path, "--once").stdout
     missing = call(tmp_path / "none", "--once")
     assert missing.returncode == 2 and "a run folder" in missing.stderr
+
+
+def test_a_run_that_has_ended_is_not_silent(tmp_path):
+    write_run(tmp_path)
+    for rank, phase in enumerate(("done", "done", "done")):
+        file = tmp_path / "heartbeat" / f"rank_{rank}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"phase": phase, "time": 940}))
+    said = render(look(tmp_path, now=1000.0))
+    assert "ended       1 min 00 s ago, done (3 rank(s))" in said and "SILENT" not in said and "longest" not in said
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"phase": "failed"}))
+    assert "FAILED (1 rank(s), first 2)" in render(look(tmp_path, now=1000.0))

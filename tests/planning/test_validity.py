@@ -10,7 +10,7 @@ from vold_nemo.composition import HydraArguments, compose
 from vold_nemo.config import BetaConfig, Config, ConfigError
 from vold_nemo.megatron.parallel import launch
 from vold_nemo.planning.resolved import describe, parameters
-from vold_nemo.planning.validity import findings, launched_world, planned_world
+from vold_nemo.planning.validity import Pending, findings, launched_world, planned_world
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,15 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def configured(world):
+def configured(world, tmp_path_factory):
+    """A configuration whose start and traces are there: the base, and an empty file."""
+    traces = tmp_path_factory.mktemp("traces") / "traces.jsonl"
+    traces.touch()
+
     def make(*overrides: str) -> Config:
-        given = ["experiment=miniature", f"miniature.path={world}", "dry_run=true", *overrides]
+        given = [
+            "experiment=miniature", f"miniature.path={world}", f"traces.path={traces}", f"vold.start={world}/base", *overrides
+        ]  # fmt: skip
         return compose(HydraArguments.parse(given).overrides)
 
     return make
@@ -125,13 +131,19 @@ def test_all_mistakes_are_found_at_once(configured):
     assert {"parallel.pipeline", "sft.batch", "objective.kl.mask", "vold.updates_per_step"} <= found
 
 
-def test_stage_2_wants_its_start_and_a_dry_run_does_not(configured, world):
-    config = dataclasses.replace(configured(), dry_run=False)
-    (error,) = findings(config, "vold", 1)
-    assert error.key == "vold.start" and "sft.py" in error.mend
-    assert findings(configured(), "vold", 1) == []
-    started = dataclasses.replace(config, vold=dataclasses.replace(config.vold, start=str(world / "base")))
-    assert findings(started, "vold", 1) == []
+def test_each_stage_wants_what_the_one_before_it_leaves(configured, tmp_path):
+    (error,) = findings(configured("vold.start=nowhere"), "vold", 1)
+    assert isinstance(error, Pending) and error.key == "vold.start" and "sft.py" in error.mend
+    (error,) = findings(configured(f"traces.path={tmp_path}/traces.jsonl"), "sft", 1)
+    assert isinstance(error, Pending) and error.key == "traces.path" and "generate_traces.py" in error.mend
+    assert findings(configured(), "vold", 1) == findings(configured(), "sft", 1) == []
+
+
+@pytest.mark.parametrize(
+    "override, key", [("name=''", "name"), ("name=../x", "name"), ("sft.run=/x", "sft.run"), ("vold.run=a/../b", "vold.run")]
+)
+def test_a_run_stays_below_outputs(configured, override, key):
+    assert key in keys(findings(configured(override), "report", 1))
 
 
 def test_a_verb_that_trains_nothing_needs_no_checkpoint(configured):

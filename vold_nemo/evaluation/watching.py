@@ -11,6 +11,7 @@ from typing import Any
 
 _RECENT = 20  # steps that a rate is taken over
 _SILENT = 60.0  # seconds without a heartbeat after which a rank is called silent; it beats every 10
+_ENDED = {"done": "done", "stopped": "stopped with a checkpoint: start it again to go on", "failed": "FAILED"}  # last beats
 _BEHIND = 1.25  # times the median rank's seconds in a phase before a collective, above which a rank is named
 
 
@@ -110,6 +111,13 @@ def _numbers(steps: list[dict[str, Any]]) -> Iterator[str]:
 
 def _ranks(sight: Sight) -> Iterator[str]:
     if not sight.ranks:
+        return
+    if all(beat["phase"] in _ENDED for beat in sight.ranks):
+        for phase in sorted({beat["phase"] for beat in sight.ranks}, reverse=True):
+            those = [beat for beat in sight.ranks if beat["phase"] == phase]
+            ago = _duration(sight.now - max(beat["time"] for beat in those))
+            first = f", first {those[0]['rank']}" if phase == "failed" else ""
+            yield f"ended       {ago} ago, {_ENDED[phase]} ({len(those)} rank(s){first})"
         return
     behind = min(beat["step"] for beat in sight.ranks)
     silent = [beat for beat in sight.ranks if sight.now - beat["time"] > _SILENT]

@@ -69,7 +69,7 @@ class Heartbeat:
         _current = self
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         global _current
         _current = None
         self._done.set()
@@ -77,7 +77,11 @@ class Heartbeat:
             faulthandler.cancel_dump_traceback_later()
             self._last_resort.close()
             Path(self._last_resort.name).unlink(missing_ok=True)
+            self._last_resort = None
         self._thread.join(timeout=self.period)
+        # For those who watch: no more beats will come, and why.
+        self.note("done" if kind is None else "stopped" if issubclass(kind, SystemExit) else "failed")
+        self._write()
 
     def note(self, phase: str, step: int | None = None) -> None:
         """The main thread goes on to ``phase`` (of ``step``)."""

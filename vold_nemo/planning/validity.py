@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vold_nemo.checkpoint_source import local_folder
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
+from vold_nemo.data.traces import trace_files
 from vold_nemo.megatron import architecture, precision
 from vold_nemo.planning import published
 from vold_nemo.planning.values import BOUNDS, CHOICES, EXACT, OPTIMIZER_BOUNDS, REFUSED
@@ -44,9 +45,14 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
     Keys of single values are checked for every verb; layouts and checkpoints only for the stages that the verb runs.
     """
     errors = list(_find(config, STAGES.get(verb, ()), planned_world(config, verb) if world is None else world))
-    if verb in ("vold", "teacher_drift") and not config.dry_run and not Path(config.vold.start).is_dir():
+    if verb in ("vold", "teacher_drift") and not Path(config.vold.start).is_dir():
         mend = "run recipes/sft.py and recipes/export_hf.py first, or give vold.start=CHECKPOINT"
-        errors.append(ConfigError("vold.start", config.vold.start, "a checkpoint folder", mend))
+        errors.append(Pending("vold.start", config.vold.start, "a checkpoint folder", mend))
+    if verb == "sft":
+        try:
+            trace_files(config.traces.path)
+        except ConfigError as error:
+            errors.append(Pending.of(error))
     return errors
 
 
@@ -96,7 +102,18 @@ def value_at(config: Config, key: str):
     return functools.reduce(step, key.split("."), config)
 
 
+def _folders(config: Config) -> Iterator[ConfigError]:
+    """Names that become folders below ``outputs``, and nowhere else."""
+    if not re.fullmatch(r"\w[\w.+=-]*", config.name):
+        yield ConfigError("name", config.name, "letters, digits and _ . + = -", "it names a folder: give one word")
+    for key in ("sft.run", "vold.run"):
+        run = value_at(config, key)
+        if run.startswith("/") or ".." in run.split("/") or not run.strip("/ "):
+            yield ConfigError(key, run, "a folder below `outputs`", f"give {key}=NAME or {key}=EXPERIMENT/NAME")
+
+
 def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[ConfigError]:
+    yield from _folders(config)
     own = {key: choices for key, choices in CHOICES.items() if key.startswith("teacher.")}
     more = {key.replace("teacher.", f"teachers.{name}.", 1): own[key] for name in config.teachers for key in own}
     for key, choices in (CHOICES | more).items():
@@ -156,7 +173,7 @@ def _optimizer(optimizer: OptimizerConfig, key: str, steps: int) -> Iterator[Con
     if optimizer.min_learning_rate > optimizer.learning_rate:
         allowed = f"at most {key}.learning_rate = {optimizer.learning_rate}"
         yield ConfigError(f"{key}.min_learning_rate", optimizer.min_learning_rate, allowed, "lower it")
-    if optimizer.warmup_steps > steps:
+    if optimizer.warmup_steps > steps > 0:
         allowed = f"at most the run's {steps} steps"
         yield ConfigError(f"{key}.warmup_steps", optimizer.warmup_steps, allowed, "warm up for fewer steps")
 
