@@ -346,7 +346,7 @@ class CheckpointConfig:
     keep_best: int = 0  # and the best so many by `metric`; 0 = none
     metric: str = "loss"  # a name in metrics.jsonl: reward_mean, seconds.train, ...
     metric_best: str = "min"  # min | max
-    asynchronous: bool = True  # written by a thread while training goes on, from a copy in host memory; the last one is not
+    asynchronous: bool = True  # written by a thread while training goes on, from a copy in host memory; first and last are not
     resume: str = "auto"  # auto | never | required
     reshard: bool = False  # resume in another layout, too: weights and optimizer exactly, random states anew
 
