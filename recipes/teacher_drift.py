@@ -63,7 +63,7 @@ def main(config: Config) -> None:
         found = teacher_drift.summary(drift, rollouts, names, tokenizer, config.drift.worst)
         found |= {
             "teacher": config.teacher.path, "precision": fp8.precision.describe(), "source": config.drift.traces,
-            "layout": f"tensor {layout.tensor}, pipeline {layout.pipeline}, on {layout.device.type}",
+            "layout": f"tensor {layout.tensor}, pipeline {layout.pipeline}, context {layout.context}, on {layout.device.type}",
             "bytes": {"fp8": fp8.memory_bytes()["weights"], "bf16": bf16.memory_bytes()["weights"]},
         }  # fmt: skip
         print(counts.describe())

@@ -37,8 +37,8 @@ def test_every_layout_reports_the_same_drift(gloo, world):
     assert alone["kl_mean"] > 0 and len(alone["layers"]) == 4 and all(0 < error < 0.5 for error in alone["layers"])
     assert 0.9 < alone["gradient_cosine"] < 1 and 0.5 < alone["same_first_choice"] <= 1
     assert alone["worst_tokens"][0]["kl"] == pytest.approx(alone["kl_max"])
-    for layout in ("pp2", "tp2_sp", "dp2"):
-        for found in gloo(2).run(drifted, world, *options, f"parallel={layout}"):
+    for layout in ("parallel=pp2", "parallel=tp2_sp", "parallel=dp2", "parallel.context=2"):
+        for found in gloo(2).run(drifted, world, *options, layout):
             assert found["tokens"] == alone["tokens"]
             for key in ("kl_mean", "gradient_cosine"):
                 assert found[key] == pytest.approx(alone[key], rel=0.1, abs=1e-3), (layout, key)

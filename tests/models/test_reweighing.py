@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.models.stages import REWARDS, SAMPLES, build_vold, configuration, layout_of, make_world
+from tests.models.stages import REWARDS, SAMPLES, FixedSampler, build_vold, configuration, layout_of, make_world
 
 BETA = 0.05
 SHAPED = ["objective.kl.estimator=k1_reward", "objective.kl.reward_placement=before"]
@@ -18,12 +18,13 @@ def world(tmp_path_factory):
     return folder
 
 
-def weights_of_a_step(folder, *overrides):
-    """What the loss of step 0 read: advantages and KL weights by rollout; and the step's metrics."""
+def weights_of_a_step(folder, *overrides, vocabulary=53):
+    """What the loss of step 0 read: advantages and KL weights by rollout; and the step's metrics.  Ids from 53 on the teacher
+    does not have."""
     from vold_nemo.megatron import parallel
 
     config = configuration(folder, "rollout.probe_tolerance=1e9", f"objective.kl.beta.value={BETA}", *overrides)
-    model, seen = build_vold(config, layout_of(config)), {}
+    model, seen = build_vold(config, layout_of(config), FixedSampler(vocabulary=vocabulary)), {}
     inner = model.get_loss_and_metrics
 
     def watch(batch, forward_only):
@@ -41,8 +42,13 @@ def weights_of_a_step(folder, *overrides):
     return seen, metrics, [(r.prompt_ids, r.response_ids) for r in rollouts], shared
 
 
-def log_probs(path, rollouts, shared, temperature):
-    """Per rollout, log-probs of the response's tokens over the shared ids, 0 for others; by transformers."""
+def sampled_beyond(folder, *overrides):
+    """A step whose rollouts hold ids that only the student has."""
+    return weights_of_a_step(folder, *overrides, vocabulary=60)
+
+
+def tables(path, rollouts, shared, temperature):
+    """Per rollout, [tokens of the response, ids] log-probs over the shared ids, -inf for others; by transformers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -52,9 +58,14 @@ def log_probs(path, rollouts, shared, temperature):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double() / temperature
         outside = ~torch.tensor(shared[: logits.shape[1]] + [False] * (logits.shape[1] - len(shared)))
-        table = logits.masked_fill(outside, -torch.inf).log_softmax(-1)
-        found.append([float(table[t, i]) if shared[i] else 0.0 for t, i in enumerate(response)])
+        found.append(logits.masked_fill(outside, -torch.inf).log_softmax(-1))
     return found
+
+
+def log_probs(path, rollouts, shared, temperature):
+    """Per rollout, log-probs of the response's tokens over the shared ids, 0 for others."""
+    found = zip(tables(path, rollouts, shared, temperature), rollouts, strict=True)
+    return [[float(t[at, i]) if shared[i] else 0.0 for at, i in enumerate(response)] for t, (_, response) in found]
 
 
 def groups(values):
@@ -103,6 +114,27 @@ def test_a_soft_mask_follows_the_teachers_perplexity_within_each_group(gloo, wor
         assert weight == pytest.approx(hard[row][1] * least / perplexity[row], rel=1e-4) and advantage == hard[row][0]
     # 7 wrong ones; in each of 3 groups the one that the teacher knows best keeps its weight
     assert sum(hard[row][1] > soft[row][1] > 0 for row in soft) == 4
+
+
+def test_an_exact_kl_reaches_tokens_that_the_teacher_lacks_where_they_are_not_masked(gloo, world):
+    """The step's mean KL is transformers' over every token of the wrong rollouts, or over those that both models have."""
+    found, step = {}, ["objective=vold_reverse", "objective.kl.mask=reward"]
+    for masked in ("true", "false"):
+        ((_, found[masked], rollouts, shared),) = gloo(1).run(
+            sampled_beyond, world, *step, f"objective.kl.mask_one_sided={masked}"
+        )
+    ids = [i for i, both in enumerate(shared) if both]
+    both = (tables(f"{world}/{model}", rollouts, shared, temperature=1.0) for model in ("student", "teacher"))
+    kl, known = [], []
+    for reward, p, q, (_, response) in zip(REWARDS, *both, rollouts, strict=True):
+        if not reward:
+            kl += (p[:, ids].exp() * (p[:, ids] - q[:, ids])).sum(-1).tolist()
+            known += [shared[i] for i in response]
+    assert 0 < sum(known) < len(known)
+    assert found["false"]["kl_mean"] == pytest.approx(np.mean(kl), rel=1e-4)
+    assert found["true"]["kl_mean"] == pytest.approx(np.mean(np.array(kl)[known]), rel=1e-4)
+    assert found["false"]["kl_min"] == pytest.approx(min(kl), rel=1e-4)
+    assert found["false"]["grad_norm"] != pytest.approx(found["true"]["grad_norm"], rel=1e-3)
 
 
 def test_where_beta_is_off_the_teacher_rests_and_the_step_is_grpos(gloo, world):

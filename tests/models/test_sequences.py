@@ -31,6 +31,14 @@ STAGE_2 = {
     "context, late weights": (
         2, ["objective=vold", *BEFORE, "objective.kl.mask=perplexity", "vold.updates_per_step=2"], CONTEXT,
     ),
+    "context, gspo": (
+        2, ["objective=vold", "objective.policy.loss=gspo", "objective.correction.mode=sequence", "vold.updates_per_step=2"],
+        CONTEXT,
+    ),
+    "context, returns-to-go, masked": (
+        2, ["objective=vold", "objective.kl.estimator=k1_reward", "objective.kl.reward_horizon=return_to_go",
+            "objective.correction.mode=sequence_mask"], CONTEXT,
+    ),
     "full": (1, [REVERSE], ["parallel.recompute=full"]),
     "selective tp2_sp": (2, [REVERSE], ["parallel.recompute=selective", *TP2_SP]),
 }  # fmt: skip

@@ -1,11 +1,13 @@
 """Values and gradients equal a dense float64 reference, at TP 1, 2 and 4."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.objective.cases import make_case, ours, reference
-from vold_nemo.objective import CorrectionTerm, KLTerm, PolicyTerm, VocabularyShard, vold_loss
+from vold_nemo.objective import CorrectionTerm, KLTerm, PolicyTerm, TokenBatch, VocabularyShard, vold_loss
 
 ESTIMATORS = {
     "k2": KLTerm("k2"),
@@ -109,6 +111,48 @@ def test_gradients_equal_the_dense_reference_under_tensor_parallelism(gloo, rank
             close(d_head, e_head.chunk(ranks)[rank])
             if kl is not None:
                 close(value[keep], kl)
+
+
+WHOLE = [
+    name for name in OPTIONS
+    if name.startswith(("gspo", "k1", "sequence")) or name in ("grpo-k1_return", "correction-on-exact-kl", "token-gspo-old")
+]  # fmt: skip
+
+
+def _on_context_rank():
+    """Each rank has its zig-zag half of every sequence, as context parallelism cuts it; then a rank that has no token."""
+    results, rank = {}, dist.get_rank()
+    for name in WHOLE:
+        for empty in (False, True):
+            ((hidden, head, teacher_hidden, teacher_head), batch, *ids), options = build(name)
+            positions = positions_of(batch.sequence)
+            pieces = positions * 4 // torch.bincount(batch.sequence)[batch.sequence]  # 0..3 of a sequence's quarters
+            mine = torch.full_like(pieces, rank == 1, dtype=torch.bool) if empty else (pieces % 3 == 0) == (rank == 0)
+            batch = replace(batch, position=positions)
+            part = TokenBatch(**{f.name: None if (v := getattr(batch, f.name)) is None else v[mine] for f in fields(batch)})
+            case = (hidden[mine], head, teacher_hidden[mine], teacher_head), part, *ids
+            loss, _, d_hidden, d_head = ours(case, context=dist.group.WORLD, **options)
+            results[name, empty] = mine, loss, d_hidden, d_head
+    return results
+
+
+def positions_of(sequence):
+    return torch.stack([(sequence[:i] == s).sum() for i, s in enumerate(sequence)])
+
+
+def test_sums_over_sequences_and_their_gradients_cross_context_parallel_ranks(gloo):
+    results = gloo(2).run(_on_context_rank)
+    assert len(WHOLE) >= 14
+    for key in results[0]:
+        case, options = build(key[0])
+        expected, _, e_hidden, e_head = reference(case, **options)
+        assert e_head.abs().max() > 1e-3
+        (first, *a), (second, *b) = results[0][key], results[1][key]
+        assert torch.equal(first, ~second) and (key[1] or (first.any() and second.any()))
+        close(a[0] + b[0], expected)
+        close(a[2] + b[2], e_head)
+        for mine, (_, d_hidden, _) in ((first, a), (second, b)):
+            close(d_hidden, e_hidden[mine])
 
 
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name.endswith("_clamped")])

@@ -19,7 +19,7 @@ from vold_nemo.objective import (
     penalised_rewards,
     sequence_weights,
 )
-from vold_nemo.objective.policy import mean_by_sequence, return_to_go, sum_by_sequence
+from vold_nemo.objective.sequences import Sequences
 
 REWARDS = torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
 
@@ -143,9 +143,9 @@ def test_sequence_sums_and_returns_follow_their_definition(tokens):
     sequence, values = torch.tensor([t[0] for t in tokens]), torch.tensor([t[1] for t in tokens], dtype=torch.float64)
     same = sequence[:, None] == sequence[None, :]
     later = torch.ones_like(same).triu()
-    torch.testing.assert_close(sum_by_sequence(values, sequence), same.double() @ values)
-    torch.testing.assert_close(mean_by_sequence(values, sequence), same.double() @ values / same.sum(1))
-    torch.testing.assert_close(return_to_go(values, sequence), (same & later).double() @ values)
+    torch.testing.assert_close(Sequences(sequence).sum(values), same.double() @ values)
+    torch.testing.assert_close(Sequences(sequence).mean(values), same.double() @ values / same.sum(1))
+    torch.testing.assert_close(Sequences(sequence).to_go(values), (same & later).double() @ values)
 
 
 def test_vocabulary_shards_refuse_masks_that_do_not_fit():

@@ -62,13 +62,16 @@ class MicroBatch:
         positions, sequence = self.selection()
         return _flat(self.targets)[positions], sequence, _flat(self.predicts)[positions]
 
+    def places(self) -> Tensor:
+        """Where in its sequence each of the selected positions stands, int64 [n]."""
+        return _flat(self.position_ids)[self.selection()[0]]
+
     def by_response(self, values: Tensor) -> dict[int, list[float]]:
         """Values [n] of the selected positions -> those of each sequence's whole response, by ``rows``.
 
         A token of the response that another context-parallel rank holds gives 0: the ranks' lists add up to the whole.
         """
-        positions, sequence, predicts = *self.selection(), self.predictions()[2]
-        within = _flat(self.position_ids)[positions]
+        (_, sequence, predicts), within = self.predictions(), self.places()
         found = {}
         for j, row in enumerate(self.rows):
             mine = (sequence == j) & predicts
@@ -83,15 +86,14 @@ class MicroBatch:
         Raises:
             ValueError: a sequence's values are not as many as its response's tokens.
         """
-        positions, sequence, predicts = *self.selection(), self.predictions()[2]
-        within = _flat(self.position_ids)[positions]
-        out = torch.zeros(len(positions), dtype=torch.float32, device=positions.device)
+        (_, sequence, predicts), within = self.predictions(), self.places()
+        out = torch.zeros(len(within), dtype=torch.float32, device=within.device)
         for j, row in enumerate(self.rows):
             count = self.lengths[j] - self.prompts[j]
             if len(values[row]) != count:
                 raise ValueError(f"sequence {row} has {len(values[row])} values for {count} response tokens")
             mine = (sequence == j) & predicts
-            whole = torch.as_tensor(values[row], dtype=torch.float32, device=positions.device)
+            whole = torch.as_tensor(values[row], dtype=torch.float32, device=within.device)
             out[mine] = whole[within[mine] - (self.prompts[j] - 1)]
         return out
 

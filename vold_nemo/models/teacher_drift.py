@@ -20,6 +20,7 @@ from vold_nemo.config import BetaConfig, Config
 from vold_nemo.data.micro_batch import MicroBatch
 from vold_nemo.data.rollouts import Rollout
 from vold_nemo.data.traces import SFTExample
+from vold_nemo.models.agreement import whole_responses
 from vold_nemo.models.drift import token_drift, vocabulary_shard
 
 
@@ -92,6 +93,8 @@ def measure(model, fp8, bf16, rollouts: Sequence[Rollout], selection) -> Drift:
     first, second = (
         gradient(model, teacher, batches, hidden, selection) for teacher, hidden in ((bf16, exact), (fp8, rounded))
     )
+    whole = whole_responses(found.kl, layout), whole_responses(found.same_top, layout)
+    found.kl, found.same_top = whole[0], {row: [bool(one) for one in same] for row, same in whole[1].items()}
     found.cosine, found.norm_ratio = compare(first, second, layout)
     return gathered(found, errors)
 

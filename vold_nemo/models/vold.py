@@ -189,7 +189,8 @@ class MegatronVOLDModel(MegatronStudent):
                 teacher_head=self.teacher.of(micro_batch).head if scored else None,
                 correction=self.correction, temperature=self.config.rollout.temperature,
                 teacher_temperature=objective.kl.teacher_temperature, chunk_tokens=objective.chunk_tokens,
-                group=self.layout.tensor_group, head_gradient=None if forward_only else self.head.main_grad,
+                group=self.layout.tensor_group, context=self.layout.context_group if self.layout.context > 1 else None,
+                head_gradient=None if forward_only else self.head.main_grad,
                 kernels=objective.kernels,
             )  # fmt: skip
             if k1 is not None and micro_batch.scored:
@@ -228,6 +229,7 @@ class MegatronVOLDModel(MegatronStudent):
             old_logprobs=batch.by_token(old) if old is not None else None,
             rollout_logprobs=batch.by_token({row: selection.rollouts[row].logprobs for row in batch.rows}),
             response=predicts,
+            position=batch.places(),
         )
 
     def logprobs(

@@ -1,7 +1,8 @@
 """The objective of VOLD: torch only, vocabulary-parallel, chunked; full logits never exist.
 
 `loss.py` is the entrance: eq. 5 and 6.  `walk.py` takes chunks of tokens through both LM heads, `softmax.py` normalises them
-across ranks, `divergence.py` and `policy.py` hold the mathematics, `head.py` the matrix products.  What one number per
+across ranks, `divergence.py` and `policy.py` hold the mathematics, `sequences.py` the sums over whole
+sequences, `head.py` the matrix products.  What one number per
 rollout or token decides lies beside them: `advantages.py`, `masks.py`, `weights.py`, `beta.py`.
 """
 

@@ -9,14 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vold_nemo.objective.divergence import Divergence, KLTerm, diverge
-from vold_nemo.objective.policy import (
-    CorrectionTerm,
-    PolicyTerm,
-    mean_by_sequence,
-    return_to_go,
-    sum_by_sequence,
-    surrogate,
-)
+from vold_nemo.objective.policy import CorrectionTerm, PolicyTerm, surrogate
+from vold_nemo.objective.sequences import Sequences
 from vold_nemo.objective.vocabulary import VocabularyShard
 from vold_nemo.objective.walk import Chunk, Teacher, Walk, formed_in_forward
 
@@ -27,13 +21,14 @@ class TokenBatch:
 
     Attributes:
         targets: int64 [n].
-        sequence: int64 [n], index of the token's sequence; whole sequences, their tokens in order.
+        sequence: int64 [n], index of the token's sequence; whole sequences, but for what the ranks of ``context`` hold.
         policy_weight: [n], mask × global normalisation (`weights.py`); 0 = not trained on.
         kl_weight: [n], β × reward mask × global normalisation; 0 = no KL.
         advantages: [n].
         old_logprobs: [n], of the weights that this batch of rollouts met first; None = on-policy, the detached current ones.
         rollout_logprobs: [n], the engine's.
         response: bool [n], tokens of responses, over which sequence means and sums run; None = those with a weight.
+        position: int64 [n], place in the token's sequence; None = the tokens of a sequence stand in order.
     """
 
     targets: Tensor
@@ -44,6 +39,7 @@ class TokenBatch:
     old_logprobs: Tensor | None = None
     rollout_logprobs: Tensor | None = None
     response: Tensor | None = None
+    position: Tensor | None = None
 
 
 @dataclass
@@ -107,6 +103,7 @@ def vold_loss(
     teacher_temperature: float | None = None,
     chunk_tokens: int = 512,
     group: dist.ProcessGroup | None = None,
+    context: dist.ProcessGroup | None = None,
     head_gradient: Tensor | None = None,
     kernels: str = "torch",
 ) -> tuple[Tensor, TokenStatistics]:
@@ -129,8 +126,12 @@ def vold_loss(
     pass; a no-grad pass comes first where a token's coefficient needs its whole sequence: off-policy GSPO, on-policy
     sequence-level correction, returns-to-go.
 
+    ``context``: ranks that hold the other tokens of these sequences.  The loss is then that of this rank's tokens, ∂hidden is
+    whole for them and ∂head is a part; both add up over ``context``.
+
     Collectives: per chunk one MAX and one SUM all-reduce of a few [c] rows over ``group`` (jsd: one more SUM; topk: one more
-    of each and an all-gather of [c, k]).
+    of each and an all-gather of [c, k]).  Over ``context`` those of :class:`sequences.Sequences`, where a coefficient needs its
+    whole sequence.
 
     Raises:
         ValueError: lengths that differ, weights that are not finite, weight outside ``response``, a target that cannot be
@@ -151,7 +152,7 @@ def vold_loss(
             temperature=temperature, chunk_tokens=chunk_tokens, group=group, gradients=(need_hidden, need_head),
             head_gradient=head_gradient, kernels=kernels,
         )  # fmt: skip
-        step = _Step(walk, batch, policy, kl, teacher, correction)
+        step = _Step(walk, batch, policy, kl, teacher, correction, context)
         statistics = step.statistics
         step.run()
         return (statistics.policy_loss + statistics.kl_loss).sum(), *walk.gradients()
@@ -162,10 +163,10 @@ def vold_loss(
 class _Step:
     """One evaluation of the objective: coefficients of tokens and the chunks that use them."""
 
-    def __init__(self, walk, batch, policy, kl, teacher, correction):
+    def __init__(self, walk, batch, policy, kl, teacher, correction, context):
         self.walk, self.policy, self.kl, self.teacher, self.correction = walk, policy, kl, teacher, correction
         optional = lambda t: None if t is None else t.detach().to(walk.dtype)  # noqa: E731
-        self.sequence, self.advantages = batch.sequence, optional(batch.advantages)
+        self.batch, self.context, self.advantages = batch, context, optional(batch.advantages)
         self.policy_weight, self.kl_weight = optional(batch.policy_weight), optional(batch.kl_weight)
         self.old, self.rollout = optional(batch.old_logprobs), optional(batch.rollout_logprobs)
         self.reward_kl = kl is not None and kl.estimator == "k1_reward"
@@ -179,6 +180,9 @@ class _Step:
         horizon = self.reward_kl and self.kl.reward_horizon == "return_to_go"
         by_sequence = self.correction.whole_sequence
         whole = gspo or horizon  # a token's coefficient depends on other tokens of its sequence
+        if whole or by_sequence:
+            position = None if self.batch.position is None else self.batch.position[self.rows]
+            self.sequences = Sequences(self.batch.sequence[self.rows], position, self.context)
         # on-policy and uncorrected, gspo's ratio is 1: its coefficients follow from the advantages without a pass
         moving = self.old is not None or self.reward_kl or self.correction.mode != "none"
         with_kl = (self.kl_weight[self.rows] != 0) & (self.kl is not None)
@@ -194,7 +198,7 @@ class _Step:
         if by_sequence:
             gap = ((logprob if self.old is None else self.old) - self.rollout)[self.rows]
             self.sequence_importance = torch.ones_like(logprob)
-            self.sequence_importance[self.rows] = self.correction.weight(sum_by_sequence(gap, self.sequence[self.rows]))
+            self.sequence_importance[self.rows] = self.correction.weight(self.sequences.sum(gap))
         if whole:
             slopes[self.rows] = self._policy(self.rows, logprob[self.rows], k1[self.rows])
             if self.reward_kl:  # by now part of the advantages: the second pass needs no teacher
@@ -233,7 +237,7 @@ class _Step:
             advantage = torch.where(policy_weight == 0, 0.0, policy_weight * self.advantages[rows] * importance)
         gspo = self.policy is not None and self.policy.loss == "gspo"
         if gspo:
-            log_ratio = mean_by_sequence(log_ratio, self.sequence[rows])
+            log_ratio = self.sequences.mean(log_ratio)
         out = surrogate(self.policy, log_ratio, advantage)
         statistics.policy_loss[rows] = out.loss
         if self.reward_kl and k1 is not None:
@@ -241,11 +245,11 @@ class _Step:
             if self.correction.on_kl:
                 cost = cost * importance
             if self.kl.reward_horizon == "return_to_go":
-                cost = return_to_go(cost, self.sequence[rows])
+                cost = self.sequences.to_go(cost)
             without, out = out, surrogate(self.policy, log_ratio, advantage - cost)
             statistics.kl_loss[rows] = out.loss - without.loss  # what the penalty adds
         statistics.clipped[rows], statistics.ratio[rows] = out.clipped, out.ratio
-        return mean_by_sequence(out.slope, self.sequence[rows]) if gspo else out.slope
+        return self.sequences.mean(out.slope) if gspo else out.slope
 
     def _importance(self, rows: Tensor, logprob: Tensor) -> Tensor:
         if self.correction.mode == "none":

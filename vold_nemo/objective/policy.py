@@ -98,27 +98,3 @@ def surrogate(term: PolicyTerm | None, log_ratio: Tensor, advantage: Tensor) -> 
         hit = (advantage < 0) & (loss > ceiling)
         loss, clipped = torch.where(hit, ceiling, loss), clipped | hit
     return Surrogate(loss, slope.masked_fill(clipped, 0.0), clipped, ratio)
-
-
-def sum_by_sequence(values: Tensor, sequence: Tensor) -> Tensor:
-    """Each token's sequence total: [n] -> [n]."""
-    _, index = torch.unique(sequence, return_inverse=True)
-    totals = values.new_zeros(int(index.max()) + 1 if len(index) else 0)
-    return totals.index_add_(0, index, values)[index]
-
-
-def mean_by_sequence(values: Tensor, sequence: Tensor) -> Tensor:
-    """Each token's sequence mean: [n] -> [n]."""
-    return sum_by_sequence(values, sequence) / sum_by_sequence(torch.ones_like(values), sequence)
-
-
-def return_to_go(values: Tensor, sequence: Tensor) -> Tensor:
-    """Σ_{t' >= t} values_t' within the sequence of t; a sequence's tokens are in order, sequences may interleave."""
-    order = torch.argsort(sequence, stable=True)
-    ordered = values[order].double()  # totals of the whole batch are taken off again
-    later = ordered.flip(0).cumsum(0).flip(0)  # over the whole batch; take off what belongs to later sequences
-    ends = torch.ones_like(order, dtype=torch.bool)
-    ends[:-1] = sequence[order][1:] != sequence[order][:-1]
-    owner = torch.cumsum(ends.long(), 0) - ends.long()  # rank of each token's sequence in the order
-    beyond = (later - ordered)[ends]  # sum of all that follows a sequence's last token
-    return torch.empty_like(values).index_copy_(0, order, (later - beyond[owner]).to(values.dtype))

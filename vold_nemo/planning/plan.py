@@ -11,7 +11,7 @@ from vold_nemo.planning import decoding, memory, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.published import architecture_of, vision_parameters
 from vold_nemo.planning.timing import Duration
-from vold_nemo.planning.validity import context_findings, precision_findings
+from vold_nemo.planning.validity import precision_findings
 
 STAGES = ("traces", "sft", "vold")
 
@@ -112,7 +112,7 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
         error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus, beside_experts=beside)
     ]
     if stage != "sft":
-        errors += [*context_findings(config), *_engine_findings(config, models, gpus)]
+        errors += _engine_findings(config, models, gpus)
         sections = ("teacher", *(f"teachers.{name}" for name in config.teachers))
         for section, arch in zip(sections, teachers, strict=False):  # without a KL there are none
             errors += precision_findings(config, section, arch)

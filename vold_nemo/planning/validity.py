@@ -154,7 +154,6 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
             mend = "leave it out; images belong to vold.validation.data and evaluate.image"
             yield ConfigError("data.prompts.fields.image", config.data.prompts.fields.image, allowed, mend)
         yield from _objective(config)
-        yield from context_findings(config)
         size = config.rollout.vllm.tensor_parallel
         if config.rollout.engine == "vllm" and size >= 1 and world % size:
             mend = "one engine takes whole ranks: lower it"
@@ -190,20 +189,6 @@ def _packing(config: Config) -> Iterator[ConfigError]:
     if sft.pack_length is not None and sft.pack_length < sft.max_length:
         allowed = f"at least sft.max_length = {sft.max_length}: a trace is never cut"
         yield ConfigError("sft.pack_length", sft.pack_length, allowed, "raise it, or lower sft.max_length")
-
-
-def context_findings(config: Config) -> Iterator[ConfigError]:
-    """What sums over a whole sequence inside the loss, where a context-parallel rank sees a part of it."""
-    if config.parallel.context == 1:
-        return
-    policy, kl, mode = config.objective.policy, config.objective.kl, config.objective.correction.mode
-    for needs, key, value, allowed in (
-        (policy.enabled and policy.loss == "gspo", "objective.policy.loss", policy.loss, "grpo"),
-        (kl.enabled and kl.reward_horizon != "immediate", "objective.kl.reward_horizon", kl.reward_horizon, "immediate"),
-        (mode.startswith("sequence"), "objective.correction.mode", mode, "none | token"),
-    ):
-        if needs:
-            yield ConfigError(key, value, f"{allowed} with parallel.context > 1", "set parallel.context=1 for this objective")
 
 
 def _objective(config: Config) -> Iterator[ConfigError]:
