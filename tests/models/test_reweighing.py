@@ -47,16 +47,20 @@ def sampled_beyond(folder, *overrides):
     return weights_of_a_step(folder, *overrides, vocabulary=60)
 
 
-def tables(path, rollouts, shared, temperature):
-    """Per rollout, [tokens of the response, ids] log-probs over the shared ids, -inf for others; by transformers."""
-    import torch
+def opened(path):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForImageTextToText if "vl" in AutoConfig.from_pretrained(path).model_type else AutoModelForCausalLM
-    model, found = kind.from_pretrained(path, dtype=torch.float32), []
+    return kind.from_pretrained(path, dtype="float32")
+
+
+def tables(model, rollouts, shared, temperature):
+    """Per rollout, [tokens of the response, ids] log-probs over the shared ids, -inf for others; by transformers."""
+    import torch
+
+    found = []
     for prompt, response in rollouts:
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double() / temperature
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double() / temperature
         outside = ~torch.tensor(shared[: logits.shape[1]] + [False] * (logits.shape[1] - len(shared)))
         found.append(logits.masked_fill(outside, -torch.inf).log_softmax(-1))
     return found
@@ -64,7 +68,7 @@ def tables(path, rollouts, shared, temperature):
 
 def log_probs(path, rollouts, shared, temperature):
     """Per rollout, log-probs of the response's tokens over the shared ids, 0 for others."""
-    found = zip(tables(path, rollouts, shared, temperature), rollouts, strict=True)
+    found = zip(tables(opened(path), rollouts, shared, temperature), rollouts, strict=True)
     return [[float(t[at, i]) if shared[i] else 0.0 for at, i in enumerate(response)] for t, (_, response) in found]
 
 
@@ -116,25 +120,36 @@ def test_a_soft_mask_follows_the_teachers_perplexity_within_each_group(gloo, wor
     assert sum(hard[row][1] > soft[row][1] > 0 for row in soft) == 4
 
 
-def test_an_exact_kl_reaches_tokens_that_the_teacher_lacks_where_they_are_not_masked(gloo, world):
-    """The step's mean KL is transformers' over every token of the wrong rollouts, or over those that both models have."""
-    found, step = {}, ["objective=vold_reverse", "objective.kl.mask=reward"]
-    for masked in ("true", "false"):
-        ((_, found[masked], rollouts, shared),) = gloo(1).run(
-            sampled_beyond, world, *step, f"objective.kl.mask_one_sided={masked}"
-        )
+@pytest.mark.parametrize("masked", [True, False])
+def test_an_exact_kl_reaches_tokens_that_the_teacher_lacks_where_they_are_not_masked(gloo, world, masked):
+    """A step's loss and gradient are transformers', over every token of the wrong rollouts or over those both models have."""
+    import torch
+
+    step = ["objective=distillation_only", "objective.kl.estimator=reverse", "objective.kl.mask=reward"]
+    ((_, found, rollouts, shared),) = gloo(1).run(
+        sampled_beyond, world, *step, f"objective.kl.mask_one_sided={str(masked).lower()}"
+    )
+    student, teacher = opened(f"{world}/student"), opened(f"{world}/teacher")
+    student.get_input_embeddings().padding_idx = None  # transformers gives a sampled padding id's embedding no gradient
     ids = [i for i, both in enumerate(shared) if both]
-    both = (tables(f"{world}/{model}", rollouts, shared, temperature=1.0) for model in ("student", "teacher"))
-    kl, known = [], []
-    for reward, p, q, (_, response) in zip(REWARDS, *both, rollouts, strict=True):
+    with torch.no_grad():
+        said = tables(teacher, rollouts, shared, temperature=1.0)
+    loss, values, left_out = 0.0, [], 0
+    for reward, p, q, (_, response) in zip(
+        REWARDS, tables(student, rollouts, shared, temperature=1.0), said, rollouts, strict=True
+    ):
         if not reward:
-            kl += (p[:, ids].exp() * (p[:, ids] - q[:, ids])).sum(-1).tolist()
-            known += [shared[i] for i in response]
-    assert 0 < sum(known) < len(known)
-    assert found["false"]["kl_mean"] == pytest.approx(np.mean(kl), rel=1e-4)
-    assert found["true"]["kl_mean"] == pytest.approx(np.mean(np.array(kl)[known]), rel=1e-4)
-    assert found["false"]["kl_min"] == pytest.approx(min(kl), rel=1e-4)
-    assert found["false"]["grad_norm"] != pytest.approx(found["true"]["grad_norm"], rel=1e-3)
+            kl = (p[:, ids].exp() * (p[:, ids] - q[:, ids])).sum(-1)
+            kept = kl[[at for at, i in enumerate(response) if shared[i] or not masked]]
+            loss, left_out = loss + BETA * kept.mean() / len(REWARDS), left_out + len(kl) - len(kept)
+            values += kept.tolist()
+    loss.backward()
+    gradients = [p.grad.double() for p in student.parameters() if p.grad is not None]
+    assert (left_out > 0) == masked
+    assert found["loss_kl"] == pytest.approx(loss.item(), rel=1e-5)
+    assert found["grad_norm"] == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in gradients)), rel=1e-5)
+    assert found["kl_mean"] == pytest.approx(np.mean(values), rel=1e-4)
+    assert found["kl_min"] == pytest.approx(min(values), rel=1e-4)
 
 
 def test_where_beta_is_off_the_teacher_rests_and_the_step_is_grpos(gloo, world):

@@ -39,10 +39,14 @@ STAGE_2 = {
         2, ["objective=vold", "objective.kl.estimator=k1_reward", "objective.kl.reward_horizon=return_to_go",
             "objective.correction.mode=sequence_mask"], CONTEXT,
     ),
+    "context tp2_sp, gspo, returns-to-go": (
+        4, ["objective=vold", "objective.policy.loss=gspo", "objective.kl.estimator=k1_reward",
+            "objective.kl.reward_horizon=return_to_go"], [*CONTEXT, *TP2_SP],
+    ),
     "full": (1, [REVERSE], ["parallel.recompute=full"]),
     "selective tp2_sp": (2, [REVERSE], ["parallel.recompute=selective", *TP2_SP]),
 }  # fmt: skip
-STAGE_2_LONG = {"context tp2_sp", "full"}
+STAGE_2_LONG = {"context tp2_sp", "context tp2_sp, gspo, returns-to-go", "full"}
 
 
 @pytest.fixture(scope="module")
