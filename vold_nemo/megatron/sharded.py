@@ -57,7 +57,7 @@ class Staged:
         )
 
         sharded, common = save_preprocess(state)  # which exchanges what every rank means to write; the rest is this rank's own
-        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded)
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
         if copied:
             for piece in itertools.chain.from_iterable(by_key.values()):
                 if isinstance(piece, ShardedTensor):
