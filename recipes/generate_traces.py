@@ -40,7 +40,8 @@ def main(config: Config) -> None:
     shard = config.traces.shard * here.world + here.rank
     shards = config.traces.shards * here.world
     path = shard_path(config.traces.path, shard, shards)
-    rejected = Rejected(shard_path(path.parent / "rejected.jsonl", shard, shards), config.data.max_rejected_share)
+    file = shard_path(path.parent / "rejected.jsonl", shard, shards)
+    rejected = Rejected(file, config.data.max_rejected_share, key="traces.path")
     tokenizer = None if own else load_tokenizer(config.teacher.path, config.teacher.revision)
     # The set's own traces are too large to be held: they are read as they are written.
     prompts = [] if own else list(read_prompts(dataset_of(config), rejected, wanted(config)))[shard::shards]

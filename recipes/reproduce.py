@@ -22,6 +22,7 @@ def main(config: Config) -> None:
     from vold_nemo.evaluation.reproduce.page import write_page
     from vold_nemo.evaluation.reproduce.targets import target
     from vold_nemo.evaluation.reproduce.work import Plan
+    from vold_nemo.writing import replace_text, writing
 
     chosen, scale, options = target(config.reproduce.target), config.reproduce.scale, config.reproduce
     overrides = HydraArguments.parse(sys.argv[1:]).overrides
@@ -33,9 +34,9 @@ def main(config: Config) -> None:
             for script in plan.write_slurm(folder / chosen.name):
                 print(f"script: {script}")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             script = folder / f"{chosen.name}.sh"
-            script.write_text(plan.listing())
+            with writing("reproduce.path", folder):
+                replace_text(script, plan.listing())
             print(f"missing: {', '.join(arm.name for arm in plan.missing())}; what makes them: {script}")
     path, _ = write_page(plan, folder)
     print(f"{chosen.name}: {path}")

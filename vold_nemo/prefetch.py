@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.evaluation.benchmarks.table import benchmark
+from vold_nemo.writing import replace_text, writing
 
 FORMAT = 1
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -117,18 +118,20 @@ def write_lock(config: Config, file: Path, say: Callable[[str], None] = print) -
                         # a snapshot's folder is named by its commit
                         "revision": where.name if need.on_hub else None, "files": files})
         say(f"{need.key}: {need.path}, {len(files)} files, {sum(f['bytes'] for f in files.values()) / 2**20:,.1f} MiB")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps({"format": FORMAT, "needs": entries}, indent=1) + "\n")
-    aside.replace(file)
+    with writing("prefetch.lock", file):
+        replace_text(file, json.dumps({"format": FORMAT, "needs": entries}, indent=1) + "\n")
 
 
 def check_lock(config: Config, file: Path) -> list[ConfigError]:
     """Everything that ``config`` needs and this machine's cache does not hold as ``file`` says.  No network."""
     try:
         entries = {(entry["kind"], entry["path"]): entry for entry in json.loads(file.read_text())["needs"]}
+    except FileNotFoundError:
+        mend = "run recipes/prefetch.py first, where there is internet"
+        return [ConfigError("prefetch.lock", str(file), "a lock file that exists", mend)]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [ConfigError("prefetch.lock", str(file), f"a lock file ({error})", "run recipes/prefetch.py first")]
+        mend = f"run recipes/prefetch.py again where there is internet ({type(error).__name__}: {error})"
+        return [ConfigError("prefetch.lock", str(file), "a lock file as recipes/prefetch.py writes it", mend)]
     return [error for need in needs(config) for error in _differences(need, entries.get((need.kind, need.path)), file)]
 
 

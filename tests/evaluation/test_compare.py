@@ -85,3 +85,14 @@ def test_one_model_alone_is_no_comparison(tmp_path):
         read_models({"a": str(tmp_path / "a")})
     with pytest.raises(ConfigError, match=r"answers/<arm>\.jsonl"):
         read_models({"a": str(tmp_path)})
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_its_key(tmp_path):
+    write_answers(tmp_path / "a", "base", rights(range(5), 10))
+    write_answers(tmp_path / "a", "sft", rights(range(6), 10))
+    (tmp_path / "file").touch()
+    config = Config()
+    config.compare.results, config.compare.path = {"a": str(tmp_path / "a")}, str(tmp_path / "file" / "out")
+    with pytest.raises(ConfigError, match="a path that can be written(.|\n)*Not a directory") as error:
+        write_comparison(config)
+    assert (error.value.key, error.value.value) == ("compare.path", config.compare.path)

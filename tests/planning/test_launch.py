@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vold_nemo.composition import compose
+from vold_nemo.config import ConfigError
 from vold_nemo.data.traces import shard_path
-from vold_nemo.planning.launch import script, stages
+from vold_nemo.planning.launch import script, stages, write_script
 from vold_nemo.planning.validity import findings
 
 
@@ -44,3 +45,11 @@ def test_a_tracing_job_watches_the_first_shard_that_it_writes(tmp_path, gpus, sh
 def test_settings_of_traces_that_exclude_each_other_are_named(given, key):
     assert key in {error.key for error in findings(compose(given), "generate_traces")}
     assert not any(error.key.startswith("traces") for error in findings(compose(["traces.engine=vllm"]), "generate_traces"))
+
+
+@pytest.mark.parametrize(("given", "key"), [("sbatch=file/vold.sbatch", "sbatch"), ("outputs=file/out", "outputs")])
+def test_a_script_that_cannot_be_written_is_an_error_of_its_key(tmp_path, given, key):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="a path that can be written") as error:
+        write_script(compose(["cluster=my_site", "sbatch=vold.sbatch", given]), [], tmp_path)
+    assert error.value.key == key

@@ -75,7 +75,8 @@ def prepare(config: Config) -> dict[str, Any]:
     from vold_nemo.rewards.keys import refusal
 
     options, folder = config.prepare, Path(config.prepare.path)
-    sets, folder_rejected = training_sets(config), Rejected(folder / "rejected.jsonl", config.data.max_rejected_share)
+    sets = training_sets(config)
+    folder_rejected = Rejected(folder / "rejected.jsonl", config.data.max_rejected_share, key="prepare.path")
     table = EvaluationTable(options.ngram, options.common)
     for name, dataset in evaluation_sets(config).items():
         table.add(name, read_prompts(dataset, folder_rejected, Wanted(answers=False)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError
+from vold_nemo.writing import writing
 
 KEPT_CHARACTERS = 2_000  # of a rejected row: enough to recognise it, also when the row is a gigabyte
 
@@ -23,24 +24,24 @@ class Rejected:
     Args:
         path: ``rejected.jsonl``; a file left by an earlier run is replaced.  None = only count (ranks other than 0).
         max_share: largest share of rejected rows that a source may have.
+        key: the configuration's name for the folder of ``path``.
 
     Raises:
         ConfigError: the folder cannot be made or written.
     """
 
-    def __init__(self, path: str | Path | None, max_share: float):
+    def __init__(self, path: str | Path | None, max_share: float, *, key: str = "outputs"):
         self.path = Path(path) if path is not None else None
         self.max_share = max_share
         self.reasons: dict[str, Counter[str]] = {}  # source -> reason -> rows
         self._file = None
         if self.path is None:
             return
-        try:  # before the data are read: not an hour later, at the first bad row
+        with writing(key, self.path.parent):  # before the data are read: not an hour later, at the first bad row
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
-        except OSError as error:
-            mend = f"{error.strerror}: give another folder, or make room and permission"
-            raise ConfigError("outputs", str(self.path.parent), "a folder that can be written", mend) from error
+            self.path.touch()
+            self.path.unlink()
 
     def begin(self, source: str) -> None:
         """``source`` is read from its first row on: its counts start again."""

@@ -39,7 +39,8 @@ def load_questions(config: Config, *, writes: bool = True) -> dict[str, list[Pro
     """
     options = config.evaluate
     given = {"text": options.text, "image": options.image}
-    rejected = Rejected(Path(options.path) / "rejected.jsonl" if writes else None, config.data.max_rejected_share)
+    file = Path(options.path) / "rejected.jsonl" if writes else None
+    rejected = Rejected(file, config.data.max_rejected_share, key="evaluate.path")
     questions: dict[str, list[Prompt]] = {
         kind: load_prompts(dataset, config.data.system_prompt, rejected, instruction=config.data.instruction)
         for kind, dataset in given.items()

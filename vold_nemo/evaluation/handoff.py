@@ -24,6 +24,7 @@ from vold_nemo.data.rejected import Rejected
 from vold_nemo.evaluation.benchmarks.load import load_benchmark
 from vold_nemo.evaluation.benchmarks.question import Question
 from vold_nemo.evaluation.results import build_results
+from vold_nemo.writing import replace_text, writing
 
 # Our name -> theirs.  lmms-eval's geometry3k asks other questions (four choices), so it has no entry.
 LMMS_EVAL = {
@@ -68,7 +69,8 @@ def write_script(config: Config) -> Path:
         mend = "give a checkpoint of these families, or another handoff.tool"
         raise ConfigError(f"handoff.model: {options.model}: model_type", family, " | ".join(known), mend)
     folder = Path(options.path).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing("handoff.path", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     model, limit = str(Path(options.model).resolve()), config.evaluate.limit
     lines = ["#!/usr/bin/env bash", "# Run in the tool's own environment.", "set -euo pipefail"]
     if options.tool == "lmms_eval":
@@ -103,12 +105,14 @@ def write_script(config: Config) -> Path:
         }
         file = folder / "vlmevalkit.json"
         data = {VLMEVALKIT[name]: {} for name in names}
-        file.write_text(json.dumps({"model": {options.arm: settings}, "data": data}, indent=1) + "\n")
+        with writing("handoff.path", folder):
+            replace_text(file, json.dumps({"model": {options.arm: settings}, "data": data}, indent=1) + "\n")
         lines.append("export PRED_FORMAT=tsv EVAL_FORMAT=json  # the files that recipes/handoff.py brings back in")
         words = ["python", "run.py", "--config", str(file), "--work-dir", str(folder / "vlmevalkit")]
     script = folder / f"{options.tool}.sh"
-    script.write_text("\n".join([*lines, " ".join(shlex.quote(word) for word in words), ""]))
-    script.chmod(0o755)
+    with writing("handoff.path", folder):
+        replace_text(script, "\n".join([*lines, " ".join(shlex.quote(word) for word in words), ""]))
+        script.chmod(0o755)
     return script
 
 
@@ -138,8 +142,8 @@ def bring_in(config: Config) -> dict:
         rows += _rows(config, name, answers, questions)
         used[name] = str(file)
     arm, folder = options.arm, Path(options.path)
-    (folder / "answers").mkdir(parents=True, exist_ok=True)
-    (folder / "answers" / f"{arm}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with writing("handoff.path", folder):
+        replace_text(folder / "answers" / f"{arm}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     arms = {
         file.stem: [json.loads(line) for line in file.read_text().splitlines()]
         for file in sorted((folder / "answers").glob("*.jsonl"))
@@ -148,7 +152,8 @@ def bring_in(config: Config) -> dict:
         name: {"path": options.bring if name == arm else "", "weights": f"as {options.tool} read them"} for name in arms
     }
     results = build_results(arms, manifests, {"engine": options.tool, "scorer": options.scorer, "questions": used})
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    with writing("handoff.path", folder):
+        replace_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     return results
 
 

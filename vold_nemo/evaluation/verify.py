@@ -101,7 +101,7 @@ def verify(config: Config) -> Diagnosis:
         raise ConfigError("verify.answers", None, "a file of answers", "give verify.answers=rollouts/step_000010.jsonl")
     dataset = DatasetConfig(path=options.answers, split=options.split, limit=options.limit)
     folder = Path(options.path)
-    rejected = Rejected(folder / "rejected.jsonl", config.data.max_rejected_share)
+    rejected = Rejected(folder / "rejected.jsonl", config.data.max_rejected_share, key="verify.path")
     scorer = Scorer(config.reward)
     scorer.start(scorer.check([None]))
     target, found = folder / "verdicts.jsonl", Diagnosis()

@@ -22,8 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.config import ConfigError, LoggingConfig
+from vold_nemo.config import LoggingConfig
 from vold_nemo.data import lineage
+from vold_nemo.writing import writing
 
 logger = log.getLogger(__name__)
 
@@ -41,14 +42,11 @@ class Run:
         self.loggers: list = []
         if rank != 0:
             return
-        try:
+        with writing("outputs", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if config is not None:
                 _dump(config, self.folder / "config.yaml")
             self.metrics.touch()
-        except OSError as error:
-            mend = f"{error.strerror}: give another folder, or make room and permission"
-            raise ConfigError("outputs", str(self.folder), "a folder that can be written", mend) from error
         if logging is not None and (logging.tensorboard or logging.wandb_project):
             self.loggers = _loggers(self.folder, logging)
 

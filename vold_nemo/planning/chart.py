@@ -9,6 +9,7 @@ from pathlib import Path
 from vold_nemo.config import Config
 from vold_nemo.planning.memory import GIB
 from vold_nemo.planning.plan import Plan
+from vold_nemo.writing import replace_text, writing
 
 # Okabe and Ito's colours, told apart without red and green.
 COLOURS = {
@@ -85,7 +86,7 @@ def page(config: Config, plan: Plan) -> str:
 def write(config: Config, plan: Plan) -> Path:
     """Both files; returns the page's path."""
     folder = Path(config.plan.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(as_data(plan), indent=1) + "\n")
-    (folder / "plan.html").write_text(page(config, plan))
+    with writing("plan.path", folder):
+        replace_text(folder / "plan.json", json.dumps(as_data(plan), indent=1) + "\n")
+        replace_text(folder / "plan.html", page(config, plan))
     return folder / "plan.html"

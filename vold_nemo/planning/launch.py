@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.planning.validity import launched_world
+from vold_nemo.writing import replace_text, writing
 
 ROOT = Path(__file__).resolve().parents[2]
 _SINGLE = (
@@ -134,12 +135,12 @@ def write_chain(config: Config, overrides: list[str], here: Path) -> list[tuple[
         (stage, folder / f"{stage.name}.sbatch", script(config, stage, overrides, folder=folder, here=here))
         for stage in stages(config)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (here / config.outputs / config.name / "logs").mkdir(parents=True, exist_ok=True)
-    for _, path, text in written:
-        path.write_text(text)
     lines = [f"{stage.name}\t{path}\t{stage.array}\n" for stage, path, _ in written]
-    (folder / "chain.tsv").write_text("".join(lines))
+    with writing("outputs", folder):
+        (here / config.outputs / config.name / "logs").mkdir(parents=True, exist_ok=True)
+        for _, path, text in written:
+            replace_text(path, text)
+        replace_text(folder / "chain.tsv", "".join(lines))
     return [(stage, path) for stage, path, _ in written]
 
 
@@ -147,8 +148,10 @@ def write_script(config: Config, overrides: list[str], here: Path) -> Path:
     """``config.sbatch``: the script of ``plan.stage`` as the chain has it.  That is written, too: logs and marks are shared."""
     scripts = {stage.name: path for stage, path in write_chain(config, _without_planning(overrides), here)}
     file = here / config.sbatch
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(scripts[config.plan.stage].read_text())
+    text = scripts[config.plan.stage].read_text()
+    with writing("sbatch", file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     return file
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from datetime import UTC, datetime
 from html import escape
@@ -17,6 +16,7 @@ from vold_nemo.evaluation.report.material import embed_images
 from vold_nemo.evaluation.report.page import box_marked, section, share, shown, table
 from vold_nemo.evaluation.report.style import ARM_COLOURS, CSS, FURTHER
 from vold_nemo.evaluation.report.verdict import CAVEATS, evidence, label, tone_of
+from vold_nemo.writing import replace_text, writing
 
 WORDS = {"good": "better", "bad": "worse", "open": "not shown"}
 
@@ -28,9 +28,10 @@ def write_comparison(config: Config) -> tuple[Path, dict]:
     missing: list[str] = []
     prompts = _prompts(config, missing)
     folder = Path(config.compare.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "compare.json", json.dumps(found, indent=1) + "\n")
-    _replace(folder / "compare.html", render(models, found, prompts, config.compare.examples, missing))
+    page = render(models, found, prompts, config.compare.examples, missing)
+    with writing("compare.path", folder):
+        replace_text(folder / "compare.json", json.dumps(found, indent=1) + "\n")
+        replace_text(folder / "compare.html", page)
     return folder / "compare.html", found
 
 
@@ -47,12 +48,6 @@ def _prompts(config: Config, missing: list[str]) -> dict[tuple[str, str], Prompt
         missing.append(f"Images are not shown: {error.key} = {error.value}.")
         return {}
     return {(kind, prompt.id): prompt for kind, members in questions.items() for prompt in members}
-
-
-def _replace(file: Path, text: str) -> None:
-    aside = file.with_name(f"{file.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, file)
 
 
 def render(models: list[Model], found: dict, prompts: dict, examples: int, missing: list[str]) -> str:

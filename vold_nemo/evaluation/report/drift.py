@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from html import escape
 from pathlib import Path
 
 from vold_nemo.evaluation.report.page import section, table
 from vold_nemo.evaluation.report.style import CSS
+from vold_nemo.writing import replace_text, writing
 
 
 def write(folder: str | Path, found: dict) -> Path:
     """``drift.json`` and ``drift.html`` in ``folder``, each whole or not at all; returns the page."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("drift.json", json.dumps(found, indent=1) + "\n"), ("drift.html", render(found))):
-        aside = folder / f"{name}.{os.getpid()}"
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, folder / name)
+    page = render(found)
+    with writing("drift.path", folder):
+        replace_text(folder / "drift.json", json.dumps(found, indent=1) + "\n")
+        replace_text(folder / "drift.html", page)
     return folder / "drift.html"
 
 

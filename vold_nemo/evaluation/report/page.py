@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import UTC, datetime
 from html import escape
@@ -15,6 +14,7 @@ from vold_nemo.evaluation.report.charts import Bar, Series, Stack, bar_chart, li
 from vold_nemo.evaluation.report.material import Material, RunRecord, gather
 from vold_nemo.evaluation.report.style import CSS, FURTHER, PHASE_COLOURS, arm_colour
 from vold_nemo.evaluation.report.verdict import CAVEATS, evidence, headline, label, sentences, tone_of
+from vold_nemo.writing import replace_text, writing
 
 KIND_TITLES = {"image": "Image questions (no stage trains on images)", "text": "Text questions"}
 
@@ -46,10 +46,8 @@ def write_report(config: Config) -> tuple[Path, Material]:
     material = gather(config)
     page = render(config, material)
     target = Path(config.report.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f"{target.name}.{os.getpid()}")
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, target)
+    with writing("report.path", target):
+        replace_text(target, page)
     return target, material
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ from vold_nemo.evaluation.report.verdict import CAVEATS, find_difference, label,
 from vold_nemo.evaluation.reproduce.targets import LENGTHS
 from vold_nemo.evaluation.reproduce.work import Plan, accuracies
 from vold_nemo.evaluation.statistics import mean_interval
+from vold_nemo.writing import replace_text, writing
 
 LAST = 10  # steps at the end of training over which a final reward is averaged
 WHOSE = {
@@ -51,11 +51,9 @@ def write_page(plan: Plan, folder: Path) -> tuple[Path, dict]:
         f'<p class="lead">The paper’s claim: {escape(target.claim)}</p></header>{body}{note}'
         f'<p class="small">{escape(WHOSE[plan.scale])} {escape(" ".join(CAVEATS))}</p>{lost}</main></body></html>\n'
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((f"{target.name}.html", page), (f"{target.name}.json", json.dumps(found, indent=1) + "\n")):
-        aside = folder / f"{name}.{os.getpid()}"
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, folder / name)
+    with writing("reproduce.path", folder):
+        replace_text(folder / f"{target.name}.html", page)
+        replace_text(folder / f"{target.name}.json", json.dumps(found, indent=1) + "\n")
     return folder / f"{target.name}.html", found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.evaluation.reproduce.targets import ARMS, EXPERIMENTS, Arm, Target
+from vold_nemo.writing import replace_text, writing
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINING = ("generate_traces", "sft", "vold")
@@ -124,7 +125,6 @@ class Plan:
         Each is a chain of its own name, since a chain that is submitted anew cancels its own jobs in the queue; the runs stay
         where the other arms look for them.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         stages = {"sft": "sft export_sft", "vold": "vold export_vold", "generate_traces": "traces"}
         written = []
         for arm in self.missing():
@@ -140,10 +140,10 @@ class Plan:
             file = folder / f"{len(written):02d}_{arm.name}.sh"
             after = f"# Start it when {arm.after} is exported.\n" if arm.after is not None else ""
             line = " ".join(shlex.quote(word) for word in words)
-            file.write_text(
-                f"#!/usr/bin/env bash\n# {arm.title}\n{after}set -euo pipefail\nSTAGES={shlex.quote(wanted)} {line}\n"
-            )
-            file.chmod(0o755)
+            text = f"#!/usr/bin/env bash\n# {arm.title}\n{after}set -euo pipefail\nSTAGES={shlex.quote(wanted)} {line}\n"
+            with writing("reproduce.path", folder):
+                replace_text(file, text)
+                file.chmod(0o755)
             written.append(file)
         return written
 

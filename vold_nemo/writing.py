@@ -1,0 +1,28 @@
+"""Files that a recipe writes: what cannot be written is an error that names its key, and a file is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vold_nemo.config import ConfigError
+
+
+@contextlib.contextmanager
+def writing(key: str, path: str | Path) -> Iterator[None]:
+    """An OSError of the block becomes a ConfigError of ``key``, which gave ``path``.  Only writing belongs into the block."""
+    try:
+        yield
+    except OSError as error:
+        mend = f"{error.strerror or error}: give another path, or make room and permission"
+        raise ConfigError(key, str(path), "a path that can be written", mend) from error
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write ``file`` beside its place and then into it, with its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f"{file.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, file)
