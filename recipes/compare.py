@@ -1,6 +1,6 @@
 """Compare any evaluations question by question: paired differences, wins and losses, the questions that flipped.
 
-    python recipes/compare.py experiment=miniature compare.results.demo=outputs/miniature/evaluation
+    python recipes/compare.py experiment=miniature compare.results.demo=outputs/miniature_tp2/evaluation
     python recipes/compare.py compare.results.ours=outputs/a/evaluation compare.results.theirs=outputs/b/evaluation
 
 Reads ``answers/<arm>.jsonl`` of each folder, also those that recipes/handoff.py brought in from lmms-eval or VLMEvalKit;

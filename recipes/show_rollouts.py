@@ -1,9 +1,9 @@
 """Look at what the student answered in a step of stage 2, and where in it student and teacher disagree.
 
-    python recipes/show_rollouts.py outputs/vold/sft_vold                               the newest step
-    python recipes/show_rollouts.py outputs/vold/sft_vold --step 10 --reward 0 --sort kl
-    python recipes/show_rollouts.py outputs/vold/sft_vold --length 1000: --finish length --list
-    FORCE_COLOR=1 python recipes/show_rollouts.py outputs/vold/sft_vold --colour gap --show 50 | less -R
+    python recipes/show_rollouts.py outputs/miniature_tp2/sft_vold                               the newest step
+    python recipes/show_rollouts.py outputs/miniature_tp2/sft_vold --step 10 --reward 0 --sort kl
+    python recipes/show_rollouts.py outputs/miniature_tp2/sft_vold --length 1000: --finish length --list
+    FORCE_COLOR=1 python recipes/show_rollouts.py outputs/miniature_tp2/sft_vold --colour gap --show 50 | less -R
 
 Ranges are LOW:HIGH, either end may be left out, a single number is both.  Reads rollouts/step_*.jsonl (and, for the shades,
 the tokenizer of the run's start); writes nothing.  No torch, no network.
@@ -24,6 +24,12 @@ def span(text: str) -> tuple[float, float]:
     return first, (float(high) if high else float("inf")) if separator else first
 
 
+def count(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is 0 or more")
+    return int(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="show_rollouts.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,7 +44,7 @@ def main() -> int:
     parser.add_argument("--id", help="of the prompt")
     parser.add_argument("--sort", choices=("reward", "length", "kl", "gap"), help="largest first (default: as sampled)")
     parser.add_argument("--list", action="store_true", help="one line a rollout")
-    parser.add_argument("--show", type=int, default=3, metavar="N", help="so many answers in full (default: 3)")
+    parser.add_argument("--show", type=count, default=3, metavar="N", help="so many answers in full (default: 3)")
     parser.add_argument("--colour", choices=("kl", "gap", "surprise"), default="kl", help="what the shades say (default: kl)")
     parser.add_argument("--tokenizer", type=Path, help="folder or tokenizer.json (default: that of the run's vold.start)")
     given = parser.parse_args()
@@ -67,11 +73,13 @@ def main() -> int:
     if given.list:
         console.print(view.listing(kept))
         return 0
-    shown = kept[: max(0, given.show)]
+    shown = kept[: given.show]
     if shown:
         console.print(view.legend(given.colour), "")
     for row in shown:
         console.print(view.detail(row, decode, given.colour))
+    if len(shown) < len(kept):
+        console.print(f"{len(kept) - len(shown)} more: --show {len(kept)}, or --list", style="dim italic")
     if shown and decode is None:
         console.print("no tokenizer found: answers have no shades (give --tokenizer)", style="dim italic")
     return 0

@@ -1,7 +1,7 @@
 """Judge the answers in a file, and say what was wrong with them.
 
-    python recipes/verify.py verify.answers=outputs/vold/sft_vold/rollouts/step_000010.jsonl
-    python recipes/verify.py verify.answers=outputs/vold/evaluation/answers/sft.jsonl reward.verifier=math
+    python recipes/verify.py verify.answers=outputs/miniature_tp2/sft_vold/rollouts/step_000010.jsonl
+    python recipes/verify.py verify.answers=outputs/miniature_tp2/evaluation/answers/sft.jsonl reward.verifier=math
     python recipes/verify.py verify.answers=mine.parquet verify.fields.response=output verify.fields.truth=reward.ground_truth
 
 Each row brings a response and its true answer; ``reward.verifier`` (or a column, ``verify.fields.verifier``) judges it as in

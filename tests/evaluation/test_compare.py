@@ -93,6 +93,6 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_its_key(tmp_path):
     (tmp_path / "file").touch()
     config = Config()
     config.compare.results, config.compare.path = {"a": str(tmp_path / "a")}, str(tmp_path / "file" / "out")
-    with pytest.raises(ConfigError, match="a path that can be written(.|\n)*Not a directory") as error:
+    with pytest.raises(ConfigError, match=r"a path that can be written(.|\n)*Not a directory") as error:
         write_comparison(config)
     assert (error.value.key, error.value.value) == ("compare.path", config.compare.path)

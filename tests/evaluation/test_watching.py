@@ -52,9 +52,16 @@ def test_from_the_command_line_before_the_first_step_and_without_a_run(tmp_path)
         command = [sys.executable, str(ROOT / "recipes/watch.py"), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
 
-    assert "no step yet\ncheckpoint  none yet" in call(tmp_path, "--once").stdout
-    missing = call(tmp_path / "none", "--once")
-    assert missing.returncode == 2 and "a run folder" in missing.stderr
+    run = tmp_path / "experiment" / "sft"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
+    assert "no step yet\ncheckpoint  none yet" in call(run, "--once").stdout
+    inside = f"runs inside: {run}"
+    for folder, mend in (tmp_path / "none", "see outputs"), (run.parent, inside), (tmp_path, inside):
+        missing = call(folder, "--once")
+        assert missing.returncode == 2 and "a run folder" in missing.stderr and mend in missing.stderr
+    backwards = call(run, "--every", "-1")
+    assert backwards.returncode == 2 and "more than 0" in backwards.stderr
 
 
 def test_a_run_that_has_ended_is_not_silent(tmp_path):

@@ -30,8 +30,8 @@ def test_storage_that_cannot_be_written_is_a_finding(tmp_path, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "open", refuse)
-    found = diagnosis.storage(tmp_path, mebibytes=1)
-    assert found.grade == diagnosis.BAD and "Read-only file system" in found.what
+    found = diagnosis.storage(tmp_path / "not" / "yet", mebibytes=1)
+    assert found.grade == diagnosis.BAD and found.what == f"{tmp_path}/not/yet: in {tmp_path}: Read-only file system"
 
 
 def test_a_probe_that_breaks_is_a_finding():

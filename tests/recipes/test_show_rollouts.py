@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from vold_nemo.config import ConfigError
 from vold_nemo.data.prompts import Prompt
 from vold_nemo.data.rollouts import Fate, Rollout, TokenRecord, write_rollouts
 from vold_nemo.evaluation import rollout_view as view
@@ -98,5 +99,23 @@ def test_the_command_reads_a_run_folder_and_leaves_with_2_where_there_is_nothing
 
     done = call(run, "--reward", "0", "--list")
     assert done.returncode == 0 and "step_000002.jsonl: 1 of 2 rollouts" in done.stdout and "differs" in done.stdout
+    short = call(run, "--show", "1")
+    assert short.returncode == 0 and "1 more: --show 2" in short.stdout
+    refused = call(run, "--show", "-3")
+    assert refused.returncode == 2 and "0 or more" in refused.stderr
     missing = call(run, "--step", "7")
     assert missing.returncode == 2 and "--step = 7" in missing.stderr and "1, 2" in missing.stderr
+
+
+def test_what_is_no_rollouts_file_and_no_tokenizer_is_refused_by_name(tmp_path):
+    file = tmp_path / "step_000001.jsonl"
+    for content, key in (b'{"reward": 0, "response_tokens": 1, "text": ""}\n\xff', f"{file}:2"), (b"", "run"):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError) as error:
+            view.read(file)
+        assert error.value.key == key
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for given in tmp_path / "nowhere", tmp_path:
+        with pytest.raises(ConfigError, match="--tokenizer = "):
+            view.tokenizer_of(file, given)
+    assert view.tokenizer_of(file, None) is None

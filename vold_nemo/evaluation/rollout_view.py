@@ -84,35 +84,50 @@ def find_file(path: Path, step: int | None) -> Path:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The rows of a rollouts file.  ConfigError where a row is not one."""
+    """The rows of a rollouts file.  ConfigError where a row is not one, or none is there."""
     rows = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
             row["reward"], row["response_tokens"], row["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{file}:{number}", line[:60], "a rollout as recipes/vold.py writes it", f"use another file ({error!r})"
-            ) from None
+                f"{file}:{number}", line[:60].decode(errors="backslashreplace"), "a rollout as recipes/vold.py writes it",
+                f"use another file ({type(error).__name__}: {error})",
+            ) from None  # fmt: skip
         rows.append(row)
+    if not rows:
+        raise ConfigError("run", str(file), "a file with at least one rollout", "it is empty: name another step or run")
     return rows
 
 
 def tokenizer_of(file: Path, given: Path | None) -> Callable[[list[int]], str] | None:
-    """ids -> text by the tokenizer ``given``, or by that of the run's start (its config.yaml); None where there is none."""
+    """ids -> text by the tokenizer ``given``, or by that of the run's start (its config.yaml); None where that is not here.
+
+    Raises:
+        ConfigError: ``given`` is not there, or what is there is no tokenizer.
+    """
+    key = "--tokenizer"
     if given is None:
         import yaml
 
+        key = "tokenizer of the run's vold.start"
         resolved = file.parent.parent / "config.yaml"
         start = (yaml.safe_load(resolved.read_text()) or {}).get("vold", {}).get("start") if resolved.is_file() else None
         given = Path(start) if start else None
     if given is not None and given.is_dir():
         given = given / "tokenizer.json"
     if given is None or not given.is_file():
+        if key == "--tokenizer":
+            raise ConfigError(key, str(given), "a tokenizer.json, or a folder that holds one", "correct the path")
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(given))
+    try:
+        tokenizer = Tokenizer.from_file(str(given))
+    except Exception as error:  # tokenizers raises nothing more special
+        mend = f"give --tokenizer with another ({error})"
+        raise ConfigError(key, str(given), "a tokenizer.json of the tokenizers library", mend) from None
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
 
 

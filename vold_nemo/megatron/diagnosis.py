@@ -156,7 +156,7 @@ def teachers(config: Config, device, architecture_of: Callable[[str], Architectu
 def storage(folder: Path, mebibytes: int = 256) -> Finding:
     """Write and sync ``mebibytes`` in ``folder``; room for checkpoints."""
     topic = "storage"
-    folder = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    asked, folder = folder, next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     probe = folder / f".doctor_{socket.gethostname()}_{os.getpid()}"
     block = os.urandom(2**20)
     try:
@@ -168,7 +168,8 @@ def storage(folder: Path, mebibytes: int = 256) -> Finding:
             os.fsync(file.fileno())
         rate = mebibytes / (time.perf_counter() - began)
     except OSError as error:
-        return Finding(BAD, topic, f"{folder}: {error.strerror}", "give a folder that can be written: outputs=...")
+        where = f"{asked}: " if asked == folder else f"{asked}: in {folder}: "
+        return Finding(BAD, topic, f"{where}{error.strerror}", "give a folder that can be written: outputs=...")
     finally:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free

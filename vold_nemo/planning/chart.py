@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vold_nemo.config import Config
 from vold_nemo.planning.memory import GIB
-from vold_nemo.planning.plan import Plan
+from vold_nemo.planning.plan import Plan, figure
 from vold_nemo.writing import replace_text, writing
 
 # Okabe and Ito's colours, told apart without red and green.
@@ -70,12 +70,12 @@ def page(config: Config, plan: Plan) -> str:
     used = [name for name in COLOURS if any(name in phase.parts for stage in plan.stages for phase in stage.phases)]
     legend = " ".join(f'<span><i style="background:{COLOURS[name]}"></i>{name}</span>' for name in used)
     verdict = "fits" if plan.fits else "does not fit"
-    hours = "" if plan.gpu_hours is None else f", {plan.gpu_hours:.3g} GPU hours"
+    hours = "" if plan.gpu_hours is None else f", {figure(plan.gpu_hours)} GPU hours"
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Plan of {html.escape(config.name)}</title><style>:root{{color-scheme:light dark}}"
         "body{font:15px system-ui;max-width:950px;margin:2em auto;padding:0 1em}svg{width:100%}"
-        "svg text{font-size:13px;fill:currentColor}"
+        "svg text{font-size:13px;fill:currentColor}span{white-space:nowrap}"
         "i{display:inline-block;width:.9em;height:.9em;margin:0 .3em 0 1em}</style>"
         f"<h1>Plan of {html.escape(config.name)} on {html.escape(config.cluster.name)}</h1>"
         f"<p>It {verdict}{hours}. Planned, not measured. GiB on the fullest rank of each phase; dashed: one GPU.</p>"

@@ -16,6 +16,11 @@ from vold_nemo.planning.validity import precision_findings
 STAGES = ("traces", "sft", "vold")
 
 
+def figure(value: float, digits: int = 3) -> str:
+    """``value`` to so many digits, whole from there on: 1,043 and not 1.04e+03."""
+    return f"{value:,.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """One stage on ``gpus`` ranks.  ``phases``: every phase on every pipeline stage; ``time`` None where no rates are known."""

@@ -9,7 +9,7 @@ from vold_nemo.config import Config, ConfigError, PlanConfig
 from vold_nemo.key_help import _comments
 from vold_nemo.planning import activations, allocation, decoding, holders, memory, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
-from vold_nemo.planning.plan import Plan, StagePlan, places, stage_gpus
+from vold_nemo.planning.plan import Plan, StagePlan, figure, places, stage_gpus
 from vold_nemo.planning.search import Layout, cheapest_changes, fewest_gpus, ranked
 
 PARTS = (
@@ -62,10 +62,10 @@ def time_table(plan: Plan, config: Config) -> Iterator[str]:
     yield "time (planned, not measured)"
     for stage in plan.stages:
         time = stage.time
-        parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in time.seconds.items())
+        parts = ", ".join(f"{name} {figure(seconds)}" for name, seconds in time.seconds.items())
         yield (
-            f"  {stage.stage:<7}{time.steps} x {time.step:.3g} s ({parts}) = {time.total / 3600:.3g} h on {time.gpus} GPU(s), "
-            f"{time.gpu_hours:.3g} GPU hours"
+            f"  {stage.stage:<7}{time.steps} x {figure(time.step)} s ({parts}) = {figure(time.total / 3600)} h "
+            f"on {time.gpus} GPU(s), {figure(time.gpu_hours)} GPU hours"
         )
     hours = {
         f"{stage.stage} {name}": seconds * stage.time.steps * stage.gpus / 3600
@@ -73,7 +73,7 @@ def time_table(plan: Plan, config: Config) -> Iterator[str]:
         for name, seconds in stage.time.seconds.items()
     }
     most = max(hours, key=hours.get)
-    yield f"  in all {plan.gpu_hours:.3g} GPU hours; {most} takes {hours[most] / plan.gpu_hours:.0%} of them"
+    yield f"  in all {figure(plan.gpu_hours)} GPU hours; {most} takes {hours[most] / plan.gpu_hours:.0%} of them"
 
 
 def saving_table(config: Config, models: Models) -> Iterator[str]:
@@ -81,7 +81,7 @@ def saving_table(config: Config, models: Models) -> Iterator[str]:
         return
     rows = timing.mask_saving(config, models, stage_gpus(config, "vold"))
     yield "the mask: seconds of a stage 2 step at a reward rate, and what skipping saves of it"
-    yield "  " + ", ".join(f"{rate:.2f}: {step:.4g} s (-{1 - step / whole:.0%})" for rate, step, whole in rows)
+    yield "  " + ", ".join(f"{rate:.2f}: {figure(step, 4)} s (-{1 - step / whole:.0%})" for rate, step, whole in rows)
 
 
 def holding(config: Config, models: Models) -> Iterator[str]:
@@ -104,7 +104,7 @@ def ranking(config: Config, models: Models, stage: StagePlan) -> Iterator[str]:
 
 
 def _layout(layout: Layout) -> str:
-    step = f"{layout.plan.time.step:.4g} s: " if layout.plan.time is not None else ""
+    step = f"{figure(layout.plan.time.step, 4)} s: " if layout.plan.time is not None else ""
     return f"{step}{' '.join(layout.overrides)} ({layout.reason})"
 
 
@@ -133,7 +133,7 @@ def refusal(config: Config, models: Models, plan: Plan) -> ConfigError:
     full = max((stage for stage in plan.stages if not stage.fits), key=lambda stage: stage.peak.total)
     changes = cheapest_changes(config, models)
     offers = "; or ".join(
-        " ".join(names) + (f" ({changed.gpu_hours:.3g} GPU hours)" if changed.gpu_hours is not None else "")
+        " ".join(names) + (f" ({figure(changed.gpu_hours)} GPU hours)" if changed.gpu_hours is not None else "")
         for names, changed in changes
     )
     return ConfigError(
