@@ -90,7 +90,7 @@ EVERY_OPTION = [
 @pytest.mark.parametrize(
     "stage, ranks, overrides",
     [
-        ("sft", 1, ["sft.packing=true", "sft.micro_batch=1"]),
+        pytest.param("sft", 1, ["sft.packing=true", "sft.micro_batch=1"], marks=pytest.mark.long),
         ("vold", 1, EVERY_OPTION),
         pytest.param("sft", 2, ["parallel=tp2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel.context=2"], marks=pytest.mark.long),
