@@ -15,6 +15,11 @@ from vold_nemo.config import Config
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether ``path``, where nothing lies, has the form owner/name."""
+    return not Path(path).exists() and _HUB_ID.fullmatch(path) is not None
+
+
 def local_folder(path: str, revision: str | None = None, kind: str = "model") -> str:
     """The folder of ``path``; ``path`` itself where there is none, for the check that names the key.
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vold_nemo.checkpoint_source import is_hub_id
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.evaluation.benchmarks.table import benchmark
 from vold_nemo.writing import replace_text, writing
 
 FORMAT = 1
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IN_CACHE = re.compile(r"(models|datasets)--(.+)")
 # Weights are safetensors only; a pickle is not even downloaded.
 _IGNORED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.tflite")
@@ -35,7 +35,7 @@ class Need:
 
     @property
     def on_hub(self) -> bool:
-        return not Path(self.path).exists() and _HUB_ID.fullmatch(self.path) is not None
+        return is_hub_id(self.path)
 
 
 def needs(config: Config) -> list[Need]:

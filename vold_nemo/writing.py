@@ -20,9 +20,20 @@ def writing(key: str, path: str | Path) -> Iterator[None]:
         raise ConfigError(key, str(path), "a path that can be written", mend) from error
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write ``file`` beside its place and then into it, with its folder."""
+def replace_text(file: Path, text: str, *, durable: bool = False) -> None:
+    """Write ``file`` beside its place and then into it, with its folder; ``durable``: its bytes are on disk before that."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
+    if durable:
+        sync(aside)
     os.replace(aside, file)
+
+
+def sync(path: Path) -> None:
+    """A file's bytes, or a folder's entries, are on disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

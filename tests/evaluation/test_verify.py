@@ -103,10 +103,11 @@ def test_a_runs_rollouts_are_read_as_they_are_written(tmp_path):
     assert found.first == {"differs": "p0", "equal": "p1"}
 
 
-def test_a_mistyped_file_is_refused_without_asking_the_hub_for_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["answer.jsonl", "answer.txt"])
+def test_a_mistyped_file_is_refused_without_asking_the_hub_for_it(tmp_path, monkeypatch, name):
     monkeypatch.setattr("vold_nemo.data.rows._dataset_rows", lambda *_: pytest.fail("the hub was asked"))
-    with pytest.raises(ConfigError, match=r"answer\.jsonl(.|\n)*a file that exists"):
-        verify(compose([f"verify.answers={tmp_path}/answer.jsonl", f"verify.path={tmp_path}/out"]))
+    with pytest.raises(ConfigError, match=rf"{name}(.|\n)*a path that exists"):
+        verify(compose([f"verify.answers={tmp_path}/{name}", f"verify.path={tmp_path}/out"]))
 
 
 def test_the_command_prints_a_table_and_leaves_with_2_where_there_is_nothing_to_judge(tmp_path):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.checkpoint_source import local_folder
+from vold_nemo.checkpoint_source import is_hub_id, local_folder
 from vold_nemo.config import ConfigError, DatasetConfig
 from vold_nemo.data.rejected import Rejected
 
@@ -37,8 +37,8 @@ def dataset_files(config: DatasetConfig) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ConfigError("data path", str(path), "*.jsonl, *.json, *.parquet, folder, hub id", "convert the file")
         return [path]
-    if path.suffix in SUFFIXES and not path.exists():  # no hub id: asking the hub for it would take half a minute
-        raise ConfigError("data path", str(path), "a file that exists", "correct the path")
+    if not path.exists() and (path.suffix in SUFFIXES or not is_hub_id(config.path)):  # else the hub is asked, for a minute
+        raise ConfigError("data path", config.path, "a path that exists, or a hub id (organisation/name)", "correct the path")
     if not path.is_dir() or config.subset is not None or _is_saved(path):
         return []
     found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())

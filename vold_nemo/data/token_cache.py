@@ -28,6 +28,7 @@ from vold_nemo.config import Config, ConfigError
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import eos_ids
 from vold_nemo.data.traces import SFTExample, TraceCounts, read_traces, trace_files
+from vold_nemo.writing import sync
 
 FORMAT = 2
 
@@ -94,7 +95,7 @@ def write(folder: Path, examples: Iterable[SFTExample], counts: TraceCounts, rej
         if rejected is not None and rejected.exists():
             shutil.copyfile(rejected, aside / "rejected.jsonl")
         for file in aside.iterdir():
-            _sync(file)
+            sync(file)
         try:
             aside.rename(folder)
         except OSError:
@@ -135,14 +136,6 @@ def stored_traces(
         rejected.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "rejected.jsonl", rejected)
     return StoredExamples(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def shared(folder: Path, build: Callable[[Path], None], *, rank: int, local_rank: int, named: Callable[[], str]) -> Path:

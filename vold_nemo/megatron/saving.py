@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import threading
@@ -39,6 +38,7 @@ from vold_nemo.megatron.checkpoint import (
 )
 from vold_nemo.megatron.optimizer import steps_taken
 from vold_nemo.megatron.sharded import Staged, model_state
+from vold_nemo.writing import replace_text, sync
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,7 @@ class Snapshot:
         for path in self.aside.rglob("*"):
             writer = _RANK_IN_NAME.search(path.name)
             if path.is_file() and int(writer[1] if writer else 0) == self.rank:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                sync(path)
                 described[str(path.relative_to(self.aside))] = describe_file(path)
         return described
 
@@ -135,13 +134,13 @@ class Snapshot:
             return
         folder = self.final.parent
         manifest = {**self._says, "files": dict(sorted(files.items()))}
-        _write(self.aside / "manifest.json", json.dumps(manifest, indent=1))
+        replace_text(self.aside / "manifest.json", json.dumps(manifest, indent=1), durable=True)
         for below in ("shards", "ranks", "."):
-            _sync_folder(self.aside / below)
+            sync(self.aside / below)
         replaced = [_set_aside(self.final)] if self.final.exists() else []
         self.aside.rename(self.final)
-        _sync_folder(folder)
-        _write(folder / "latest", self.final.name + "\n")
+        sync(folder)
+        replace_text(folder / "latest", self.final.name + "\n", durable=True)
         there = complete_checkpoints(folder)
         for later in [path for path in there if step_of(path) > self.step]:
             logger.warning("%s is of a step that this run, started before it, has not done: put aside", _out_of_the_way(later))
@@ -290,20 +289,3 @@ def _out_of_the_way(path: Path) -> Path:
     while name.exists():
         name = name.with_name(name.name + "_")
     return path.rename(name)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

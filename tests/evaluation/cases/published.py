@@ -387,3 +387,12 @@ def write(folder: Path, name: str) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows()[name]), file)
     return root
+
+
+def load(folder, name: str, **options) -> list:
+    """The questions of benchmark ``name`` that :func:`write` left in ``folder``."""
+    from vold_nemo.data.rejected import Rejected
+    from vold_nemo.evaluation.benchmarks.load import load_benchmark
+
+    settings = {"limit": None, "system_prompt": None, "rejected": Rejected(None, 0.9)} | options
+    return load_benchmark(name, path=str(folder / name), **settings)
