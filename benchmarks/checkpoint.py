@@ -1,7 +1,7 @@
 """How long training waits for a checkpoint: written at once, and by a thread from a copy in host memory.
 
-    python benchmarks/checkpoint.py json=true
-    python benchmarks/checkpoint.py hidden=1024 layers=8 tensor=2 folder=/scratch/here
+    python benchmarks/loading.py json=true
+    python benchmarks/loading.py hidden=1024 layers=8 tensor=2 folder=/scratch/here
 
 Megatron's model of a random Qwen2.5-VL checkpoint with Adam's state, fp32, on ``tensor`` gloo ranks of one thread each.  The
 two ways take turns; medians of ``repeats``, of the slowest rank:
@@ -32,7 +32,7 @@ from benchmarks.sync import write_checkpoint  # noqa: E402
 
 DEFAULTS = {
     "tensor": 1, "hidden": 512, "layers": 8, "rows": 16384, "tokens": 512, "repeats": 3, "folder": "", "json": False,
-    "results": str(ROOT / "benchmarks/results/checkpoint.json"),
+    "results": str(ROOT / "benchmarks/results/loading.json"),
 }  # fmt: skip
 
 
@@ -41,8 +41,9 @@ def measure(path: str, folder: str, settings: dict) -> dict:
     import torch
     import torch.distributed as dist
 
+    from vold_nemo.checkpoint import loading, saving
     from vold_nemo.config import OptimizerConfig
-    from vold_nemo.megatron import architecture, build, checkpoint, parallel, saving, training, weights
+    from vold_nemo.megatron import architecture, build, parallel, training, weights
     from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
 
     arch = architecture.read(path)
@@ -84,7 +85,7 @@ def measure(path: str, folder: str, settings: dict) -> dict:
             seconds["step_with"].append(step())
             writer.settle()
             seconds["behind"].append(time.perf_counter() - began - seconds["waited"][-1])
-    files = checkpoint.read_manifest(checkpoint.find_latest(folder))["files"]
+    files = loading.read_manifest(loading.find_latest(folder))["files"]
     parallel.destroy()
     return {
         "seconds": {name: statistics.median(all_) for name, all_ in seconds.items()},

@@ -132,11 +132,11 @@ def build(arm: str, folder: Path, s: dict, engine, rollouts):
     """A stage 2 model of this arm, ready to step; its run folder is ``folder / arm``."""
     from omegaconf import OmegaConf
 
-    from vold_nemo.composition import compose
+    from vold_nemo.checkpoint.run_folder import Run
+    from vold_nemo.config.compose import compose
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.vocabulary import VocabularyContract
     from vold_nemo.megatron import parallel
-    from vold_nemo.megatron.runs import Run
     from vold_nemo.models.teacher import Teacher
     from vold_nemo.models.vold import MegatronVOLDModel
 
@@ -252,7 +252,7 @@ def table(s: dict, found: list[dict], where: str) -> str:
 def main(arguments: list[str]) -> None:
     s = parse(arguments, DEFAULTS)
     os.environ.update(OMP_NUM_THREADS=str(s["threads"]), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    from vold_nemo.quiet import quiet, quiet_nemo
+    from vold_nemo.command.quiet import quiet, quiet_nemo
 
     quiet()
     quiet_nemo()

@@ -18,10 +18,10 @@ from vold_nemo.config import Config
 
 @recipe()
 def main(config: Config) -> None:
-    from vold_nemo.composition import HydraArguments
+    from vold_nemo.config.compose import HydraArguments
     from vold_nemo.planning.launch import refuse_inside_a_step, write_chain
+    from vold_nemo.planning.prefetch import check_lock
     from vold_nemo.planning.validity import findings
-    from vold_nemo.prefetch import check_lock
 
     refuse_inside_a_step()
     errors, lock = findings(config, "plan"), Path(config.prefetch.lock)

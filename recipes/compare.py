@@ -14,8 +14,8 @@ from vold_nemo.config import Config
 
 @recipe()
 def main(config: Config) -> None:
-    from vold_nemo.evaluation.compare.page import write_comparison
-    from vold_nemo.evaluation.report.verdict import evidence
+    from vold_nemo.pages.compare import write_comparison
+    from vold_nemo.pages.report.verdict import evidence
 
     path, found = write_comparison(config)
     for kind, entries in found["pairs"].items():

@@ -20,16 +20,18 @@ from vold_nemo.config import Config
 def main(config: Config) -> None:
     import torch.distributed as dist
 
+    from vold_nemo.config.launcher import launch
     from vold_nemo.megatron import diagnosis, parallel
+    from vold_nemo.megatron.device import pick_training_device
     from vold_nemo.planning.published import architecture_of
 
-    place = parallel.launch()
+    place = launch()
     found = []
     if place.local_rank == 0:
         for probe in (diagnosis.node, diagnosis.gpus, diagnosis.libraries, diagnosis.slurm):
             found += diagnosis.attempt(probe.__name__, probe)
         if config.objective.kl.enabled:
-            device = parallel.pick_device(config.device, place.local_rank)
+            device = pick_training_device(config.device, place.local_rank)
             found += diagnosis.attempt("teacher", lambda: diagnosis.teachers(config, device, architecture_of))
         found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
         print("\n".join(map(str, found)), flush=True)

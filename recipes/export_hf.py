@@ -22,12 +22,12 @@ from vold_nemo.config import Config, ConfigError
 def main(config: Config) -> None:
     import torch
 
-    from vold_nemo.data import lineage
-    from vold_nemo.evaluation.parity import verify
-    from vold_nemo.megatron import architecture, build, parallel, sharded, weights
-    from vold_nemo.megatron.export import export_hf
-    from vold_nemo.megatron.model_card import model_card
-    from vold_nemo.megatron.shard_stream import stream_shards
+    from vold_nemo.checkpoint import lineage, sharded
+    from vold_nemo.checkpoint.export import export_hf
+    from vold_nemo.checkpoint.model_card import model_card
+    from vold_nemo.checkpoint.parity import verify
+    from vold_nemo.checkpoint.shard_stream import stream_shards
+    from vold_nemo.megatron import architecture, build, parallel, weights
 
     options, run = config.export, run_path(config)
     out = Path(options.path) if options.path else (run.with_suffix("") if run.suffix == ".nemo" else run) / "hf"
@@ -82,8 +82,8 @@ def trained_weights(run: Path):
     import contextlib
     import tempfile
 
-    from vold_nemo.megatron.checkpoint import find_latest
-    from vold_nemo.megatron.nemo_connector import WEIGHTS, unpack
+    from vold_nemo.checkpoint.loading import find_latest
+    from vold_nemo.checkpoint.nemo_archive import WEIGHTS, unpack
 
     @contextlib.contextmanager
     def opened():

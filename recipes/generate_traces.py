@@ -26,13 +26,13 @@ from vold_nemo.planning.example import print_example
 def main(config: Config) -> None:
     from tqdm import tqdm
 
+    from vold_nemo.config.launcher import launch
     from vold_nemo.data.prompts import read_prompts
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.traces import TraceWriter, shard_path
     from vold_nemo.evaluation.teacher_errors import Judge, TraceReport, write_report
-    from vold_nemo.megatron.parallel import launch
-    from vold_nemo.models.scribe import scribe
+    from vold_nemo.models.trace_engine import trace_engine
     from vold_nemo.rollout.tracing import TeacherTraces, dataset_of, own_traces, settings, wanted
 
     started, here, own = time.monotonic(), launch(), config.traces.engine == "dataset"
@@ -52,7 +52,7 @@ def main(config: Config) -> None:
         if own:
             blocks = own_traces(config, shard, shards, rejected, writer.done)
         else:
-            teacher = TeacherTraces(config, tokenizer, prompts, rejected, lambda: scribe(config, here.local_rank))
+            teacher = TeacherTraces(config, tokenizer, prompts, rejected, lambda: trace_engine(config, here.local_rank))
             blocks = teacher.blocks(writer.done)
         total = None if own else len(prompts) * config.traces.samples_per_prompt
         with tqdm(total=total, initial=found, unit="trace", desc=f"traces {shard + 1}/{shards}", smoothing=0.05) as bar:

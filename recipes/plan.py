@@ -22,8 +22,9 @@ from vold_nemo.config import Config
 
 @recipe()
 def main(config: Config) -> None:
-    from vold_nemo.composition import HydraArguments
-    from vold_nemo.planning import chart, launch, text
+    from vold_nemo.config.compose import HydraArguments
+    from vold_nemo.pages.plan import write
+    from vold_nemo.planning import launch, text
     from vold_nemo.planning.example import example
     from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, stage_gpus
     from vold_nemo.planning.resolved import describe
@@ -54,7 +55,7 @@ def main(config: Config) -> None:
     if config.explain:
         lines += ["", *text.assumptions(config)]
     print("\n".join(lines))
-    print(f"\nwritten: {chart.write(config, plan)}")
+    print(f"\nwritten: {write(config, plan)}")
     if not plan.fits:
         raise text.refusal(config, models, plan)
     if config.sbatch is not None:

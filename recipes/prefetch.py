@@ -16,7 +16,7 @@ from vold_nemo.config import Config
 
 @recipe()
 def main(config: Config) -> None:
-    from vold_nemo.prefetch import check_lock, write_lock
+    from vold_nemo.planning.prefetch import check_lock, write_lock
 
     lock = Path(config.prefetch.lock)
     if not config.prefetch.check:

@@ -12,8 +12,8 @@ from vold_nemo.config import Config
 
 @recipe()
 def main(config: Config) -> None:
-    from vold_nemo.evaluation.report.page import write_report
-    from vold_nemo.evaluation.report.verdict import headline
+    from vold_nemo.pages.report.page import write_report
+    from vold_nemo.pages.report.verdict import headline
 
     path, material = write_report(config)
     for line in material.missing:

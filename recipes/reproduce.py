@@ -18,11 +18,11 @@ from vold_nemo.config import Config
 
 @recipe()
 def main(config: Config) -> None:
-    from vold_nemo.composition import HydraArguments
-    from vold_nemo.evaluation.reproduce.page import write_page
-    from vold_nemo.evaluation.reproduce.targets import target
-    from vold_nemo.evaluation.reproduce.work import Plan
-    from vold_nemo.writing import replace_text, writing
+    from vold_nemo.config.compose import HydraArguments
+    from vold_nemo.config.writing import replace_text, writing
+    from vold_nemo.pages.reproduce.page import write_page
+    from vold_nemo.pages.reproduce.targets import target
+    from vold_nemo.pages.reproduce.work import Plan
 
     chosen, scale, options = target(config.reproduce.target), config.reproduce.scale, config.reproduce
     overrides = HydraArguments.parse(sys.argv[1:]).overrides
@@ -43,7 +43,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    from vold_nemo.evaluation.reproduce.targets import with_experiment
+    from vold_nemo.pages.reproduce.targets import with_experiment
 
     sys.argv[1:] = with_experiment(sys.argv[1:])
     main()

@@ -21,12 +21,13 @@ from vold_nemo.planning.example import print_example
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
-    from vold_nemo.data import lineage
+    from vold_nemo.checkpoint import lineage
+    from vold_nemo.checkpoint.run_folder import Run
+    from vold_nemo.config.launcher import launch
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.token_cache import stored_traces
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.adoption import agree
-    from vold_nemo.megatron.runs import Run
     from vold_nemo.models.sft import MegatronSFTModel
 
     layout = parallel.initialize_from(config)
@@ -36,7 +37,7 @@ def main(config: Config) -> None:
     adopted, contract = agree(config, tokenizer, model.architecture.vocabulary, [], padded=model.padded_vocabulary)
     examples = stored_traces(
         config, tokenizer, contract.shared.tolist(), folder / "rejected.jsonl", rank=layout.rank,
-        local_rank=parallel.launch().local_rank,
+        local_rank=launch().local_rank,
     )  # fmt: skip
     traces = examples.counts.origins
     if layout.rank == 0:

@@ -52,7 +52,7 @@ def main() -> int:
     from rich.console import Console
 
     from vold_nemo.config import ConfigError
-    from vold_nemo.evaluation import rollout_view as view
+    from vold_nemo.pages import rollout_view as view
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # a pager has no width of its own
     console = Console(highlight=False, markup=False, emoji=False, width=wide)

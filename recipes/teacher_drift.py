@@ -21,7 +21,6 @@ def main(config: Config) -> None:
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.data.traces import load_traces
-    from vold_nemo.evaluation.report import drift as page
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.adoption import agree
     from vold_nemo.megatron.precision import pad_multiple
@@ -29,6 +28,7 @@ def main(config: Config) -> None:
     from vold_nemo.models.selection import select
     from vold_nemo.models.teacher import Teacher
     from vold_nemo.models.vold import MegatronVOLDModel
+    from vold_nemo.pages import drift as page
 
     config = teacher_drift.distillation_only(config)
     tokenizer = load_tokenizer(config.vold.start)

@@ -23,18 +23,18 @@ from vold_nemo.planning.example import print_example
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 
-    from vold_nemo.data import lineage
+    from vold_nemo.checkpoint import lineage
+    from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.data.prompts import load_prompts
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer, render_prompt
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.adoption import agree
-    from vold_nemo.megatron.runs import Run
-    from vold_nemo.models.faculty import assemble, members
     from vold_nemo.models.sampling import Sampler
+    from vold_nemo.models.teachers import assemble, members
     from vold_nemo.models.validation import split_off_validation
     from vold_nemo.models.vold import MegatronVOLDModel
-    from vold_nemo.rewards.keys import refusal
+    from vold_nemo.rewards.answer_keys import refusal
     from vold_nemo.rollout.build import build_engine
 
     start, distils = config.vold.start, config.objective.kl.enabled

@@ -37,7 +37,7 @@ def main() -> int:
     given = parser.parse_args()
 
     from vold_nemo.config import ConfigError
-    from vold_nemo.evaluation.watching import look, render
+    from vold_nemo.pages.watch import look, render
 
     if not is_run(given.run):
         inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in given.run.glob(f"{depth}/metrics.jsonl"))

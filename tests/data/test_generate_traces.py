@@ -23,7 +23,7 @@ from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import load_tokenizer
 from vold_nemo.data.traces import load_traces
 from vold_nemo.miniature.random_models import write_questions, write_random_teacher
-from vold_nemo.models import scribe
+from vold_nemo.models import trace_engine
 from vold_nemo.rollout import tracing
 from vold_nemo.rollout.transformers_engine import TransformersEngine
 from vold_nemo.rollout.vllm_teacher import devices_of
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(config, tmp_path, mon
 
 def test_a_finished_run_does_not_load_the_teacher_again(config, monkeypatch):
     run(config)
-    monkeypatch.setattr(scribe, "on_transformers", lambda *args: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(trace_engine, "on_transformers", lambda *args: pytest.fail("the teacher was loaded"))
     run(config)
 
 

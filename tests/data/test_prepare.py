@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vold_nemo.composition import HydraArguments, compose
 from vold_nemo.config import (
     Config,
     ConfigError,
@@ -19,6 +18,7 @@ from vold_nemo.config import (
     PromptFieldsConfig,
     TracesConfig,
 )
+from vold_nemo.config.compose import HydraArguments, compose
 from vold_nemo.data.overlap import EvaluationTable, Match, normalised, question_key, question_text
 from vold_nemo.data.prepare import prepare, summary
 from vold_nemo.data.prompts import Prompt, Wanted, load_prompts, read_prompts

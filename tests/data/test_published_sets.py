@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.data.fixtures.make import FIGURES, QUESTIONS, SOURCES, THOUGHTS
-from vold_nemo.composition import compose
 from vold_nemo.config import ConfigError, DatasetConfig, PromptFieldsConfig
+from vold_nemo.config.compose import compose
 from vold_nemo.data.prompts import Wanted, load_prompts, read_prompts
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.rewards.keys import refusal
+from vold_nemo.rewards.answer_keys import refusal
 
 FIXTURES = Path(__file__).parent / "fixtures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

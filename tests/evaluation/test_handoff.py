@@ -9,8 +9,8 @@ import pytest
 
 from tests.evaluation.cases import published
 from vold_nemo.config import Config, ConfigError
-from vold_nemo.evaluation.compare.pairs import compare, read_models
 from vold_nemo.evaluation.handoff import bring_in, write_script
+from vold_nemo.evaluation.pairs import compare, read_models
 
 
 def configured(tmp_path, **options) -> Config:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vold_nemo.composition import compose
 from vold_nemo.config import ConfigError
+from vold_nemo.config.compose import compose
 from vold_nemo.data.prompts import Prompt
 from vold_nemo.data.rollouts import Rollout, write_rollouts
 from vold_nemo.evaluation.verify import verify

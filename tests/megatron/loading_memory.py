@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from tests.checkpoint.export_memory import anonymous
 from tests.megatron import fp8_jobs, tiny
-from tests.megatron.export_memory import anonymous
 
 SHAPE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=16, num_key_value_heads=4,
              head_dim=64, vocab_size=16001)  # fmt: skip

@@ -40,7 +40,7 @@ def test_a_probe_that_breaks_is_a_finding():
 
 
 def test_what_the_hardware_means_for_an_experiment_s_teacher(monkeypatch):
-    from vold_nemo.composition import compose
+    from vold_nemo.config.compose import compose
     from vold_nemo.megatron import fp8
     from vold_nemo.megatron.precision import Hardware
     from vold_nemo.planning.published import architecture_of

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from vold_nemo.config import ConfigError
-from vold_nemo.megatron.parallel import Launch, collective_minutes, first_host, launch
+from vold_nemo.config.launcher import Launch, first_host, launch
+from vold_nemo.megatron.parallel import collective_minutes
 
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "77",

@@ -7,7 +7,7 @@ import pytest
 
 from tests.megatron import steps, tiny
 from tests.megatron.limited import little_room
-from vold_nemo.megatron import checkpoint, saving
+from vold_nemo.checkpoint import loading, saving
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ METRICS = {10: 0.5, 20: 0.1, 30: 0.9, 40: 0.4, 50: None, 60: "nan", 70: 0.6}
     ],
 )
 def test_newest_each_so_many_steps_and_best_are_kept(tmp_path, rules, steps_kept):
-    kept = checkpoint.retained(written(tmp_path, METRICS), **{"every": 0, "best": 0, "highest": False, **rules})
+    kept = loading.retained(written(tmp_path, METRICS), **{"every": 0, "best": 0, "highest": False, **rules})
     assert {int(path.name.removeprefix("step_")) for path in kept} == steps_kept
 
 
@@ -66,9 +66,9 @@ def _save_three(source, folder, limit):
         except saving.CheckpointNotWritten as error:
             said = str(error)
         there = sorted(path.name for path in Path(folder).iterdir())
-        latest = checkpoint.find_latest(folder).name
+        latest = loading.find_latest(folder).name
         save(4)
-        return said, there, latest, checkpoint.find_latest(folder).name
+        return said, there, latest, loading.find_latest(folder).name
     finally:
         parallel.destroy()
 

@@ -160,7 +160,8 @@ def lent(path, tensor, pipeline, slice_bytes, expert=1):
 
 def exported(path, out, tensor, pipeline, max_shard_bytes, factor=1.0):
     """Export of ``path``'s backbone, multiplied by ``factor``; rank 0 returns the report."""
-    from vold_nemo.megatron import export, parallel, weights
+    from vold_nemo.checkpoint import export
+    from vold_nemo.megatron import parallel, weights
 
     model, arch, layout = built(path, tensor, pipeline)
     try:

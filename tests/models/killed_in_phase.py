@@ -46,7 +46,7 @@ def kill_in(phase: str, step: int, seconds: float) -> None:
 
 def kill_the_writer(step: int) -> None:
     """The process ends when its thread has written its own file of the checkpoint after ``step``, and no shard."""
-    from vold_nemo.megatron.saving import Snapshot
+    from vold_nemo.checkpoint.saving import Snapshot
 
     write_own = Snapshot._write_own
 

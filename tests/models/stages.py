@@ -33,7 +33,7 @@ def make_world(folder: Path) -> None:
 
 def configuration(folder: Path, *overrides: str):
     """The miniature experiment on the tiny world, with ``overrides``."""
-    from vold_nemo.composition import compose
+    from vold_nemo.config.compose import compose
 
     return compose(
         [
@@ -147,10 +147,10 @@ def build_vold(config, layout, sampler=None):
     """A stage 2 model that is ready to train, as recipes/vold.py makes it; ``sampler`` None = a FixedSampler."""
     from omegaconf import OmegaConf
 
+    from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.megatron.adoption import agree
-    from vold_nemo.megatron.runs import Run
-    from vold_nemo.models.faculty import assemble
+    from vold_nemo.models.teachers import assemble
     from vold_nemo.models.vold import MegatronVOLDModel
 
     model = MegatronVOLDModel(OmegaConf.structured(config))
@@ -193,7 +193,7 @@ def sft_trained(folder: Path, *overrides: str) -> dict:
 def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
     """Two steps of stage 2 on fixed rollouts: metrics of each, and the weights after them."""
     from vold_nemo.megatron import parallel
-    from vold_nemo.models.faculty import members
+    from vold_nemo.models.teachers import members
 
     config = configuration(folder, "rollout.probe_tolerance=1e9", *overrides)
     layout = layout_of(config)
@@ -214,7 +214,7 @@ def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
 
 
 def teacher_state(model):
-    from vold_nemo.models.faculty import members
+    from vold_nemo.models.teachers import members
     from vold_nemo.rollout.fingerprints import Fingerprints
 
     if model.teacher is None:

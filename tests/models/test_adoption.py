@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.models.stages import build_sft, configuration, layout_of, make_world
+from vold_nemo.checkpoint import lineage
 from vold_nemo.config import ConfigError
-from vold_nemo.data import lineage
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron.adoption import adopt, append_tokens
 from vold_nemo.miniature.tokenizer import QWEN3_ONLY, build_tokenizer
@@ -70,8 +70,8 @@ def test_only_added_tokens_that_follow_the_last_id_are_adopted():
 
 def rows_after(folder, steps, *overrides):
     """Embedding rows of the adopted ids on this rank's copies {stage: rows}, before and after; the exported weights."""
+    from vold_nemo.checkpoint.export import export_hf
     from vold_nemo.megatron import parallel
-    from vold_nemo.megatron.export import export_hf
 
     config = configuration(folder, ADOPT, *overrides)
     layout = layout_of(config)

@@ -5,9 +5,9 @@ import torch
 
 from tests.models.fp8_jobs import drifted
 from tests.models.stages import make_world
-from vold_nemo.evaluation.report.drift import render
 from vold_nemo.models.drift import token_drift
 from vold_nemo.objective.vocabulary import VocabularyShard
+from vold_nemo.pages.drift import render
 
 
 def test_kl_and_first_choices_are_the_dense_ones():

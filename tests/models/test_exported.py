@@ -14,11 +14,11 @@ def world(tmp_path_factory):
 
 def train_answer_and_export(folder):
     """Two steps at this layout; greedy answers of the synced engine; the export beside them."""
+    from vold_nemo.checkpoint.export import export_hf
     from vold_nemo.data.prompts import load_prompts
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import load_tokenizer, render_prompt
     from vold_nemo.megatron import parallel
-    from vold_nemo.megatron.export import export_hf
     from vold_nemo.rollout.engine import EnginePrompt, Sampling
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 

@@ -87,8 +87,8 @@ def test_a_run_folder_that_cannot_be_written_is_an_input_error(world, tmp_path):
 
 
 def raising(world, outputs):  # noqa: F811
+    from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.megatron import parallel
-    from vold_nemo.megatron.runs import Run
 
     config = configuration(world, f"outputs={outputs}", "sft.max_length=64")
     layout_of(config)
@@ -111,24 +111,24 @@ def test_a_rank_that_raises_or_waits_in_vain_says_where(world, tmp_path, gloo): 
 
 
 def test_an_unreachable_wandb_is_said_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
+    from vold_nemo.checkpoint import run_folder
     from vold_nemo.config import LoggingConfig
-    from vold_nemo.megatron import runs
 
     def unreachable(folder, logging):
         if logging.wandb_project is not None:
             raise ConnectionError("no route to host")
         return []
 
-    monkeypatch.setattr(runs, "_nemo_loggers", unreachable)
-    run_folder = runs.Run(tmp_path / "run", rank=0, logging=LoggingConfig(tensorboard=True, wandb_project="project"))
-    run_folder.log(1, {"loss": 1.0})
+    monkeypatch.setattr(run_folder, "_nemo_loggers", unreachable)
+    run = run_folder.Run(tmp_path / "run", rank=0, logging=LoggingConfig(tensorboard=True, wandb_project="project"))
+    run.log(1, {"loss": 1.0})
     assert "no route to host" in caplog.text and "wandb" in caplog.text
     assert '"loss": 1.0' in run_folder.metrics.read_text()
 
 
 def test_a_read_only_folder_names_the_key(tmp_path):
+    from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.config import ConfigError
-    from vold_nemo.megatron.runs import Run
 
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="outputs"):

@@ -33,12 +33,13 @@ def trained_and_saved(folder, stage, pack, *overrides):
 
 
 def restored(folder, stage, pack, *overrides):
-    from vold_nemo.megatron import nemo_connector, parallel
+    from vold_nemo.checkpoint import nemo_archive
+    from vold_nemo.megatron import parallel
     from vold_nemo.models.sft import MegatronSFTModel
     from vold_nemo.models.vold import MegatronVOLDModel
 
     layout_of(configuration(folder, *overrides))
-    connector = nemo_connector.sharded_connector()()
+    connector = nemo_archive.sharded_connector()()
     file = folder / stage / "packed.nemo"
     if not pack:
         file = folder / stage / "unpacked" / "model.nemo"

@@ -149,9 +149,9 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_85(world, tm
 
 def goes_on_with(world: Path, outputs: Path, *overrides: str) -> str:
     """One step of stage 1, then a second start under ``overrides``: what it says."""
+    from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.config import ConfigError
     from vold_nemo.megatron import parallel
-    from vold_nemo.megatron.runs import Run
 
     said = ""
     for steps, more in ((1, ()), (2, overrides)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models.stages import configuration, make_world
-from vold_nemo.composition import compose
+from vold_nemo.config.compose import compose
 from vold_nemo.data.prompts import Prompt
 from vold_nemo.data.rollouts import Rollout
 from vold_nemo.models.sampling import Sampler

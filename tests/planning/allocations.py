@@ -51,8 +51,8 @@ def id_of(tensor: torch.Tensor) -> int:
 
 def _copied(model, optimizer) -> tuple[int, int]:
     """Bytes that stay when training goes on after a checkpoint is staged, and that stand before they are copied."""
-    from vold_nemo.megatron.checkpoint import OPTIMIZER_LAYOUT
-    from vold_nemo.megatron.sharded import Staged, model_state
+    from vold_nemo.checkpoint.loading import OPTIMIZER_LAYOUT
+    from vold_nemo.checkpoint.sharded import Staged, model_state
 
     weights = model_state(model)
     with LiveBytes() as live:
@@ -98,7 +98,8 @@ def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bo
 def export_peak(source: Path, folder: Path, precision: str) -> int:
     """Bytes that an export of ``source``'s weights needs at most, once they lie in ``folder`` as a run writes them."""
     from tests.megatron import tiny
-    from vold_nemo.megatron import architecture, export, parallel, shard_stream, sharded
+    from vold_nemo.checkpoint import export, shard_stream, sharded
+    from vold_nemo.megatron import architecture, parallel
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     (folder / "shards").mkdir(parents=True)

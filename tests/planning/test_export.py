@@ -5,7 +5,7 @@ import torch
 
 from tests.megatron import tiny
 from tests.planning.allocations import export_peak
-from vold_nemo.composition import compose
+from vold_nemo.config.compose import compose
 from vold_nemo.megatron import architecture
 from vold_nemo.planning import launch, memory
 from vold_nemo.planning.memory import GIB

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vold_nemo.composition import compose
 from vold_nemo.config import ConfigError
+from vold_nemo.config.compose import compose
 from vold_nemo.data.traces import shard_path
 from vold_nemo.planning.launch import script, stages, write_script
 from vold_nemo.planning.validity import findings

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from tests.megatron import tiny
-from vold_nemo.composition import CONF, compose
 from vold_nemo.config import ConfigError
+from vold_nemo.config.compose import CONF, compose
 from vold_nemo.megatron import architecture
 from vold_nemo.planning import allocation, memory, text, timing
 from vold_nemo.planning.memory import GIB

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from vold_nemo.composition import compose
+from vold_nemo.config.compose import compose
 from vold_nemo.planning.plan import fits, layout_findings, models_of, plan_stage
 from vold_nemo.planning.search import _names, _savings, _with, assign, candidates, cheapest_changes, fewest_gpus, ranked
 from vold_nemo.planning.validity import Pending, findings

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vold_nemo.composition import HydraArguments, compose
 from vold_nemo.config import BetaConfig, Config, ConfigError
+from vold_nemo.config.compose import HydraArguments, compose
+from vold_nemo.config.launcher import launched_world
 from vold_nemo.megatron.parallel import launch
 from vold_nemo.planning.resolved import describe, parameters
-from vold_nemo.planning.validity import Pending, findings, launched_world, planned_world
+from vold_nemo.planning.validity import Pending, findings, planned_world
 
 
 @pytest.fixture(scope="module")

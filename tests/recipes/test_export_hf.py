@@ -24,7 +24,8 @@ def write_run(source: str, folder: str, nemo: str) -> None:
 
     import torch.distributed as dist
 
-    from vold_nemo.megatron import architecture, build, checkpoint, parallel, sharded, weights
+    from vold_nemo.checkpoint import loading, sharded
+    from vold_nemo.megatron import architecture, build, parallel, weights
 
     world = dist.get_world_size()
     layout = parallel.initialize(world, 1, seed=1, device="cpu")
@@ -48,7 +49,7 @@ def write_run(source: str, folder: str, nemo: str) -> None:
             }
             for path in final.rglob("*") if path.is_file()
         }  # fmt: skip
-        manifest = {"format": checkpoint.FORMAT, "step": 3, "layout": {}, "files": listed}
+        manifest = {"format": loading.FORMAT, "step": 3, "layout": {}, "files": listed}
         (final / "manifest.json").write_text(json.dumps(manifest))
         with tarfile.open(nemo, "w:") as tar:
             tar.add(archive, arcname=".")

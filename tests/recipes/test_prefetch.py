@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vold_nemo.config import Config, ConfigError, DataConfig, DatasetConfig, StudentConfig, TeacherConfig
-from vold_nemo.prefetch import check_lock, needs, write_lock
+from vold_nemo.planning.prefetch import check_lock, needs, write_lock
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.models.stages import make_world
 from tests.slurm.conftest import ROOT
-from vold_nemo.composition import compose
 from vold_nemo.config import ConfigError
+from vold_nemo.config.compose import compose
 from vold_nemo.planning.launch import nodes, stages, write_chain, write_script
 from vold_nemo.planning.values import CHOICES
 

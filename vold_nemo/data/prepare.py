@@ -72,7 +72,7 @@ def prepare(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: a set that cannot be read, or more bad rows than ``data.max_rejected_share``.
     """
-    from vold_nemo.rewards.keys import refusal
+    from vold_nemo.rewards.answer_keys import refusal
 
     options, folder = config.prepare, Path(config.prepare.path)
     sets = training_sets(config)

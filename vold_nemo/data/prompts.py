@@ -71,7 +71,7 @@ class Wanted:
         system_prompt: put before messages that bring no system turn of their own.
         instruction: put behind the user's last turn, on a line of its own.
         refuse: why an answer cannot be judged by a verifier (None: the configured one), or None if it can be
-            (:func:`vold_nemo.rewards.keys.refusal`).
+            (:func:`vold_nemo.rewards.answer_keys.refusal`).
     """
 
     answers: bool = True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError
-from vold_nemo.writing import writing
+from vold_nemo.config.writing import writing
 
 KEPT_CHARACTERS = 2_000  # of a rejected row: enough to recognise it, also when the row is a gigabyte
 

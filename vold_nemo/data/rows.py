@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.checkpoint_source import is_hub_id, local_folder
 from vold_nemo.config import ConfigError, DatasetConfig
+from vold_nemo.config.sources import is_hub_id, local_folder
 from vold_nemo.data.rejected import Rejected
 
 SUFFIXES = (".jsonl", ".json", ".parquet")

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from vold_nemo.config import Config, ConfigError
+from vold_nemo.config.writing import sync
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import eos_ids
 from vold_nemo.data.traces import SFTExample, TraceCounts, read_traces, trace_files
-from vold_nemo.writing import sync
 
 FORMAT = 2
 

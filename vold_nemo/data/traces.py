@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 
 from vold_nemo.config import ConfigError
-from vold_nemo.data.lineage import count_origin
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import render_prompt
 
@@ -308,3 +307,13 @@ class TraceWriter:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def count_origin(traces: list[dict[str, Any]], row: Mapping[str, Any]) -> None:
+    """Count trace ``row`` in the ``traces`` of a lineage, under who wrote it; null for what the line does not say."""
+    writer = {"teacher": row.get("teacher"), "weights": row.get("teacher_weights"), "thinking": row.get("thinking")}
+    for entry in traces:
+        if all(entry[key] == value for key, value in writer.items()):
+            entry["count"] += 1
+            return
+    traces.append(writer | {"count": 1})

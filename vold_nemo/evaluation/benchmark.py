@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
+from vold_nemo.config.launcher import launch
 from vold_nemo.data.prompts import Prompt, load_prompts
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.evaluation.answers import (
@@ -59,30 +60,10 @@ def load_questions(config: Config, *, writes: bool = True) -> dict[str, list[Pro
     return questions
 
 
-def pick_device(device: str) -> str:
-    """``auto | cpu | cuda`` -> a torch device; of several GPUs the one of this rank.
-
-    Unlike training, evaluation may run on the CPU of a GPU machine.
-    """
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device", device, "auto | cpu", "no CUDA device is visible: set device=cpu or run where there is one"
-        )
-    if device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else "cuda"
-
-
 def part_of(config: Config) -> tuple[int, int]:
     """(number, count) of the part that this process answers: ``evaluate.shard``, shared again by the ranks of the job."""
-    from vold_nemo.planning.validity import launched_world
-
-    world = launched_world() or 1
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if world > 1 else 0
-    return config.evaluate.shard * world + rank, config.evaluate.shards * world
+    here = launch()
+    return config.evaluate.shard * here.world + here.rank, config.evaluate.shards * here.world
 
 
 def score_rows(texts: list[str], prompts: list[Prompt], *, reward) -> list:
@@ -109,7 +90,9 @@ def evaluate(config: Config) -> dict | None:
     for arm in options.models:
         if not arm.replace("_", "").replace("-", "").isalnum():  # it names files
             raise ConfigError("evaluate.models", arm, ARM_CHARACTERS, "rename the arm")
-    device = pick_device(config.device)
+    from vold_nemo.megatron.device import pick_device  # not pick_training_device: a CPU may be asked for beside a GPU
+
+    device = str(pick_device(config.device, launch().local_rank))
     if options.engine == "vllm":
         from vold_nemo.rollout.vllm_engine import require_vllm
 

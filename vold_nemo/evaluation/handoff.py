@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import Config, ConfigError
+from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.evaluation.benchmarks.load import load_benchmark
 from vold_nemo.evaluation.benchmarks.question import Question
 from vold_nemo.evaluation.results import build_results
-from vold_nemo.writing import replace_text, writing
 
 # Our name -> theirs.  lmms-eval's geometry3k asks other questions (four choices), so it has no entry.
 LMMS_EVAL = {

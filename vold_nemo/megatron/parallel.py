@@ -6,9 +6,7 @@ ranks of a tensor group share a node.  gloo on the CPU; with CUDA, NCCL for devi
 
 from __future__ import annotations
 
-import os
 import random
-import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -16,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 from vold_nemo.config import Config, ConfigError
+from vold_nemo.config.launcher import launch
 from vold_nemo.megatron import cpu
+from vold_nemo.megatron.device import pick_training_device
 
 _current: Layout | None = None  # what initialize() made last
 _own_default_group = False  # whether destroy() may take the default group down, too
@@ -69,67 +69,6 @@ class Layout:
         return self.pipeline_rank == self.pipeline - 1
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says about this process."""
-
-    rank: int
-    world: int
-    local_rank: int
-    host: str | None  # of rank 0; None = a lone process
-    port: int
-
-
-def first_host(nodes: str) -> str:
-    """First host of a Slurm node list: ``gpu[003-006,9],x1`` -> ``gpu003``."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
-    if not match:
-        raise ConfigError("SLURM_STEP_NODELIST", nodes, "a Slurm node list", "start with srun or torchrun")
-    return match[1] + (match[2] or "") + (match[3] or "")
-
-
-def launch(environment: dict[str, str] | None = None) -> Launch:
-    """Read torchrun's variables, else srun's (one task per GPU), else be alone.
-
-    :raises ConfigError: if a variable is missing or not a number.
-    """
-    env = os.environ if environment is None else environment
-
-    def number(key: str) -> int:
-        try:
-            return int(env[key])
-        except (KeyError, ValueError):
-            raise ConfigError(key, env.get(key), "an integer", "start with torchrun or with srun") from None
-
-    if "RANK" in env and "WORLD_SIZE" in env:
-        local = number("LOCAL_RANK") if "LOCAL_RANK" in env else 0
-        return Launch(number("RANK"), number("WORLD_SIZE"), local, env.get("MASTER_ADDR", "127.0.0.1"),
-                      int(env.get("MASTER_PORT", "29500")))
-    # SLURM_PROCID is set inside a batch script, too; only a step (srun) has a step id and tasks of its own.
-    if "SLURM_PROCID" in env and "SLURM_STEP_NODELIST" in env and env.get("SLURM_STEP_ID", "").isdigit():
-        nodes = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
-        # One port per job step, the same on every rank without asking anybody.
-        port = 20000 + (number("SLURM_JOB_ID") * 7 + number("SLURM_STEP_ID")) % 20000
-        return Launch(number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS"), number("SLURM_LOCALID"), nodes,
-                      int(env.get("MASTER_PORT", port)))
-    return Launch(0, 1, 0, None, 0)
-
-
-def pick_device(device: str, local_rank: int) -> torch.device:
-    """``auto | cpu | cuda`` -> this rank's device.  A step that sees one GPU per task uses that one."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError("device", device, "auto | cpu | cuda", "set device to one of these")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", device, "auto | cpu", "no CUDA device is visible: set device=cpu, or find one")
-    if device == "cpu" and torch.cuda.is_available():
-        raise ConfigError("device", device, "auto | cuda",
-                          "megatron-core uses a CUDA device that it sees: hide it with CUDA_VISIBLE_DEVICES= first")
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    index = local_rank if torch.cuda.device_count() > 1 else 0
-    return torch.device("cuda", index)
-
-
 def _backend(where: torch.device) -> str:
     return "gloo" if where.type == "cpu" else "cpu:gloo,cuda:nccl"
 
@@ -145,7 +84,7 @@ def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     """Join the world, unless it is joined already; makes no group.  Returns this rank's device.  Collective over the world."""
     global _own_default_group, _groups_before
     place = launch()
-    where = pick_device(device, place.local_rank)
+    where = pick_training_device(device, place.local_rank)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if not dist.is_initialized():

@@ -1,7 +1,7 @@
 """Who holds the device: what leaves it while another phase works, and the bytes that each phase then measures.
 
-The table is in ``planning/holders.py``.  Nothing moves in a phase that it does not name.  Leaving comes before coming back, so
-that two never need the room at once.
+The table is in ``planning/residency.py``.  Nothing moves in a phase that it does not name.  Leaving comes before coming
+back, so that two never need the room at once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Protocol
 
 from vold_nemo.config import Config
 from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
-from vold_nemo.models.faculty import Faculty, members
 from vold_nemo.models.teacher import Teacher
-from vold_nemo.planning.holders import NEEDS, leaving
+from vold_nemo.models.teachers import Teachers, members
+from vold_nemo.planning.residency import NEEDS, leaving
 from vold_nemo.rollout.engine import RolloutEngine
 
 
@@ -62,7 +62,7 @@ class SleepingEngine:
         self.leave, self.come_back = engine.sleep, engine.wake
 
 
-def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher: Teacher | Faculty | None) -> Handover:
+def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher: Teacher | Teachers | None) -> Handover:
     """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's."""
     gradients, state = GradientBuffers(stage), OptimizerState(optimizer, stage)
     movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine)}

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from vold_nemo.config.launcher import STUCK
+
 logger = logging.getLogger(__name__)
 
-STUCK = 86
 _PART_OF_LIMIT = 20  # looks at the clock and at the others this often within the limit
 _MOST_SECONDS = 10.0  # and at least every so many seconds: what `watch` shows is never older
 

@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig
 
 from vold_nemo.config import OptimizerConfig
-from vold_nemo.data.ahead import Ahead
 from vold_nemo.data.order import Order
+from vold_nemo.data.prefetcher import Prefetcher
 from vold_nemo.data.sft_batches import SFTBatch, sft_batch
 from vold_nemo.data.token_cache import StoredExamples
 from vold_nemo.data.traces import SFTExample
@@ -49,7 +49,7 @@ class MegatronSFTModel(MegatronStudent):
             mixture=self.config.data.trace_mixture, key="data.trace_mixture",
         )  # fmt: skip
         self.lineage = {"added_tokens": contract.added_tokens, "traces": traces}
-        self.batches = Ahead(self.cut, self.total_steps)
+        self.batches = Prefetcher(self.cut, self.total_steps)
         self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
 
     def data_name(self) -> str:

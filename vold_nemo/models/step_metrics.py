@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from vold_nemo.data.micro_batch import MicroBatch
 from vold_nemo.data.rollouts import Fate, Rollout, TokenRecord
-from vold_nemo.models.agreement import whole_responses
+from vold_nemo.models.rank_checks import whole_responses
 from vold_nemo.models.selection import Selection
 from vold_nemo.models.sft import peak_bytes
 from vold_nemo.objective import TokenStatistics

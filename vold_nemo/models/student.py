@@ -22,31 +22,20 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from vold_nemo.checkpoint import loading, nemo_archive, saving, sharded
+from vold_nemo.checkpoint.run_folder import Run
 from vold_nemo.config import Config, ConfigError, OptimizerConfig, to_config
+from vold_nemo.config.launcher import STOPPED_BY_SIGNAL
 from vold_nemo.data.micro_batch import MicroBatch, fingerprint
-from vold_nemo.megatron import (
-    architecture,
-    build,
-    checkpoint,
-    nemo_connector,
-    parallel,
-    saving,
-    sequences,
-    sharded,
-    training,
-    weights,
-)
+from vold_nemo.megatron import architecture, build, parallel, sequences, training, weights
 from vold_nemo.megatron.heads import meet_head
 from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
-from vold_nemo.megatron.runs import Run
-from vold_nemo.models.agreement import assert_same
 from vold_nemo.models.heartbeat import Heartbeat
+from vold_nemo.models.rank_checks import assert_same
 from vold_nemo.models.stopping import Stop
 from vold_nemo.models.stragglers import slowest
 
 logger = logging.getLogger(__name__)
-
-STOPPED_BY_SIGNAL = 85
 
 
 class MegatronStudent(ModelPT):
@@ -73,9 +62,9 @@ class MegatronStudent(ModelPT):
             self.architecture, self.layout, padded_vocabulary=self.padded_vocabulary, dtype=self.dtype_in_training,
             recompute=self.config.parallel.recompute,
         )  # fmt: skip
-        nemo_connector.attach(self, self.layout)
+        nemo_archive.attach(self, self.layout)
         self.optimizer_in_training = None  # with its schedule, set by prepare_for_training
-        self.lineage: dict[str, Any] = {}  # see data/lineage.py; set by `attach`
+        self.lineage: dict[str, Any] = {}  # see checkpoint/lineage.py; set by `attach`
         self.own_seconds: dict[str, float] = {}  # of this step and rank, without waiting for others (stragglers.py)
 
     # -- what the two stages differ in -------------------------------------------------------------------------------
@@ -302,7 +291,7 @@ class MegatronStudent(ModelPT):
             ConfigError: ``checkpoint.resume=required`` and there is none, or a checkpoint of another layout or other data.
         """
         mode = self.config.checkpoint.resume
-        found = checkpoint.find_latest(run.checkpoints) if mode != "never" else None
+        found = loading.find_latest(run.checkpoints) if mode != "never" else None
         if found is None:
             if mode == "required":
                 raise ConfigError(
@@ -311,7 +300,7 @@ class MegatronStudent(ModelPT):
                 )  # fmt: skip
             run.resume_at(0)
             return 0
-        step, extra = checkpoint.load(
+        step, extra = loading.load(
             found, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule, layout=self.layout,
             reshard=self.config.checkpoint.reshard,
         )  # fmt: skip

@@ -58,7 +58,7 @@ class Teacher:
             self.rest()
 
     def of(self, batch: MicroBatch) -> Teacher:
-        """The teacher of a micro-batch: this one (see :class:`vold_nemo.models.faculty.Faculty`)."""
+        """The teacher of a micro-batch: this one (see :class:`vold_nemo.models.teachers.Teachers`)."""
         return self
 
     def rest(self) -> None:

@@ -20,8 +20,8 @@ from vold_nemo.config import BetaConfig, Config
 from vold_nemo.data.micro_batch import MicroBatch
 from vold_nemo.data.rollouts import Rollout
 from vold_nemo.data.traces import SFTExample
-from vold_nemo.models.agreement import whole_responses
 from vold_nemo.models.drift import token_drift, vocabulary_shard
+from vold_nemo.models.rank_checks import whole_responses
 
 
 @dataclass

@@ -19,24 +19,24 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vold_nemo.checkpoint import lineage
+from vold_nemo.checkpoint.run_folder import Run
 from vold_nemo.config import Config, ConfigError, OptimizerConfig
-from vold_nemo.data import lineage
 from vold_nemo.data.micro_batch import MicroBatch, collate
 from vold_nemo.data.rollouts import Rollout
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import architecture
 from vold_nemo.megatron.precision import pad_multiple
-from vold_nemo.megatron.runs import Run
-from vold_nemo.models.agreement import whole_responses
 from vold_nemo.models.clock import PhaseClock
-from vold_nemo.models.faculty import Faculty, members
 from vold_nemo.models.handover import handover_of
+from vold_nemo.models.rank_checks import whole_responses
 from vold_nemo.models.refill import refill
 from vold_nemo.models.sampling import Sampler
 from vold_nemo.models.selection import Selection, select, shapes_rewards
 from vold_nemo.models.step_metrics import StepMetrics
 from vold_nemo.models.student import MegatronStudent
 from vold_nemo.models.teacher import Teacher
+from vold_nemo.models.teachers import Teachers, members
 from vold_nemo.objective import (
     BetaSchedule,
     CorrectionTerm,
@@ -104,7 +104,7 @@ class MegatronVOLDModel(MegatronStudent):
         return rows
 
     def attach(
-        self, sampler: Sampler, contract: VocabularyContract, teacher: Teacher | Faculty | None, run: Run
+        self, sampler: Sampler, contract: VocabularyContract, teacher: Teacher | Teachers | None, run: Run
     ) -> None:
         """What the loop talks to.  ``teacher`` is None exactly when ``objective.kl.enabled`` is false."""
         self.sampler, self.run = sampler, run
@@ -113,7 +113,7 @@ class MegatronVOLDModel(MegatronStudent):
         self.lineage = {"added_tokens": contract.added_tokens, "traces": stage1}
         self.handover = handover_of(self.config, self.stage, self.optimizer_in_training, sampler.engine, teacher)
 
-    def attach_teacher(self, teacher: Teacher | Faculty | None, contract: VocabularyContract) -> None:
+    def attach_teacher(self, teacher: Teacher | Teachers | None, contract: VocabularyContract) -> None:
         """What :meth:`get_loss_and_metrics` reads besides a batch; enough without a loop around it."""
         if (teacher is None) != (self.kl is None):
             raise ValueError("a teacher is needed with a KL term, and only then")

@@ -50,10 +50,10 @@ class Decoder:
         return tokens * 2 * self.arch.layers * groups * self.arch.head_dim * self.size
 
 
-def of_traces(config: Config, scribe: Architecture, weights: int) -> Decoder:
-    size, vllm = BYTES[scribe_precision(config)], config.traces.engine == "vllm"
+def of_traces(config: Config, trace_writer: Architecture, weights: int) -> Decoder:
+    size, vllm = BYTES[trace_precision(config)], config.traces.engine == "vllm"
     return Decoder(
-        scribe, weights, size, config.traces.batch, config.traces.tensor_parallel if vllm else 1,
+        trace_writer, weights, size, config.traces.batch, config.traces.tensor_parallel if vllm else 1,
         config.traces.memory_share if vllm else None, besides=int(config.plan.reserve_gib * GIB),
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def of_rollouts(config: Config, student: Architecture, weights: int, vision: int
     return Decoder(student, weights, size, batch * tensor, tensor, vllm.memory_share, vision, vllm.cache_bytes)
 
 
-def scribe_precision(config: Config) -> str:
+def trace_precision(config: Config) -> str:
     """In which the rollout engine writes the teacher's traces: FP8 is the training engine's alone."""
     return {"auto": config.precision, "fp8": "bf16"}.get(config.teacher.precision, config.teacher.precision)
 

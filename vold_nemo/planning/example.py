@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.checkpoint_source import local_folder
 from vold_nemo.config import Config, ConfigError, DatasetConfig
+from vold_nemo.config.sources import local_folder
 
 FIRST_ROWS = 50  # of a set, among which a usable one is looked for
 
@@ -41,7 +41,7 @@ def _example(config: Config, verb: str) -> Iterator[str]:
         if not Path(path).is_dir():
             raise ConfigError("model path", path, "a checkpoint folder", "fetch it")
     from vold_nemo.data.templates import load_tokenizer
-    from vold_nemo.data.views import View, side_by_side
+    from vold_nemo.data.token_alignment import View, side_by_side
 
     student, teacher = (load_tokenizer(path) for path in folders)
     trace = _first_trace(config) if verb in ("sft", "plan") else None

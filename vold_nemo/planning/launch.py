@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
-from vold_nemo.planning.validity import launched_world
-from vold_nemo.writing import replace_text, writing
+from vold_nemo.config.launcher import launched_world
+from vold_nemo.config.writing import replace_text, writing
 
 ROOT = Path(__file__).resolve().parents[2]
 _SINGLE = (

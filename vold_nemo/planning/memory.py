@@ -1,6 +1,6 @@
 """Bytes on every kind of rank in every phase of a stage, by what they are for.
 
-Who holds the device (all of it stays resident, but for what the keys send away: ``holders.py``, teachers with ``offload``):
+Who holds the device (all of it stays resident, but for what the keys send away: ``residency.py``, teachers with ``offload``):
 
     sft train       student weights, gradients, optimizer, activations of the micro-batches in flight, the loss
     vold generate   all of stage 2's residents (student with gradients and optimizer, teacher, the engine's own copy of the
@@ -29,7 +29,7 @@ from vold_nemo.planning import activations, allocation, decoding
 from vold_nemo.planning.activations import Numerics, Tokens
 from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.decoding import GIB
-from vold_nemo.planning.holders import here
+from vold_nemo.planning.residency import here
 
 _SLICE = 64 << 20  # megatron/weights.py: bytes of shards that a stream gathers at a time on a GPU
 EXACT_KL = ("reverse", "forward", "jsd", "topk", "vopd")  # estimators that sum over the vocabulary
@@ -42,7 +42,7 @@ class Models:
     student: Architecture
     teacher: Architecture | None
     vision: int  # parameters of the student's vision tower
-    scribe: Architecture | None = None  # who writes the traces: the teacher, with or without a KL
+    trace_writer: Architecture | None = None  # who writes the traces: the teacher, with or without a KL
     more: tuple[Architecture, ...] = ()  # the named teachers, where there are several
 
     def parameters(self, which: Architecture) -> int:
@@ -103,7 +103,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
 
 
 def _traces(config: Config, models: Models) -> Phase:
-    engine = decoding.of_traces(config, models.scribe, models.parameters(models.scribe))
+    engine = decoding.of_traces(config, models.trace_writer, models.parameters(models.trace_writer))
     prompt = config.plan.prompt_tokens if engine.share is None else config.traces.max_prompt_tokens
     rows = config.traces.batch * config.traces.samples_per_prompt
     parts = decoding.memory(engine, rows, prompt + config.traces.max_tokens, capacity(config), reserve(config))
@@ -126,7 +126,7 @@ def _export(config: Config, models: Models, stage: str) -> Phase:
 
 
 def streamed(arch: Architecture, size: int, cuda: bool) -> tuple[int, int]:
-    """(held, beside it) bytes where an export needs most, streaming sharded weights (``megatron/shard_stream.py``).
+    """(held, beside it) bytes where an export needs most, streaming sharded weights (``checkpoint/shard_stream.py``).
 
     Embedding and LM head are sent as they lie; of a layer, the query's rows are cut out of the fused qkv matrix.  What is
     read from a file stands in host memory first: on a CPU beside what it fills, the last one until the next is read.

@@ -65,13 +65,13 @@ def models_of(config: Config) -> Models:
     Raises:
         ConfigError: a model that is neither here nor published, or of a family that is not built.
     """
-    student, scribe = architecture_of(config.student.path), architecture_of(config.teacher.path)
+    student, trace_writer = architecture_of(config.student.path), architecture_of(config.teacher.path)
     if student.experts:
         mend = "plan it by hand: the activations of experts are not in the formulas"
         raise ConfigError("student.path", config.student.path, "a dense student", mend)
-    teacher = scribe if config.objective.kl.enabled else None
+    teacher = trace_writer if config.objective.kl.enabled else None
     more = tuple(architecture_of(one.path) for one in config.teachers.values()) if teacher is not None else ()
-    return Models(student, teacher, vision_parameters(config.student.path), scribe, more)
+    return Models(student, teacher, vision_parameters(config.student.path), trace_writer, more)
 
 
 def stage_gpus(config: Config, stage: str) -> int:
@@ -105,7 +105,7 @@ def make_plan(config: Config, models: Models) -> Plan:
 def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> list[ConfigError]:
     """Why ``stage`` cannot run in this layout on ``gpus`` ranks; empty if it can."""
     if stage == "traces":
-        engine, heads = config.traces.tensor_parallel, models.scribe.heads
+        engine, heads = config.traces.tensor_parallel, models.trace_writer.heads
         if not gpus % engine and not heads % engine:
             return []
         allowed = f"a divisor of the {gpus} GPUs of the traces and of the teacher's {heads} heads"

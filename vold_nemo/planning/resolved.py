@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vold_nemo.config import Config, OptimizerConfig
+from vold_nemo.config.launcher import launched_world
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning.memory import teacher_precision
 from vold_nemo.planning.published import architecture_of
-from vold_nemo.planning.validity import STAGES, launched_world, planned_world, submitted_world
+from vold_nemo.planning.validity import STAGES, planned_world, submitted_world
 
 
 def describe(config: Config, verb: str) -> str:

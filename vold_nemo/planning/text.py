@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from vold_nemo.config import Config, ConfigError, PlanConfig
-from vold_nemo.key_help import _comments
-from vold_nemo.planning import activations, allocation, decoding, holders, memory, timing
+from vold_nemo.config.help import _comments
+from vold_nemo.planning import activations, allocation, decoding, memory, residency, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.plan import Plan, StagePlan, figure, places, stage_gpus
 from vold_nemo.planning.search import Layout, cheapest_changes, fewest_gpus, ranked
@@ -120,7 +120,7 @@ def assumptions(config: Config) -> Iterator[str]:
         f"{key} {getattr(cluster, key)}"
         for key in ("gpus_per_node", "memory_gib", "compute_capability", "fp8_tflops", *timing.RATES)
     )
-    for module in (allocation, activations, memory, decoding, holders, timing):
+    for module in (allocation, activations, memory, decoding, residency, timing):
         yield f"\n{module.__name__.rpartition('.')[2]}: {module.__doc__.strip()}"
     yield (
         "\nheld to account: allocation exactly, activations and objective within 10 % of tracked CPU allocations "

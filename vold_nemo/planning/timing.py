@@ -26,8 +26,8 @@ from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning import allocation, decoding, memory
 from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.decoding import active_weights
-from vold_nemo.planning.holders import leaving
 from vold_nemo.planning.memory import Models, rollout_tokens
+from vold_nemo.planning.residency import leaving
 
 RATES = ("bf16_tflops", "memory_gbs", "link_gbs", "network_gbs", "host_gbs")
 
@@ -75,9 +75,9 @@ def forward_flops(arch: Architecture, tokens: float, context: float) -> float:
 def _trace_seconds(config: Config, models: Models, gpus: int) -> float:
     limit = config.data.trace_prompts.limit if config.data.trace_prompts is not None else config.data.prompts.limit
     prompts = min(config.plan.trace_prompts, limit or config.plan.trace_prompts)
-    engine = decoding.of_traces(config, models.scribe, models.parameters(models.scribe))
+    engine = decoding.of_traces(config, models.trace_writer, models.parameters(models.trace_writer))
     each = -(-prompts * config.traces.samples_per_prompt // max(1, gpus // engine.tensor))
-    prefill = forward_flops(models.scribe, each * config.plan.prompt_tokens, config.plan.prompt_tokens)
+    prefill = forward_flops(models.trace_writer, each * config.plan.prompt_tokens, config.plan.prompt_tokens)
     return decoding.seconds(config, engine, each, config.plan.trace_tokens, config.traces.max_tokens, prefill)
 
 

@@ -8,13 +8,13 @@ same.
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vold_nemo.checkpoint_source import local_folder
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
+from vold_nemo.config.launcher import launched_world
+from vold_nemo.config.sources import local_folder
 from vold_nemo.data.traces import trace_files
 from vold_nemo.megatron import architecture, precision
 from vold_nemo.planning import published
@@ -65,16 +65,6 @@ def pending(config: Config) -> list[ConfigError]:
             mend = "fetch it (README, a real run), or give another path"
             found.append(Pending(f"{key}.path", dataset.path, "a file, a folder, or a hub id in the local cache", mend))
     return found
-
-
-def launched_world() -> int | None:
-    """Ranks of the job step that this process belongs to; None if it was started by hand."""
-    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "").isdigit():
-        return int(os.environ["WORLD_SIZE"])
-    # In a batch script itself SLURM_* names the whole job; only a step (srun) has a number of tasks of its own.
-    if os.environ.get("SLURM_STEP_ID", "").isdigit() and os.environ.get("SLURM_STEP_NUM_TASKS", "").isdigit():
-        return int(os.environ["SLURM_STEP_NUM_TASKS"])
-    return None
 
 
 def planned_world(config: Config, verb: str) -> int:

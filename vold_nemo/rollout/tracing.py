@@ -35,7 +35,7 @@ def wanted(config: Config) -> Wanted:
 
 def settings(config: Config, tokenizer) -> dict[str, Any]:
     """What every trace carries and what a resumed run must agree on.  ``tokenizer``: the teacher's; None without a teacher."""
-    from vold_nemo.data.lineage import weights_digest
+    from vold_nemo.checkpoint.lineage import weights_digest
 
     traces, dataset = config.traces, dataset_of(config)
     said: dict[str, Any] = {"verifier": config.reward.verifier} if traces.verify else {}

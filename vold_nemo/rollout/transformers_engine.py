@@ -16,7 +16,7 @@ from vold_nemo.rollout.engine import Completion, EnginePrompt, LoadReport, Sampl
 from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 from vold_nemo.rollout.images import ImagePreparer, PreparedPrompt
 from vold_nemo.rollout.limits import Limits, require_ready
-from vold_nemo.rollout.undisturbed import undisturbed
+from vold_nemo.rollout.preserve_rng import preserve_rng
 
 VISION_MODELS = ("qwen2_5_vl", "qwen3_vl")
 
@@ -72,7 +72,7 @@ class TransformersEngine:
         self.limits = Limits(str(path), text.vocab_size, text.max_position_embeddings, image_token)
         self._layers = text.num_hidden_layers
         auto = AutoModelForImageTextToText if self._vision else AutoModelForCausalLM
-        with undisturbed(self.device):
+        with preserve_rng(self.device):
             self._model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
         self._model.eval().requires_grad_(False).to(self.device)
         self.stop_ids = tuple(eos_ids(path, load_tokenizer(path)) if stop_ids is None else stop_ids)

@@ -33,7 +33,7 @@ from vold_nemo.rollout.engine import Completion, EnginePrompt, LoadReport, Sampl
 from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 from vold_nemo.rollout.images import ImagePreparer
 from vold_nemo.rollout.limits import Limits, require_ready
-from vold_nemo.rollout.undisturbed import undisturbed
+from vold_nemo.rollout.preserve_rng import preserve_rng
 from vold_nemo.rollout.vllm_weights import read_live
 
 WEIGHTS, CACHE = ["weights"], ["kv_cache"]  # vLLM's names for what sleeps
@@ -81,7 +81,7 @@ class VLLMEngine:
         self.rank, self.size = dist.get_rank() % size, size
         groups = [dist.new_group(list(range(r, r + size)), backend="gloo") for r in range(0, world, size)] if size > 1 else []
         self._group = groups[dist.get_rank() // size] if groups else None
-        with undisturbed(device), _environment(device):
+        with preserve_rng(device), _environment(device):
             self._llm = self._build(settings, batch)
         self._model = self._llm.llm_engine.model_executor.driver_worker.model_runner.get_model()
         self.stop_ids = tuple(eos_ids(path, load_tokenizer(path)) if stop_ids is None else stop_ids)
@@ -166,7 +166,7 @@ class VLLMEngine:
         if not asked:
             return []
         requests, parameters = zip(*asked, strict=True)
-        with undisturbed(self.device):
+        with preserve_rng(self.device):
             answers = self._llm.generate(list(requests), list(parameters), use_tqdm=False)
         first = sum(len(share) for share in shares[: self.rank])
         found = []

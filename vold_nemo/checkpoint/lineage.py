@@ -1,0 +1,87 @@
+"""Where a student comes from: kept beside its weights, in every run, ``.nemo`` file and export.
+
+    lineage.json        run folder, .nemo file
+    vold_lineage.json   exported checkpoint
+
+    added_tokens    of the tokenizer in use, as tokenizer.json lists them
+    traces          who wrote what stage 1 was trained on: [{teacher, weights, thinking, count}]; null = stage 1 is unknown
+
+Distillation pays only on top of traces of the same teacher (the paper's table 2: on another model's traces it adds nothing),
+and nothing in the weights shows it.  So it is written down, and :func:`strangers` compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+IN_RUN, IN_EXPORT = "lineage.json", "vold_lineage.json"
+_SAMPLE = 1 << 16
+
+
+def weights_digest(path: str | Path) -> str | None:
+    """16 hex digits that tell checkpoints apart without reading them: names, sizes, and both ends of each weight file.
+
+    The first end holds names and shapes, the last one values.  None where ``path`` is no folder with safetensors.
+    """
+    digest, files = hashlib.blake2b(digest_size=8), sorted(Path(path).glob("*.safetensors"))
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_SAMPLE))
+            content.seek(max(0, size - _SAMPLE))
+            digest.update(content.read(_SAMPLE))
+    return digest.hexdigest() if files else None
+
+
+def strangers(traces: list[dict[str, Any]] | None, teachers: Iterable[str]) -> str | None:
+    """A warning where stage 1's traces were not all written by ``teachers`` (paths of stage 2's); None where they were.
+
+    Teachers are the same if their weights' digests are; where one is unknown, if their paths are.
+    """
+    known = {path: weights_digest(path) for path in teachers}
+
+    def same(entry: dict) -> bool:
+        return any(
+            entry["weights"] == digest if entry["weights"] and digest else entry["teacher"] == path
+            for path, digest in known.items()
+        )
+
+    if traces is None:
+        return None
+    others = [entry for entry in traces if not same(entry)]
+    if not others:
+        return None
+    count, whole = (sum(entry["count"] for entry in some) for some in (others, traces))
+    named = sorted({str(entry["teacher"] or "an unknown model") for entry in others})
+    return (
+        f"{count} of {whole} traces of stage 1 were written by {', '.join(named)}, and "
+        f"stage 2 distils {', '.join(known)}: on another model's traces distillation added nothing in the paper (table 2). "
+        "Let the teacher itself write them (recipes/generate_traces.py), or distil the model that did"
+    )
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The lineage of a run folder, a ``.nemo`` file or an exported checkpoint; empty where none was kept."""
+    path = Path(path)
+    if path.is_dir():
+        for name in (IN_RUN, IN_EXPORT):
+            if (path / name).is_file():
+                return json.loads((path / name).read_text(encoding="utf-8"))
+        path = path / "student.nemo"
+    if not path.is_file():
+        return {}
+    with tarfile.open(path) as archive:
+        for name in (f"./{IN_RUN}", IN_RUN):
+            if name in archive.getnames():
+                return json.loads(archive.extractfile(name).read())
+    return {}
+
+
+def write(lineage: Mapping[str, Any], file: Path) -> None:
+    file.write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

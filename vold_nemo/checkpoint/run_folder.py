@@ -1,0 +1,181 @@
+"""A run's folder and what is written into it while it goes.
+
+    outputs/<run>/config.yaml      the resolved configuration
+                  metrics.jsonl    one JSON object a step
+                  tensorboard/     the same numbers, and what exp_manager notes (command line, git state)
+                  lineage.json     where the student comes from (checkpoint/lineage.py)
+                  checkpoints/     (checkpoint.py)
+
+``exp_manager`` of NeMo makes the folder and the loggers, and nothing else: no ModelCheckpoint, no resuming, no
+pre-emption callback.  The Lightning trainer it wants is never fitted, and is told its environment, so that Lightning does
+not look for Slurm: its Slurm plugin would take the signals that stop a run in good order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging as log
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vold_nemo.checkpoint import lineage
+from vold_nemo.config import LoggingConfig
+from vold_nemo.config.writing import writing
+
+logger = log.getLogger(__name__)
+
+
+class Run:
+    """Folder, metrics and loggers of one run; on all ranks but 0 it only knows paths and writes nothing."""
+
+    def __init__(self, folder: str | Path, *, rank: int, config: Any = None, logging: LoggingConfig | None = None):
+        """``config``: the resolved configuration as a dataclass, dict or OmegaConf node, dumped as ``config.yaml``.
+        ``logging`` asks for TensorBoard and W&B through NeMo (seconds to import); None keeps NeMo out."""
+        self.folder = Path(folder)
+        self.rank = rank
+        self.checkpoints = self.folder / "checkpoints"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.loggers: list = []
+        if rank != 0:
+            return
+        with writing("outputs", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if config is not None:
+                _dump(config, self.folder / "config.yaml")
+            self.metrics.touch()
+        if logging is not None and (logging.tensorboard or logging.wandb_project):
+            self.loggers = _loggers(self.folder, logging)
+
+    def resume_at(self, step: int) -> None:
+        """Drop metrics of steps that the checkpoint of ``step`` does not know: they will be taken again.
+
+        At 0 all go, that of step 0 (before the first update), too.
+        """
+        if self.rank != 0 or not self.metrics.exists():
+            return
+        kept = [line for line in self.metrics.read_text().splitlines() if step and _step_of(line, below=step)]
+        aside = self.metrics.with_suffix(".part")
+        aside.write_text("".join(line + "\n" for line in kept))
+        os.replace(aside, self.metrics)
+
+    def keep(self, origin: dict[str, Any]) -> None:
+        """Write ``lineage.json``."""
+        if self.rank == 0:
+            lineage.write(origin, self.folder / lineage.IN_RUN)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """One line of ``metrics.jsonl`` for ``step`` (1 is the first; 0 stands for before it), and its numbers to the loggers.
+
+        ``values`` may nest: ``{"seconds": {"train": 1.2}}`` is ``seconds.train`` in the loggers.
+        """
+        if self.rank != 0:
+            return
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **_plain(values)}, allow_nan=False) + "\n")
+        numbers = {k: v for k, v in _flat(values) if isinstance(v, int | float) and not isinstance(v, bool)}
+        self._tell(lambda one: one.log_metrics(numbers, step=step))
+
+    def close(self) -> None:
+        self._tell(lambda one: (one.save(), one.finalize("success")))
+
+    def _tell(self, act: Callable[[Any], Any]) -> None:
+        """``act`` on each logger.  One that fails is told nothing any more, and that is said once: it is no part of the run.
+
+        TensorBoard writes in a thread of its own.  Once a write has failed there (the folder is gone, the disk is full), every
+        further call raises, and Lightning reports all of it as "you tried to log 0.0 which is currently not supported".
+        """
+        for one in list(self.loggers):
+            try:
+                act(one)
+            except Exception as error:
+                self.loggers.remove(one)
+                cause = error.__cause__ or error
+                logger.warning(
+                    "%s stopped (%s: %s): the run goes on without it; metrics.jsonl has everything",
+                    type(one).__name__, type(cause).__name__, cause,
+                )  # fmt: skip
+
+
+def _step_of(line: str, below: int) -> bool:
+    """Whether ``line`` is whole and belongs to a step up to ``below``: a killed run leaves a torn last line."""
+    try:
+        return json.loads(line)["step"] <= below
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite becomes a string that says so."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(values: dict[str, Any], prefix: str = ""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value.item() if hasattr(value, "item") else value
+
+
+def _dump(config: Any, path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    node = config if OmegaConf.is_config(config) else OmegaConf.create(config) if isinstance(config, dict) else (
+        OmegaConf.structured(config)
+    )
+    path.write_text(OmegaConf.to_yaml(node, resolve=True))
+
+
+def _loggers(folder: Path, settings: LoggingConfig) -> list:
+    """The loggers asked for; Weights & Biases, a service on the network, is left out loudly where it cannot be had."""
+    try:
+        return _nemo_loggers(folder, settings)
+    except Exception as error:
+        if settings.wandb_project is None:
+            raise
+        logger.warning(
+            "wandb cannot be used (%s: %s): metrics.jsonl has everything; WANDB_MODE=offline keeps a copy to sync later",
+            type(error).__name__, error,
+        )  # fmt: skip
+    return _nemo_loggers(folder, replace(settings, wandb_project=None)) if settings.tensorboard else []
+
+
+def _nemo_loggers(folder: Path, logging: LoggingConfig) -> list:
+    """TensorBoard and W&B loggers made by ``exp_manager``.  Rank 0 only: the others have nothing to log."""
+    import lightning.pytorch as lightning
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+    from nemo.utils.exp_manager import exp_manager
+
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, num_nodes=1, plugins=[LightningEnvironment()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    exp_manager(
+        trainer,
+        {
+            # A folder of its own: exp_manager moves every file that it finds in it to run_<n>/, metrics.jsonl, too.
+            "explicit_log_dir": str(folder / "tensorboard"),
+            "create_tensorboard_logger": logging.tensorboard,
+            "create_wandb_logger": logging.wandb_project is not None,
+            "wandb_logger_kwargs": {
+                "project": logging.wandb_project, "name": folder.name, "save_dir": str(folder), "resume": "allow",
+            },
+            "create_checkpoint_callback": False,
+            "create_preemption_callback": False,
+            "resume_if_exists": False,
+            "disable_validation_on_resume": False,
+            "log_step_timing": False,
+            "log_tflops_per_sec_per_gpu": False,
+        },
+    )
+    return list(trainer.loggers)

@@ -1,0 +1,155 @@
+"""The command line of every recipe: ``python recipes/<verb>.py key=value ...``.
+
+    @recipe(training=True)
+    def main(config: Config) -> None: ...
+
+    if __name__ == "__main__":
+        main()
+
+The order of events is chosen so that a mistake costs a second and not a queue: compose and check the whole
+configuration first, then import NeMo (about 12 s), then call ``main``.  A recipe leaves with
+
+    0    done
+    2    configuration or input error: one message with key, value, what is allowed, how to mend
+    85   stopped by a signal with a checkpoint written: submit again to go on
+    86   a rank hung (models/heartbeat.py)
+    130  interrupted from the keyboard
+    1    anything else: a crash with its traceback; doctor: something is missing
+
+Hydra's own errors leave with 2 as well.  torchrun turns every child's code into 1; ``srun`` passes it on.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from vold_nemo.command.quiet import quiet
+from vold_nemo.config import Config, ConfigError, to_config
+from vold_nemo.config.compose import CONF, HydraArguments, as_config_error, compose, register_schema
+from vold_nemo.config.launcher import CONFIGURATION_ERROR, INTERRUPTED, is_first_rank, launch
+from vold_nemo.config.sources import with_local_folders
+
+
+def recipe(training: bool = False, plan: Callable[[Config], None] | None = None):
+    """Make ``main(config: Config) -> None`` a command.
+
+    ``training``: run under NeMo's ``hydra_runner``, imported only once the configuration is known to be good; otherwise
+    under Hydra alone.  ``plan(config)``: what ``dry_run=true`` prints besides the resolved configuration and the plan
+    of the stages; it must not touch a device.  ``--help`` prints the docstring of the recipe's module and every key.
+    """
+
+    def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
+        verb = Path(inspect.getfile(main)).stem
+
+        @functools.wraps(main)
+        def command() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and leaving with 1
+            try:
+                _run(main, verb, training, plan)
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr, flush=True)
+                sys.exit(INTERRUPTED)
+            except Exception as error:
+                errors = as_config_error(error, sys.argv[1:])
+                if not errors:
+                    raise
+                _report(errors)
+                sys.exit(CONFIGURATION_ERROR)
+
+        return command
+
+    return decorate
+
+
+def _run(main: Callable[[Config], None], verb: str, training: bool, plan: Callable[[Config], None] | None) -> None:
+    arguments = HydraArguments.parse(sys.argv[1:])
+    if arguments.help:
+        from vold_nemo.config.help import help_text
+
+        print(help_text(verb, inspect.getmodule(main).__doc__ or ""))
+        return
+    if not arguments.inspects:  # --cfg, --info and the like only ask Hydra to print
+        config = with_local_folders(compose(arguments.overrides, arguments.config_dir))
+        _check(config, verb)
+        if config.dry_run:
+            if is_first_rank():
+                _print_plan(config, verb, plan)
+            return
+        sys.argv[1:] = arguments.argv()
+        quiet()
+
+    failed: list[Exception] = []
+
+    def task(composed) -> None:
+        try:
+            main(with_local_folders(to_config(composed)))
+        except Exception as error:  # kept from Hydra, which would print the overrides first, in words that nobody typed
+            failed.append(error)
+
+    # Hydra names the job after the function's module, and refuses "__main__" without a file.
+    task = functools.update_wrapper(task, main)
+    _runner(training and not arguments.inspects)(task)()
+    for error in failed:
+        raise error
+
+
+def _check(config: Config, verb: str) -> None:
+    """Raise every finding about this configuration at once.
+
+    A plan and a dry run are made before anything is fetched, and what is not here yet only warns.
+    """
+    from vold_nemo.planning.validity import Pending, findings
+
+    errors = findings(config, verb)
+    if (verb == "plan" and not config.strict) or config.dry_run:
+        waiting, errors = [e for e in errors if isinstance(e, Pending)], [e for e in errors if not isinstance(e, Pending)]
+        if config.dry_run and not errors and is_first_rank():  # a plan prints its own
+            print("".join(f"not here yet: {one}\n" for one in waiting), file=sys.stderr, end="", flush=True)
+    if errors:
+        raise ExceptionGroup("configuration", errors)
+
+
+def _print_plan(config: Config, verb: str, plan: Callable[[Config], None] | None) -> None:
+    from vold_nemo.planning.resolved import describe
+
+    print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    print(describe(config, verb))
+    if plan is not None:
+        plan(config)
+
+
+def _runner(training: bool):
+    register_schema()
+    if not training:
+        import hydra
+
+        return hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    import hydra.version
+
+    hydra.version.setbase("1.3")  # hydra_runner sets none, and Hydra then warns and changes the working directory
+    from nemo.core.config import hydra_runner
+
+    from vold_nemo.command.quiet import quiet_nemo
+
+    quiet_nemo()
+    return hydra_runner(config_path=str(CONF), config_name="config")
+
+
+def _report(errors: list[ConfigError]) -> None:
+    """Rank 0 tells all; the others add one line each, and only where rank 0 may not have met the same error."""
+    if is_first_rank():
+        print("\n\n".join(f"error: {error}" for error in errors), file=sys.stderr, flush=True)
+    elif _world_is_up():
+        print(f"rank {launch().rank}: error: {errors[0].key} = {errors[0].value!r}", file=sys.stderr, flush=True)
+
+
+def _world_is_up() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

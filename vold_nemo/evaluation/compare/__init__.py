@@ -1,1 +1,0 @@
-"""Any evaluations side by side, question by question."""
