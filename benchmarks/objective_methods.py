@@ -55,15 +55,15 @@ class Problem:
 
 def single_pass(p: Problem, *, policy: str = "grpo", old: Tensor | None = None) -> Tensor:
     """Ours: policy gradient and KL, every gradient formed chunk by chunk in one pass."""
-    from vold_nemo.objective import KLTerm, PolicyTerm, TokenBatch, VocabularyShard, vold_loss
+    from vold_nemo.objective import KLTerm, Objective, PolicyTerm, TeacherStates, TokenBatch, VocabularyShard, vold_loss
 
     every = torch.ones(len(p.head), dtype=torch.bool, device=p.head.device)
     sequence = torch.arange(len(p.targets), device=p.head.device) // 256
     batch = TokenBatch(p.targets, sequence, p.weight, p.weight, torch.ones_like(p.weight), old)
     return vold_loss(
-        p.hidden, p.head, batch, VocabularyShard(p.start, len(p.head), every, every), policy=PolicyTerm(policy),
-        kl=KLTerm(p.estimator), teacher_hidden=p.teacher_hidden, teacher_head=p.teacher_head, chunk_tokens=p.chunk,
-        group=p.group, head_gradient=p.main_grad, kernels=p.kernels,
+        p.hidden, p.head, batch, VocabularyShard(p.start, len(p.head), every, every, p.group),
+        Objective(PolicyTerm(policy), KLTerm(p.estimator), chunk_tokens=p.chunk, kernels=p.kernels),
+        teacher=TeacherStates(p.teacher_hidden, p.teacher_head), head_gradient=p.main_grad,
     )[0]  # fmt: skip
 
 

@@ -29,7 +29,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,26 +53,22 @@ PHASES = ("teacher", "objective", "rest")
 class Replay:
     """In the sampler's place: rollouts that were sampled before, and rewards that were drawn."""
 
-    def __init__(self, engine, rollouts):
-        self.engine, self.rollouts, self.rewards, self.diagnosis, self.refilled = engine, rollouts, [], {}, {}
-        self.seconds = 0.0
+    def __init__(self, engine, step):
+        self.engine, self.step, self.rewards = engine, step, []
 
-    def generate(self, step: int):
-        return [replace(rollout) for rollout in self.rollouts]
+    def sample(self, number: int, phase, silent):
+        step = self.step.pick_groups(range(len(self.step.prompts)))
+        step["reward"] = self.rewards
+        return step, {"own_seconds": 0.0}
 
-    def verify(self, rollouts):
-        for rollout, reward in zip(rollouts, self.rewards, strict=True):
-            rollout.reward = reward
-        return list(self.rewards)
-
-    def validate(self, step: int) -> dict:
+    def validate(self, number: int) -> dict:
         return {}
 
-    def records(self, step: int) -> bool:
+    def records(self, number: int) -> bool:
         return False
 
-    def name(self, rollout) -> str:
-        return f"prompt {rollout.prompt_index}"
+    def name(self, step, row: int) -> str:
+        return f"prompt {row // step.samples}"
 
 
 class Stopwatch:
@@ -95,12 +90,12 @@ class Stopwatch:
         setattr(owner, name, timed)
 
 
-def sample(engine, s: dict) -> tuple[list, float]:
+def sample(engine, s: dict):
     """Rollouts of random prompts by the student itself, and the seconds they took."""
     import random
 
-    from vold_nemo.data.rollouts import Rollout
     from vold_nemo.rollout.engine import EnginePrompt, Sampling
+    from vold_nemo.step import Step
 
     chance = random.Random(s["seed"])
     prompts = [[chance.randrange(12, 50) for _ in range(s["prompt_tokens"])] for _ in range(s["prompts"])]
@@ -111,9 +106,7 @@ def sample(engine, s: dict) -> tuple[list, float]:
     )
     seconds = time.process_time() - began
     done.sort(key=lambda c: (c.prompt_index, c.sample))
-    return [
-        Rollout(c.prompt_index, c.sample, prompts[c.prompt_index], c.ids, c.logprobs, "", c.finish_reason) for c in done
-    ], seconds
+    return Step.of(prompts, [c.ids for c in done], s["samples"], engine=[c.logprobs for c in done]), seconds
 
 
 def draw_rewards(rate: float, s: dict) -> list[float]:
@@ -128,7 +121,7 @@ def draw_rewards(rate: float, s: dict) -> list[float]:
             return rewards
 
 
-def build(arm: str, folder: Path, s: dict, engine, rollouts):
+def build(arm: str, folder: Path, s: dict, engine, step):
     """A stage 2 model of this arm, ready to step; its run folder is ``folder / arm``."""
     from omegaconf import OmegaConf
 
@@ -137,7 +130,7 @@ def build(arm: str, folder: Path, s: dict, engine, rollouts):
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.vocabulary import VocabularyContract
     from vold_nemo.megatron import parallel
-    from vold_nemo.models.teacher import Teacher
+    from vold_nemo.models.teachers import assemble
     from vold_nemo.models.vold import MegatronVOLDModel
 
     config = compose([
@@ -150,17 +143,17 @@ def build(arm: str, folder: Path, s: dict, engine, rollouts):
         *([f"objective.kl.estimator={s['estimator']}"] if arm == "vold" else []),
     ])  # fmt: skip
     layout = parallel.current()
-    model, teacher = MegatronVOLDModel(OmegaConf.structured(config)), None
-    if config.objective.kl.enabled:
-        teacher = Teacher(config.teacher, layout, padded_vocabulary=model.padded_vocabulary, student_precision="fp32")
+    model = MegatronVOLDModel(OmegaConf.structured(config))
+    teachers = assemble(config, layout, padded_vocabulary=model.padded_vocabulary)
     contract = VocabularyContract.from_tokenizers(
         load_tokenizer(config.vold.start), model.architecture.vocabulary,
-        load_tokenizer(config.teacher.path) if teacher else None, teacher.architecture.vocabulary if teacher else None,
+        load_tokenizer(config.teacher.path) if teachers else None,
+        teachers.members[0].architecture.vocabulary if teachers else None,
         padded=model.padded_vocabulary,
     )  # fmt: skip
     model.load_pretrained(config.vold.start)
     model.prepare_for_training()
-    model.attach(Replay(engine, rollouts), contract, teacher, Run(folder / arm, rank=0))
+    model.attach(Replay(engine, step), contract, teachers, Run(folder / arm, rank=0))
     return model
 
 
@@ -188,11 +181,11 @@ def measure(s: dict) -> list[dict]:
             folder / "student", device=torch.device("cpu"), batch=s["prompts"] * s["samples"], dtype=torch.float32,
             stop_ids=(1,),
         )  # fmt: skip
-        rollouts, generation = sample(engine, s)
+        sampled, generation = sample(engine, s)
         parallel.initialize(1, 1, sequence=False, seed=s["seed"], device="cpu")
-        models = {arm: build(arm, folder, s, engine, rollouts) for arm in ARMS}
-        teacher, objective, found, step = Stopwatch(), Stopwatch(), [], 0
-        teacher.watch(models["vold"].teacher, "hidden_states")
+        models = {arm: build(arm, folder, s, engine, sampled) for arm in ARMS}
+        teacher, objective, found, number = Stopwatch(), Stopwatch(), [], 0
+        teacher.watch(models["vold"].teachers, "hidden_states")
         objective.watch(vold, "vold_loss")  # gradients are formed in the call: this is forward and backward
         for rate in map(float, s["rates"].split(",")):
             rewards, taken, said = draw_rewards(rate, s), {arm: [] for arm in ARMS}, {}
@@ -200,11 +193,11 @@ def measure(s: dict) -> list[dict]:
                 for arm, model in models.items():
                     model.sampler.rewards, teacher.seconds, objective.seconds = rewards, 0.0, 0.0
                     began = time.process_time()
-                    said[arm] = model.train_step(step)
+                    said[arm] = model.train_step(number)
                     rest = time.process_time() - began - teacher.seconds - objective.seconds
                     if repeat:  # the first one warms up
                         taken[arm].append((teacher.seconds, objective.seconds, rest))
-                step += 1
+                number += 1
             found.append(compare(rate, rewards, taken, said, generation))
         parallel.destroy()
     return found

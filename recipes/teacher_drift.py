@@ -23,10 +23,9 @@ def main(config: Config) -> None:
     from vold_nemo.data.traces import load_traces
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.adoption import agree
-    from vold_nemo.megatron.precision import pad_multiple
     from vold_nemo.models import teacher_drift
-    from vold_nemo.models.selection import select
     from vold_nemo.models.teacher import Teacher
+    from vold_nemo.models.teachers import Teachers
     from vold_nemo.models.vold import MegatronVOLDModel
     from vold_nemo.pages import drift as page
 
@@ -49,18 +48,14 @@ def main(config: Config) -> None:
         rejected=Rejected(None, config.data.max_rejected_share), end_ids=eos_ids(config.vold.start, tokenizer),
         shared=contract.shared.tolist(),
     )  # fmt: skip
-    rollouts = teacher_drift.as_rollouts(examples[: config.drift.limit])
+    step = teacher_drift.as_step(examples[: config.drift.limit])
     model.load_pretrained(config.vold.start, adopted)
     model.prepare_for_training()
-    model.attach_teacher(bf16, contract)
-    selection = select(
-        rollouts, config, contract, layout, eos_ids=(), teacher_cost=[1.0], beta=1.0,
-        pad_multiple=pad_multiple(fp8.precision, layout.pad_multiple),
-    )  # fmt: skip
-    drift = teacher_drift.measure(model, fp8, bf16, rollouts, selection)
+    model.attach_teachers(Teachers(fp8), contract)  # whose matrix units ask for padding; each scores in turn
+    drift = teacher_drift.measure(model, fp8, bf16, step)
     if layout.rank == 0:
         names = [example.name for example in examples]
-        found = teacher_drift.summary(drift, rollouts, names, tokenizer, config.drift.worst)
+        found = teacher_drift.summary(drift, step, names, tokenizer, config.drift.worst)
         found |= {
             "teacher": config.teacher.path, "precision": fp8.precision.describe(), "source": config.drift.traces,
             "layout": f"tensor {layout.tensor}, pipeline {layout.pipeline}, context {layout.context}, on {layout.device.type}",

@@ -31,7 +31,7 @@ def main(config: Config) -> None:
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.adoption import agree
     from vold_nemo.models.sampling import Sampler
-    from vold_nemo.models.teachers import assemble, members
+    from vold_nemo.models.teachers import assemble
     from vold_nemo.models.validation import split_off_validation
     from vold_nemo.models.vold import MegatronVOLDModel
     from vold_nemo.rewards.answer_keys import refusal
@@ -44,7 +44,7 @@ def main(config: Config) -> None:
     layout = parallel.initialize_from(config)
     folder = Path(config.outputs) / config.vold.run
     model = MegatronVOLDModel(OmegaConf.structured(config))
-    teacher = assemble(config, layout, padded_vocabulary=model.padded_vocabulary)
+    teachers = assemble(config, layout, padded_vocabulary=model.padded_vocabulary)
     named = [config.teacher, *config.teachers.values()] if distils else []
     adopted, contract = agree(config, tokenizer, model.architecture.vocabulary, named, padded=model.padded_vocabulary)
     rejected = Rejected(folder / "rejected.jsonl" if layout.rank == 0 else None, config.data.max_rejected_share)
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
             print(f"warning: {warning}", file=sys.stderr)
         held_out = ", ".join(f"{len(asked)} {name}" for name, asked in validation.items()) or "no"
         print(f"{contract.describe()}\n{len(prompts)} prompts, {held_out} questions for validation\nrun folder: {folder}")
-    for one in members(teacher):
+    for one in teachers.members:
         asked = (render_prompt(tokenizer, prompt) for prompt in prompts)
         said = one.probe(list(itertools.islice(asked, one.config.fp8.probe_tokens)))
         if layout.rank == 0:
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
     model.prepare_for_training()
     run = Run(folder, rank=layout.rank, config=config, logging=config.logging)
     sampler = Sampler(engine, tokenizer, prompts, validation, config, layout)
-    model.attach(sampler, contract, teacher, run)
+    model.attach(sampler, contract, teachers, run)
     try:
         model.fit(run)
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import objective, sync
+from benchmarks import objective, step_table, sync
 from benchmarks.measure import parse
 
 SMALL = ["tokens=48", "chunk=16", "vocabulary=512", "hidden=16", "teacher_hidden=24", "threads=1", "json=true", "results="]
@@ -32,6 +32,13 @@ def test_an_unknown_or_mistyped_setting_says_what_is_allowed():
         parse(["token=1"], objective.DEFAULTS)
     with pytest.raises(SystemExit, match="must be a int"):
         parse(["tokens=many"], objective.DEFAULTS)
+
+
+def test_a_step_as_a_table_is_taken_up_and_worked_with_beside_its_lists(capsys):
+    step_table.main(["rollouts=40", "tokens=100", "ranks=2", "repeats=1", "json=true", "results="])
+    found = last_line(capsys)["results"]
+    assert found["bytes_share"] < 0.6 and set(found["faster"]) == {"take up", "subtract"}
+    assert min(found["faster"].values()) > 0
 
 
 @pytest.mark.long

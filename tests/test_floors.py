@@ -1,13 +1,14 @@
 """Imports run downwards only, and the heavy libraries stay out of what a plan or the objective needs (docs/architecture.md)."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "vold_nemo"
-FLOOR = {"config": 0, "objective": 1, "miniature": 2, "rewards": 2, "data": 2, "megatron": 2, "checkpoint": 2, "rollout": 3,
-         "evaluation": 3, "planning": 3, "models": 4, "pages": 5, "command": 6}  # fmt: skip
+FLOOR = {"config": 0, "objective": 1, "step": 1, "miniature": 2, "rewards": 2, "data": 2, "megatron": 2, "checkpoint": 2,
+         "rollout": 3, "evaluation": 3, "planning": 3, "models": 4, "pages": 5, "command": 6}  # fmt: skip
 
 
 def imported(file: Path, *, whole: bool) -> set[str]:
@@ -48,9 +49,13 @@ def test_folders_of_one_floor_do_not_import_each_other_in_a_circle():
     assert not [folder for folder, found in reached.items() if folder in found]
 
 
-def test_the_objective_knows_torch_and_itself_alone():
-    for file in (ROOT / "objective").glob("*.py"):
-        assert folders(imported(file, whole=True)) <= {"objective"}, file
+@pytest.mark.parametrize(("folder", "known"), [("objective", {"objective"}), ("step", {"objective", "step"})])
+def test_the_objective_and_the_step_know_torch_and_themselves_alone(folder, known):
+    for file in (ROOT / folder).glob("*.py"):
+        names = imported(file, whole=True)
+        assert folders(names) <= known, file
+        others = {name.split(".")[0] for name in names} - {"vold_nemo", "torch", "triton"}
+        assert others <= sys.stdlib_module_names, file
 
 
 def test_the_rollout_engines_are_handed_tensors_and_know_no_megatron():

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.data.test_sft_batches import examples, trained
-from vold_nemo.data.micro_batch import pack
 from vold_nemo.data.packing import first_fit_decreasing
 from vold_nemo.data.sft_batches import sft_batch
 from vold_nemo.data.traces import SFTExample
 from vold_nemo.megatron.sequences import on_this_rank, zigzag
+from vold_nemo.step import pack
 
 
 def test_bins_hold_each_sequence_once_and_waste_little():
@@ -30,9 +30,7 @@ def test_every_layout_packs_the_same_tokens_with_the_same_weight(ranks, sequence
 
     packed = batches(data_ranks=ranks, pack_length=48, sequence_multiple=sequence, pad_multiple=multiple)
     plain = batches(data_ranks=1)
-    rows = [(batch.rows[j], int(batch.targets[0, t]), part.weight) for part in packed for batch in part.micro_batches
-            for t in batch.predicts[0].nonzero().flatten().tolist() for j in [int(batch.sequence[0, t])]]  # fmt: skip
-    assert sorted(rows) == trained(plain)
+    assert trained(packed) == trained(plain)
     assert len({len(part.micro_batches) for part in packed}) == 1
     for part in packed:
         for batch in part.micro_batches:
@@ -49,22 +47,17 @@ def test_the_slices_of_the_context_ranks_are_the_whole_row_and_their_losses_add_
 
     data = [SFTExample(np.arange(n, dtype=np.int32), p, str(n)) for n, p in ((21, 5), (8, 1), (40, 30))]
     batch = pack([(e.ids, e.prompt_length) for e in data], rows=(4, 2, 7), multiple=8, length=80)
-    values = torch.rand(80, dtype=torch.float64) * batch.predicts[0]
-    whole = [values[batch.sequence[0] == j].sum() for j in range(3)]
-    parts, responses = torch.zeros(3, dtype=torch.float64), []
+    found = []
     for Layout.context_rank in range(4):
         mine = on_this_rank(batch, Layout)
         index = zigzag(batch.bounds, Layout.context_rank, 4)
-        assert torch.equal(mine.ids, batch.ids[:, index]) and torch.equal(mine.targets, batch.targets[:, index])
-        positions, sequence = mine.selection()
-        said = values[index][positions] * mine.predictions()[2]
-        parts.index_add_(0, sequence, said)
-        responses.append(mine.by_response(said))
-        again = mine.by_token({row: list(range(batch.lengths[j] - batch.prompts[j])) for j, row in enumerate(mine.rows)})
-        within = mine.position_ids[0][positions] - torch.tensor(mine.prompts)[sequence] + 1
-        assert torch.equal(again, (within * mine.predictions()[2]).float())
-    torch.testing.assert_close(parts, torch.stack(whole), rtol=0, atol=1e-12)
-    summed = {row: [sum(x) for x in zip(*(r[row] for r in responses), strict=True)] for row in batch.rows}
-    assert summed == {row: values[(batch.sequence[0] == j) & batch.predicts[0]].tolist() for j, row in enumerate(batch.rows)}
+        assert torch.equal(mine.ids, batch.ids[:, index]) and torch.equal(mine.position_ids, batch.position_ids[:, index])
+        found.append(mine.predictions[:, mine.counts])
+        found[-1][0] = index[found[-1][0]]
+    found = torch.cat(found, dim=1)
+    assert torch.equal(found[:, found[0].argsort()], batch.predictions)  # each once, where it was, with all that is known
+    responses = [data[j].ids[data[j].prompt_length :].tolist() for j in range(3)]
+    assert [batch.targets[batch.sequence == j].tolist() for j in range(3)] == responses
+    assert batch.token.tolist() == list(range(sum(map(len, responses))))
     with pytest.raises(ValueError, match="2 x 4 equal pieces"):
         zigzag((0, 12), 0, 4)

@@ -20,10 +20,11 @@ def examples(count=17, seed=0):
 def trained(batches):
     """(row, token, weight) of every trained prediction of all ranks, sorted."""
     return sorted(
-        (batch.rows[b], int(batch.targets[b, t]), part.weight)
+        (row, target, part.weight)
         for part in batches
         for batch in part.micro_batches
-        for b, t in batch.predicts.nonzero().tolist()
+        for row, target, counts in zip(batch.row.tolist(), batch.targets.tolist(), batch.counts.tolist(), strict=True)
+        if counts
     )
 
 
@@ -53,8 +54,8 @@ def test_the_gradient_of_a_linear_model_does_not_depend_on_the_layout():
         for rank in range(ranks):
             part = sft_batch(data, indices, data_rank=rank, data_ranks=ranks, micro_batch=micro, pad_multiple=multiple)
             for batch in part.micro_batches:
-                logits = table[batch.ids[batch.predicts]]
-                nll = torch.nn.functional.cross_entropy(logits, batch.targets[batch.predicts], reduction="sum")
+                logits = table[batch.ids.t().flatten()[batch.at]][batch.counts]  # Megatron's order
+                nll = torch.nn.functional.cross_entropy(logits, batch.targets[batch.counts], reduction="sum")
                 (part.weight * nll).backward()
         gradients.append(table.grad)
     for gradient in gradients[1:]:

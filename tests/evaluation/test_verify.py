@@ -10,9 +10,8 @@ import pytest
 
 from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
-from vold_nemo.data.prompts import Prompt
-from vold_nemo.data.rollouts import Rollout, write_rollouts
 from vold_nemo.evaluation.verify import verify
+from vold_nemo.step import Step, records
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = "tests.rewards.own_verifiers"
@@ -95,9 +94,9 @@ def test_another_verifier_another_layout_and_a_limit(tmp_path):
 
 
 def test_a_runs_rollouts_are_read_as_they_are_written(tmp_path):
-    prompts = [Prompt("p0", [], answer="7"), Prompt("p1", [], answer="(B)", verifier="choice")]
-    rollouts = [Rollout(i, 0, [1], [2], [0.0], text, "stop", reward=1.0) for i, text in enumerate([r"\boxed{8}", r"\boxed{B}"])]
-    file = write_rollouts(tmp_path, 3, rollouts, prompts)
+    asked = {"id": ["p0", "p1"], "truth": ["7", "(B)"], "verifier": [None, "choice"], "text": [r"\boxed{8}", r"\boxed{B}"]}
+    step = Step.of([[1], [1]], [[2], [2]], labels=asked, engine=[[0.0], [0.0]], reward=[1.0, 1.0])
+    file = records.write(step, tmp_path / "step_000003.jsonl")
     found = verify(compose([f"verify.answers={file}", f"verify.path={tmp_path}/out", "verify.fields.verifier=verifier"]))
     assert (found.raised, found.lowered, found.unchanged) == (0, 1, 1)
     assert found.first == {"differs": "p0", "equal": "p1"}

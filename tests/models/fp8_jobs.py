@@ -55,7 +55,7 @@ def drifted(folder: Path, *overrides: str) -> dict:
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.adoption import agree
     from vold_nemo.models import teacher_drift
-    from vold_nemo.models.selection import select
+    from vold_nemo.models.teachers import Teachers
     from vold_nemo.models.vold import MegatronVOLDModel
 
     config = teacher_drift.distillation_only(configuration(folder, *OPTIONS, "objective=vold_reverse", *overrides))
@@ -65,15 +65,11 @@ def drifted(folder: Path, *overrides: str) -> dict:
         fp8, bf16 = teacher_of(config, layout), teacher_of(configuration(folder, "teacher.precision=bf16"), layout)
         _, contract = agree(config, tokenizer, model.architecture.vocabulary, [config.teacher], padded=model.padded_vocabulary)
         examples, _ = load_traces(config.traces.path, tokenizer, max_length=64, rejected=Rejected(None, 0.0), end_ids=(1,))
-        rollouts = teacher_drift.as_rollouts(examples[:6])
+        step = teacher_drift.as_step(examples[:6])
         model.load_pretrained(config.vold.start)
         model.prepare_for_training()
-        model.attach_teacher(bf16, contract)
-        selection = select(
-            rollouts, config, contract, layout, eos_ids=(), teacher_cost=[1.0], beta=1.0,
-            pad_multiple=layout.pad_multiple,
-        )  # fmt: skip
-        drift = teacher_drift.measure(model, fp8, bf16, rollouts, selection)
-        return teacher_drift.summary(drift, rollouts, [e.name for e in examples], tokenizer, 3)
+        model.attach_teachers(Teachers(bf16), contract)
+        drift = teacher_drift.measure(model, fp8, bf16, step)
+        return teacher_drift.summary(drift, step, [e.name for e in examples], tokenizer, 3)
     finally:
         parallel.destroy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -86,27 +87,27 @@ class FixedSampler:
     def __init__(self, rewards=REWARDS, vocabulary: int = 53):
         import torch
 
-        self.rewards, self.vocabulary, self.received = rewards, vocabulary, {}
-        self.engine, self.dtype, self.stop_ids, self.diagnosis, self.refilled = self, torch.float32, (1,), {}, {}
-        self.awake, self.seconds = True, 0.0
+        self.rewards, self.vocabulary, self.received, self.recorded = rewards, vocabulary, {}, []
+        self.engine, self.dtype, self.stop_ids, self.awake = self, torch.float32, (1,), True
 
-    def generate(self, step: int):
-        from vold_nemo.data.rollouts import Rollout
+    def sample(self, number: int, phase=lambda name: contextlib.nullcontext(), silent=None):
+        with phase("generate"):
+            step = self.step(number)
+        return step, {"own_seconds": 0.0}
 
-        chance, rollouts = random.Random(step), []
-        for prompt in range(len(self.rewards) // SAMPLES):
-            ids = [chance.randrange(12, self.vocabulary) for _ in range(chance.randrange(4, 12))]
-            for sample in range(SAMPLES):
-                response = [chance.randrange(12, self.vocabulary) for _ in range(chance.randrange(1, 14))] + [1]
-                rollouts.append(
-                    Rollout(prompt, sample, ids, response, [-3.0 - 0.1 * (i % 3) for i in range(len(response))], "", "stop")
-                )
-        return rollouts
+    def step(self, number: int):
+        from vold_nemo.step import Step
 
-    def verify(self, rollouts):
-        for rollout, reward in zip(rollouts, self.rewards, strict=True):
-            rollout.reward = float(reward)
-        return [float(reward) for reward in self.rewards]
+        chance, prompts, responses = random.Random(number), [], []
+        for _ in range(len(self.rewards) // SAMPLES):
+            prompts.append([chance.randrange(12, self.vocabulary) for _ in range(chance.randrange(4, 12))])
+            for _ in range(SAMPLES):
+                responses.append([chance.randrange(12, self.vocabulary) for _ in range(chance.randrange(1, 14))] + [1])
+        return Step.of(
+            prompts, responses, SAMPLES, reward=[float(reward) for reward in self.rewards],
+            engine=[[-3.0 - 0.1 * (i % 3) for i in range(len(response))] for response in responses],
+            prompt=[row // SAMPLES for row in range(len(responses))], sample=[row % SAMPLES for row in range(len(responses))],
+        )  # fmt: skip
 
     def load(self, stream, version, part):
         from vold_nemo.rollout.engine import LoadReport
@@ -119,7 +120,7 @@ class FixedSampler:
         self.awake = False
 
     def wake(self):
-        self.awake, self.seconds = True, 0.0
+        self.awake = True
 
     def device_bytes(self):
         return 1000 * self.awake
@@ -133,11 +134,11 @@ class FixedSampler:
     def records(self, step):
         return True
 
-    def record(self, step, rollouts, fates, folder):
-        self.recorded = getattr(self, "recorded", []) + [(rollouts, fates)]
+    def record(self, number, step, folder):
+        self.recorded.append(step)
 
-    def name(self, rollout):
-        return f"prompt {rollout.prompt_index}"
+    def name(self, step, row):
+        return f"prompt {int(step['prompt'][row])}"
 
     def close(self):
         pass
@@ -154,14 +155,14 @@ def build_vold(config, layout, sampler=None):
     from vold_nemo.models.vold import MegatronVOLDModel
 
     model = MegatronVOLDModel(OmegaConf.structured(config))
-    teacher = assemble(config, layout, padded_vocabulary=model.padded_vocabulary)
+    teachers = assemble(config, layout, padded_vocabulary=model.padded_vocabulary)
     adopted, contract = agree(
         config, load_tokenizer(config.vold.start), model.architecture.vocabulary,
-        [config.teacher, *config.teachers.values()] if teacher else [], padded=model.padded_vocabulary,
+        [config.teacher, *config.teachers.values()] if teachers else [], padded=model.padded_vocabulary,
     )  # fmt: skip
     model.load_pretrained(config.vold.start, adopted)
     model.prepare_for_training()
-    model.attach(sampler or FixedSampler(), contract, teacher, Run(Path(config.outputs) / "vold", rank=layout.rank))
+    model.attach(sampler or FixedSampler(), contract, teachers, Run(Path(config.outputs) / "vold", rank=layout.rank))
     return model
 
 
@@ -193,7 +194,6 @@ def sft_trained(folder: Path, *overrides: str) -> dict:
 def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
     """Two steps of stage 2 on fixed rollouts: metrics of each, and the weights after them."""
     from vold_nemo.megatron import parallel
-    from vold_nemo.models.teachers import members
 
     config = configuration(folder, "rollout.probe_tolerance=1e9", *overrides)
     layout = layout_of(config)
@@ -203,8 +203,8 @@ def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
     metrics = []
     for step in range(2):
         metrics.append(model.train_step(step))
-        awake.append(sum(member.device_bytes() for member in members(model.teacher)))
-    after, memory = teacher_state(model), model.teacher.memory_bytes() if model.teacher else None
+        awake.append(model.teachers.device_bytes())
+    after, memory = teacher_state(model), model.teachers.memory_bytes() if model.teachers else None
     parallel.destroy()
     weights = {name: tensor.numpy() for name, tensor in sampler.received.items()}
     return {
@@ -214,11 +214,10 @@ def vold_steps(folder: Path, rewards, *overrides: str) -> dict:
 
 
 def teacher_state(model):
-    from vold_nemo.models.teachers import members
     from vold_nemo.rollout.fingerprints import Fingerprints
 
-    if model.teacher is None:
+    if not model.teachers:
         return None
-    named = [(f"{i}.{name}", p) for i, one in enumerate(members(model.teacher)) for name, p in one.model.named_parameters()]
+    named = [(f"{i}.{name}", p) for i, one in enumerate(model.teachers.members) for name, p in one.model.named_parameters()]
     # Asleep there is nothing to take one of.
     return Fingerprints.of((name, p) for name, p in named if p.untyped_storage().nbytes()).checksum()

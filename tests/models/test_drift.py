@@ -15,7 +15,7 @@ def test_kl_and_first_choices_are_the_dense_ones():
     head, fp8 = (torch.randn(rows, 16, generator=generator) for rows in (40, 30))
     bf16 = fp8 + 0.3 * torch.randn(30, 16, generator=generator)
     ids = torch.arange(40) < 37
-    found = token_drift(fp8, bf16, head, torch.zeros(30, dtype=torch.long), VocabularyShard.of(0, 1, ids), group=None,
+    found = token_drift(fp8, bf16, head, torch.zeros(30, dtype=torch.long), VocabularyShard.of(0, 1, ids),
                         chunk_tokens=8)  # fmt: skip
     p, q = ((hidden.double() @ head.double().T)[:, :37].log_softmax(-1) for hidden in (bf16, fp8))
     torch.testing.assert_close(found.kl.double(), (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)

@@ -123,7 +123,7 @@ def test_an_unreachable_wandb_is_said_and_the_run_goes_on(tmp_path, monkeypatch,
     run = run_folder.Run(tmp_path / "run", rank=0, logging=LoggingConfig(tensorboard=True, wandb_project="project"))
     run.log(1, {"loss": 1.0})
     assert "no route to host" in caplog.text and "wandb" in caplog.text
-    assert '"loss": 1.0' in run_folder.metrics.read_text()
+    assert '"loss": 1.0' in run.metrics.read_text()
 
 
 def test_a_read_only_folder_names_the_key(tmp_path):

@@ -24,22 +24,19 @@ def weights_of_a_step(folder, *overrides, vocabulary=53):
     from vold_nemo.megatron import parallel
 
     config = configuration(folder, "rollout.probe_tolerance=1e9", f"objective.kl.beta.value={BETA}", *overrides)
-    model, seen = build_vold(config, layout_of(config), FixedSampler(vocabulary=vocabulary)), {}
-    inner = model.get_loss_and_metrics
-
-    def watch(batch, forward_only):
-        selection = batch[2]
-        for micro_batch in batch[0]:
-            for row in micro_batch.rows:
-                seen[row] = selection.advantages[row], selection.kl_weight[row]
-        return inner(batch, forward_only)
-
-    model.get_loss_and_metrics = watch
+    model = build_vold(config, layout_of(config), FixedSampler(vocabulary=vocabulary))
     metrics = model.train_step(0)
-    rollouts = model.sampler.generate(0)
-    shared = model.contract.shared.tolist()
+    (step,), shared = model.sampler.recorded, model.contract.shared.tolist()
+    seen = {
+        row: (float(step["advantage"][row]), float(step["kl_weight"][row])) for row in range(len(step)) if step["trained"][row]
+    }
     parallel.destroy()
-    return seen, metrics, [(r.prompt_ids, r.response_ids) for r in rollouts], shared
+    return seen, metrics, answers(step), shared
+
+
+def answers(step):
+    """(prompt, response) ids of each rollout."""
+    return [(step.prompts[row // step.samples].tolist(), step.responses[row].tolist()) for row in range(len(step))]
 
 
 def sampled_beyond(folder, *overrides):

@@ -1,5 +1,6 @@
 """On-policy data: token budget, refilled groups, cut-off answers and validation, each the same however often it is run."""
 
+import contextlib
 import hashlib
 import types
 
@@ -9,10 +10,10 @@ import torch
 from tests.models.stages import configuration, make_world
 from vold_nemo.config.compose import compose
 from vold_nemo.data.prompts import Prompt
-from vold_nemo.data.rollouts import Rollout
 from vold_nemo.models.sampling import Sampler
-from vold_nemo.models.selection import signals, silent_groups
+from vold_nemo.models.terms import step_options
 from vold_nemo.rollout.engine import Completion
+from vold_nemo.step import Step, StepOptions, select, silent_groups
 
 ANSWER = 1000  # ids from here on are answers
 SAMPLES, LONGEST = 4, 64
@@ -84,9 +85,19 @@ def sampled(*overrides):
     import torch.distributed as dist
 
     sampler = sampler_of(*overrides, rank=dist.get_rank(), world=dist.get_world_size())
-    rollouts = sampler.generate(3)
+    step, _ = sampler.sample(3, untimed, lambda step: [])
     sampler.close()
-    return [(r.prompt_index, r.sample, r.response_ids, r.finish_reason) for r in rollouts]
+    return answers(step)
+
+
+def untimed(phase):
+    return contextlib.nullcontext()
+
+
+def answers(step):
+    """(prompt, sample, response, cut off) of each rollout."""
+    prompt, sample, cut = (step[name].tolist() for name in ("prompt", "sample", "truncated"))
+    return [(prompt[row], sample[row], step.responses[row].tolist(), cut[row]) for row in range(len(step))]
 
 
 @pytest.mark.parametrize("budget", [48, 500, 1200, 4000])
@@ -103,60 +114,66 @@ def test_a_token_budget_cuts_the_longest_answers_at_one_length_on_any_number_of_
 
 
 def run_refill(*overrides, prompts=40):
-    from vold_nemo.models.clock import PhaseClock
-    from vold_nemo.models.refill import refill
-
-    sampler = sampler_of(*overrides, prompts=prompts)
-    step, first = 0, []
-    while not {0.0, float(SAMPLES)} <= set(map(sum, rewards(first))) and step < 100:  # all right here, all wrong there
-        step += 1
-        first = sampler.generate(step)
-        sampler.verify(first)
-    before = [(r.prompt_index, r.reward) for r in first]
-    clock = PhaseClock(torch.device("cpu"))
-    after = refill(step, first, sampler, sampler.config, 0.1, clock)
-    sampler.close()
-    return sampler, before, after
-
-
-def rewards(rollouts):
-    return [
-        [r if isinstance(r, float) else r.reward for r in rollouts[at : at + SAMPLES]]
-        for at in range(0, len(rollouts), SAMPLES)
-    ]
+    """A step without refills, the same with them, and what was reported; the first that has groups of both kinds."""
+    plain, sampler = sampler_of(prompts=prompts), sampler_of(*overrides, prompts=prompts)
+    options = StepOptions(shared=torch.ones(1, dtype=torch.bool))
+    number, before = 0, None
+    while before is None or not {0.0, float(SAMPLES)} <= set(before.by_group("reward").sum(1).tolist()):
+        number += 1
+        before, _ = plain.sample(number, untimed, lambda step: [])
+        assert number < 100
+    after, report = sampler.sample(number, untimed, lambda step: silent_groups(step, options, 0.1))
+    for one in (plain, sampler):
+        one.close()
+    return before, after, report
 
 
 def test_refilling_replaces_groups_that_are_all_right_and_keeps_those_that_are_all_wrong():
-    sampler, before, after = run_refill("rollout.refill_rounds=3")
-    old, new = rewards([reward for _, reward in before]), rewards(after)
+    before, after, report = run_refill("rollout.refill_rounds=3")
+    old, new = before.by_group("reward").tolist(), after.by_group("reward").tolist()
+    was, now = before.by_group("prompt")[:, 0].tolist(), after.by_group("prompt")[:, 0].tolist()
     assert [1.0] * SAMPLES in old and [0.0] * SAMPLES in old, "the case is not tried"
     places = [group for group, said in enumerate(old) if min(said) == 1.0]
-    for group, said in enumerate(old):
+    for group in range(12):
         if group not in places:
-            assert new[group] == said and after[group * SAMPLES].prompt_index == before[group * SAMPLES][0]
+            assert new[group] == old[group] and now[group] == was[group]
+            assert answers(after.pick_groups([group])) == answers(before.pick_groups([group]))
         else:
-            assert after[group * SAMPLES].prompt_index not in {prompt for prompt, _ in before}
-    asked = [after[group * SAMPLES].prompt_index for group in range(12)]
-    assert len(set(asked)) == len(asked)
-    report = sampler.refilled["refill"]
-    assert report["dropped_groups"] >= len(places) and report["silent_groups"] == sum(min(said) == 1.0 for said in new)
-    assert report["reward_mean_before"] == pytest.approx(sum(map(sum, old)) / 48)
-    _, _, again = run_refill("rollout.refill_rounds=3")
-    assert [(r.prompt_index, r.response_ids) for r in again] == [(r.prompt_index, r.response_ids) for r in after]
+            assert now[group] not in was
+    assert len(set(now)) == len(now)
+    refill = report["refill"]
+    assert refill["dropped_groups"] >= len(places) and refill["silent_groups"] == sum(min(said) == 1.0 for said in new)
+    assert refill["reward_mean_before"] == pytest.approx(sum(map(sum, old)) / 48)
+    _, again, _ = run_refill("rollout.refill_rounds=3")
+    assert answers(again) == answers(after)
 
 
 def test_refilling_is_off_by_default_and_ends_where_no_prompt_is_left():
-    sampler, before, after = run_refill()
-    assert sampler.refilled == {} and [(r.prompt_index, r.reward) for r in after] == before
-    sampler, before, after = run_refill("rollout.refill_rounds=9", prompts=12)
-    assert [(r.prompt_index, r.reward) for r in after] == before and sampler.refilled["refill"]["rounds"] == 0
+    before, after, report = run_refill()
+    assert "refill" not in report and answers(after) == answers(before)
+    before, after, report = run_refill("rollout.refill_rounds=9", prompts=12)
+    assert answers(after) == answers(before) and report["refill"]["rounds"] == 0
 
 
-def judged(*groups, finish="stop"):
-    return [
-        Rollout(g, k, [1], [2], [0.0], "", finish[k] if isinstance(finish, list) else finish, reward=float(reward))
-        for g, group in enumerate(groups) for k, reward in enumerate(group)
-    ]  # fmt: skip
+def test_every_token_knows_the_weights_that_sampled_it():
+    sampler = sampler_of()
+    step, _ = sampler.sample(7, untimed, lambda step: [])
+    sampler.close()
+    assert step["version"].tolist() == [7] * len(step["engine"])
+
+
+def judged(*groups, truncated=None):
+    count = sum(map(len, groups))
+    return Step.of(
+        [[1]] * len(groups), [[2]] * count, len(groups[0]), engine=[[0.0]] * count,
+        reward=[float(reward) for group in groups for reward in group], truncated=truncated or [False] * count,
+    )  # fmt: skip
+
+
+def options_of(*overrides):
+    config = compose(["experiment=miniature", f"rollout.samples_per_prompt={SAMPLES}", *overrides])
+    layout, contract = types.SimpleNamespace(data=1), types.SimpleNamespace(shared=torch.ones(8, dtype=torch.bool))
+    return step_options(config, contract, layout, eos_ids=(), teacher_cost=[1.0], pad_multiple=1)
 
 
 @pytest.mark.parametrize(
@@ -170,23 +187,20 @@ def judged(*groups, finish="stop"):
     ],
 )
 def test_a_group_is_silent_only_where_neither_term_has_a_gradient(options, beta, silent):
-    config = compose(["experiment=miniature", f"rollout.samples_per_prompt={SAMPLES}", *options])
-    assert silent_groups(judged([1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1]), config, beta) == silent
+    assert silent_groups(judged([1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1]), options_of(*options), beta) == silent
 
 
 @pytest.mark.parametrize(("overlong", "policy", "kl"), [("keep", 1, 1), ("mask_policy", 0, 1), ("mask_all", 0, 0)])
 def test_answers_cut_off_for_length_leave_the_terms_they_are_told_to_and_nothing_else(overlong, policy, kl):
-    rollouts = judged([1, 0, 0, 1], finish=["stop", "stop", "length", "length"])
-    grid = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-    config = compose(["experiment=miniature", f"rollout.samples_per_prompt={SAMPLES}", f"rollout.overlong={overlong}"])
-    advantages, masks = signals(rollouts, grid, config, 0.1)
-    size = 0.5 / (grid.std().item() + 1e-4)  # mean and deviation of all four
-    assert advantages == pytest.approx([size, -size, -size * policy, size * policy])
-    assert masks == [0, 1, kl, 0]
+    step = judged([1, 0, 0, 1], truncated=[False, False, True, True])
+    select(step, options_of(f"rollout.overlong={overlong}"), 0.1)
+    size = 0.5 / (step["reward"].std().item() + 1e-4)  # mean and deviation of all four
+    assert step["advantage"].tolist() == pytest.approx([size, -size, -size * policy, size * policy])
+    assert step["kl_mask"].tolist() == [0, 1, kl, 0]
 
 
 def corrections(*overrides):
-    from vold_nemo.models.vold import correction_mode
+    from vold_nemo.models.terms import correction_mode
 
     config = compose(["experiment=miniature", *overrides])
     return correction_mode(config), config.objective.correction.cap
@@ -227,10 +241,12 @@ def test_validation_asks_images_and_held_out_text_greedily_and_disturbs_no_rollo
         TransformersEngine(world / "student"), load_tokenizer(world / "student"), kept, held_out, config, layout
     )
     sampler.engine.version = 2
-    plain, state = sampler.generate(2), torch.get_rng_state()
+    plain, _ = sampler.sample(2, untimed, lambda step: [])
+    state = torch.get_rng_state()
     found = sampler.validate(2)["validation"]
     assert torch.equal(torch.get_rng_state(), state)
-    assert [(r.response_ids, r.logprobs) for r in sampler.generate(2)] == [(r.response_ids, r.logprobs) for r in plain]
+    again, _ = sampler.sample(2, untimed, lambda step: [])
+    assert answers(again) == answers(plain) and again["engine"].equal(plain["engine"])
     assert (found["image_questions"], found["text_questions"]) == (6, 5) and len(found["image_by_domain"]) == 6
     assert 0 <= found["image_accuracy"] <= 1 and 0 <= found["text_truncated_rate"] <= 1
     sampler.engine.version = 3

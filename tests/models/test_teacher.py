@@ -16,9 +16,9 @@ def world(tmp_path_factory):
 def test_only_tokens_of_wrong_rollouts_are_scored(gloo, world):
     said = gloo(1).run(vold_steps, world, REWARDS, "objective=vold_reverse")[0]
     for step, metrics in enumerate(said["metrics"]):
-        rollouts = FixedSampler().generate(step)
-        wrong = [len(r.ids) for r, reward in zip(rollouts, REWARDS, strict=True) if reward == 0]
-        assert metrics["teacher_tokens"] == sum(wrong) > 0
+        table, _ = FixedSampler().sample(step)
+        wrong = table.lengths[table["reward"] == 0]
+        assert metrics["teacher_tokens"] == int(wrong.sum()) > 0
         assert metrics["scored_rollouts"] == len(wrong)
 
 

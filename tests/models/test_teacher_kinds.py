@@ -38,10 +38,10 @@ def final_states(path, tensor, pipeline, sequence, expert):
     import torch
 
     from vold_nemo.config import TeacherConfig
-    from vold_nemo.data.micro_batch import collate
     from vold_nemo.megatron import parallel
     from vold_nemo.megatron.heads import meet_head
     from vold_nemo.models.teacher import Teacher
+    from vold_nemo.step import collate
 
     layout = parallel.initialize(tensor, pipeline, expert=expert, sequence=sequence, seed=1, device="cpu")
     teacher = Teacher(TeacherConfig(path=str(path)), layout, padded_vocabulary=64, student_precision="fp32")

@@ -6,7 +6,6 @@ import pytest
 from tests.models.stages import REWARDS, SAMPLES, FixedSampler, make_world, vold_steps
 from vold_nemo.config import ConfigError, TeacherConfig
 from vold_nemo.data.prompts import Prompt, teacher_number
-from vold_nemo.planning.step_plan import make_step_plan
 
 KL = "objective=vold_reverse"
 
@@ -44,11 +43,10 @@ def scored_by(*names):
     """A FixedSampler whose prompts name these teachers, by number."""
 
     class Named(FixedSampler):
-        def generate(self, step):
-            rollouts = super().generate(step)
-            for rollout in rollouts:
-                rollout.teacher = names[rollout.prompt_index]
-            return rollouts
+        def sample(self, number, *args, **options):
+            step, report = super().sample(number, *args, **options)
+            step["scorer"] = [names[prompt] for prompt in step["prompt"].tolist()]
+            return step, report
 
     return Named
 
@@ -80,28 +78,8 @@ def test_each_rollout_is_scored_by_its_own_teacher(gloo, world, layout):
         expected += alone["loss_kl"]
     found = both["metrics"][0]
     assert found["loss_kl"] == pytest.approx(expected, rel=1e-5)
-    wrong = [len(r.ids) for r, reward in zip(FixedSampler().generate(0), REWARDS, strict=True) if not reward]
-    assert found["teacher_tokens"] == sum(wrong)
-
-
-def test_a_micro_batch_is_of_one_teacher_and_all_ranks_join_each():
-    count = 12
-    options = dict(
-        lengths=[6] * count, response_lengths=[4] * count, kl_lengths=[4] * count, advantages=[0.0] * count,
-        kl_mask=[1.0] * count, policy_average="sequence", kl_average="sequence", max_tokens=8, micro_batch_tokens=12,
-        teachers=[0] * 6 + [1] * 2 + [0] * 4, teacher_cost=(1.0, 2.0),
-    )  # fmt: skip
-    groups = [[i, i + 1] for i in range(0, count, 2)]
-    for expert_parallel in (1, 3):
-        plan = make_step_plan(groups, data_ranks=3, expert_parallel=expert_parallel, **options)
-        ranks = plan.updates[0].ranks
-        for batches in ranks:
-            assert {batch.teacher for batch in batches} == {0, 1} and all(batch.scored for batch in batches)
-            assert [batch.teacher for batch in batches] == sorted(batch.teacher for batch in batches)
-            assert all(batch.teacher == options["teachers"][row] for batch in batches for row in batch.rows)
-        if expert_parallel > 1:
-            assert len({tuple(batch.teacher for batch in batches) for batches in ranks}) == 1
-        assert sorted(row for batches in ranks for batch in batches for row in batch.rows) == list(range(count))
+    step, _ = FixedSampler().sample(0)
+    assert found["teacher_tokens"] == int(step.lengths[step["reward"] == 0].sum())
 
 
 def test_prompts_name_teachers_that_exist():
@@ -123,7 +101,7 @@ def test_training_beside_an_idle_teacher_is_bit_for_bit_training_without(gloo, w
 
 
 def test_teacher_tokens_follow_the_reward_rate(gloo, world):
-    lengths = [len(r.ids) for r in FixedSampler().generate(0)]
+    lengths = FixedSampler().sample(0)[0].lengths.tolist()
     for right in (0, 4, 12):
         rewards = [1] * right + [0] * (16 - right)
         said = gloo(1).run(vold_steps, world, rewards, KL)[0]["metrics"][0]

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from tests.objective import dense
-from vold_nemo.objective import TokenBatch, VocabularyShard, vold_loss
+from vold_nemo.objective import Objective, TeacherStates, TokenBatch, VocabularyShard, vold_loss
 
 
 def make_case(seed=0, n=23, V=40, H=6, Ht=9, sequences=4, dtype=torch.float64, scale=1.0, old=True, one_sided=True):
@@ -33,17 +33,24 @@ def make_case(seed=0, n=23, V=40, H=6, Ht=9, sequences=4, dtype=torch.float64, s
     return tensors, batch, sampleable, shared
 
 
+def loss_of(hidden, head, batch, shard, teacher_hidden=None, teacher_head=None, context=None, head_gradient=None, **options):
+    """`vold_loss` with the options of an :class:`Objective` spelt out."""
+    teacher = None if teacher_hidden is None else TeacherStates(teacher_hidden, teacher_head)
+    return vold_loss(
+        hidden, head, batch, shard, Objective(**options), teacher=teacher, context=context, head_gradient=head_gradient
+    )
+
+
 def ours(case, group=None, rank=0, ranks=1, scale=1.0, **options):
     """Loss, statistics, ∂hidden summed over ranks, this rank's ∂head."""
     (hidden, head, teacher_hidden, teacher_head), batch, sampleable, shared = case
-    shard = VocabularyShard.of(rank, ranks, sampleable, shared)
+    shard = VocabularyShard.of(rank, ranks, sampleable, shared, group)
     part = slice(shard.start, shard.start + shard.size)
     hidden = hidden.clone().requires_grad_()
     head = head[part].clone().requires_grad_()
-    loss, statistics = vold_loss(
-        hidden, head, batch, shard,
-        teacher_hidden=teacher_hidden, teacher_head=teacher_head[part], group=group, **options,
-    )  # fmt: skip
+    loss, statistics = loss_of(
+        hidden, head, batch, shard, teacher_hidden=teacher_hidden, teacher_head=teacher_head[part], **options
+    )
     (loss * scale).backward()
     gradient = hidden.grad.clone()
     if group is not None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.objective.cases import make_case, ours, reference
-from vold_nemo.objective import CorrectionTerm, KLTerm, PolicyTerm, TokenBatch, VocabularyShard, vold_loss
+from tests.objective.cases import loss_of, make_case, ours, reference
+from vold_nemo.objective import CorrectionTerm, KLTerm, PolicyTerm, TokenBatch, VocabularyShard
 
 ESTIMATORS = {
     "k2": KLTerm("k2"),
@@ -185,7 +185,7 @@ def test_a_given_buffer_takes_the_heads_gradient_and_autograd_sees_none(name):
     _, _, expected_hidden, expected = reference(case, **options)
     hidden, head, buffer = hidden.requires_grad_(), head.requires_grad_(), torch.ones_like(head).detach()
     for _ in range(2):  # micro-batches add up
-        loss, _ = vold_loss(
+        loss, _ = loss_of(
             hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), head_gradient=buffer,
             teacher_hidden=teacher_hidden, teacher_head=teacher_head, **options,
         )  # fmt: skip
@@ -200,8 +200,8 @@ def test_a_loss_whose_head_gradient_is_already_added_cannot_be_scaled():
     (hidden, head, teacher_hidden, teacher_head), batch, sampleable, shared = case
     arguments = hidden.requires_grad_(), head.requires_grad_(), batch, VocabularyShard.of(0, 1, sampleable, shared)
     options |= {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head}
-    loss, _ = vold_loss(*arguments, head_gradient=torch.zeros_like(head), **options)
+    loss, _ = loss_of(*arguments, head_gradient=torch.zeros_like(head), **options)
     with pytest.raises(RuntimeError, match=r"cannot be scaled"):
         (2 * loss).backward()
     with pytest.raises(ValueError, match=r"head_gradient is torch\.float32"):
-        vold_loss(*arguments, head_gradient=torch.zeros_like(head, dtype=torch.float32), **options)
+        loss_of(*arguments, head_gradient=torch.zeros_like(head, dtype=torch.float32), **options)

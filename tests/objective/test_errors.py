@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.objective.cases import make_case, ours
-from vold_nemo.objective import CorrectionTerm, KLTerm, PolicyTerm, TokenBatch, VocabularyShard, vold_loss
+from tests.objective.cases import loss_of, make_case, ours
+from vold_nemo.objective import CorrectionTerm, KLTerm, PolicyTerm, TokenBatch, VocabularyShard
 
 OPTIONS = {"policy": PolicyTerm(), "kl": KLTerm("k2")}
 
@@ -16,7 +16,7 @@ def call(case, **options):
 def test_a_kl_weight_without_a_teacher_is_an_error():
     (hidden, head, _, _), batch, sampleable, shared = make_case()
     with pytest.raises(ValueError, match=r"teacher scored none"):
-        vold_loss(hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), **OPTIONS)
+        loss_of(hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), **OPTIONS)
 
 
 @pytest.mark.parametrize("missing", [0.0, torch.nan, torch.inf])
@@ -37,7 +37,7 @@ def test_a_masked_rollout_needs_no_teacher_row():
 def test_pure_grpo_needs_no_teacher_at_all():
     (hidden, head, _, _), batch, sampleable, shared = make_case()
     batch.kl_weight.zero_()
-    loss, _ = vold_loss(hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), policy=PolicyTerm())
+    loss, _ = loss_of(hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), policy=PolicyTerm())
     assert loss.isfinite()
 
 

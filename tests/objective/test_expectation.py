@@ -9,7 +9,8 @@ import itertools
 import pytest
 import torch
 
-from vold_nemo.objective import KLTerm, TokenBatch, VocabularyShard, vold_loss
+from tests.objective.cases import loss_of
+from vold_nemo.objective import KLTerm, TokenBatch, VocabularyShard
 
 V, T = 3, 2
 STATES = [()] + [(a,) for a in range(V)]
@@ -41,7 +42,7 @@ def expected_gradient(estimator, masked, horizon="immediate"):
         weight = torch.full((T,), WRONG[y] if masked else 1.0, dtype=torch.float64)
         batch = TokenBatch(torch.tensor(y), torch.zeros(T, dtype=torch.long), 0 * weight, weight, 0 * weight)
         leaf = student.clone().requires_grad_()
-        loss, _ = vold_loss(
+        loss, _ = loss_of(
             leaf[states(y)], torch.eye(V).double(), batch, SHARD, policy=None,
             kl=KLTerm(estimator, reward_horizon=horizon), teacher_hidden=teacher[states(y)],
             teacher_head=torch.eye(V).double(), chunk_tokens=1,

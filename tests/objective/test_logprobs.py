@@ -19,12 +19,12 @@ def inputs():
 
 def both(group=None, rank=0, ranks=1):
     hidden, head, targets, weight, sampleable = inputs()
-    shard = VocabularyShard.of(rank, ranks, sampleable)
+    shard = VocabularyShard.of(rank, ranks, sampleable, group=group)
     part = slice(shard.start, shard.start + shard.size)
-    logprobs, entropy = token_logprobs(hidden, head[part], targets, shard, temperature=0.6, chunk_tokens=4, group=group)
+    logprobs, entropy = token_logprobs(hidden, head[part], targets, shard, temperature=0.6, chunk_tokens=4)
     h, w = hidden.clone().requires_grad_(), head[part].clone().requires_grad_()
     garbage = torch.where(weight == 0, -100, targets)
-    loss, nll = nll_loss(h, w, garbage, weight, shard, chunk_tokens=4, group=group)
+    loss, nll = nll_loss(h, w, garbage, weight, shard, chunk_tokens=4)
     loss.backward()
     d_hidden = h.grad.clone()
     if group is not None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.objective import dense
-from tests.objective.cases import make_case, ours, reference
-from vold_nemo.objective import KLTerm, PolicyTerm, TokenBatch, VocabularyShard, vold_loss
+from tests.objective.cases import loss_of, make_case, ours, reference
+from vold_nemo.objective import KLTerm, PolicyTerm, TokenBatch, VocabularyShard
 
 ESTIMATORS = ("k2", "k3", "vopd", "k1_reward", "reverse", "forward", "jsd", "topk")
 
@@ -102,7 +102,7 @@ def test_gradients_are_those_of_finite_differences(estimator, loss):
     shard = VocabularyShard.of(0, 1, sampleable, shared)
 
     def value(h, w):
-        return vold_loss(
+        return loss_of(
             h, w, batch, shard, policy=PolicyTerm(loss), kl=KLTerm(estimator, top_k=3),
             teacher_hidden=teacher_hidden, teacher_head=teacher_head, chunk_tokens=3, temperature=0.8,
         )[0]  # fmt: skip
@@ -140,7 +140,7 @@ def _tied_on_rank():
     ids = torch.randint(0, len(table), (len(batch.targets),), generator=torch.Generator().manual_seed(1))
     options = {"policy": PolicyTerm(), "kl": KLTerm("reverse")}
     rank, world = dist.get_rank(), dist.get_world_size()
-    shard = VocabularyShard.of(rank, world, sampleable, shared)
+    shard = VocabularyShard.of(rank, world, sampleable, shared, dist.group.WORLD)
     part = slice(shard.start, shard.start + shard.size)
     own = table[part].clone().requires_grad_()
     column, here = shard.locate(ids)
@@ -148,9 +148,9 @@ def _tied_on_rank():
     states = looked_up.detach().clone()
     dist.all_reduce(states)
     states.requires_grad_()
-    vold_loss(
+    loss_of(
         states.tanh(), own, batch, shard, teacher_hidden=teacher_hidden, teacher_head=teacher_head[part],
-        group=dist.group.WORLD, chunk_tokens=5, **options,
+        chunk_tokens=5, **options,
     )[0].backward()  # fmt: skip
     dist.all_reduce(states.grad)
     looked_up.backward(states.grad)
@@ -236,6 +236,6 @@ def test_a_micro_batch_without_any_token_is_legal(loss):
     none = torch.zeros(0)
     batch = TokenBatch(none.long(), none.long(), none, none, none)
     hidden, head = hidden[:0].requires_grad_(), head.requires_grad_()
-    value, statistics = vold_loss(hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), policy=PolicyTerm(loss))
+    value, statistics = loss_of(hidden, head, batch, VocabularyShard.of(0, 1, sampleable, shared), policy=PolicyTerm(loss))
     value.backward()
     assert float(value) == 0.0 and head.grad.eq(0).all() and float(statistics.extremes()["kl_min"]) == torch.inf

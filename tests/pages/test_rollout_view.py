@@ -1,17 +1,18 @@
 """A step's rollouts in a terminal: what is filtered, what is shaded, and that no answer can play with the screen."""
 
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from vold_nemo.config import ConfigError
-from vold_nemo.data.prompts import Prompt
-from vold_nemo.data.rollouts import Fate, Rollout, TokenRecord, write_rollouts
 from vold_nemo.pages import rollout_view as view
+from vold_nemo.step import Step, records
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["two ", "and ", "two ", "is ", "\x1b[2J", "five", "<|im_end|>"]
@@ -23,18 +24,19 @@ def decode(ids):
 
 @pytest.fixture
 def run(tmp_path):
-    prompts = [Prompt("sum", [{"role": "user", "content": "2+2?"}], answer="4")]
     ids = list(range(len(WORDS)))
-    rollouts = [
-        Rollout(0, 0, [1], ids, [-0.1] * 7, decode(ids[:6]), "stop", reward=0.0, reason="differs", extracted="five"),
-        Rollout(0, 1, [1], ids[:3], [-0.1] * 3, decode(ids[:3]), "length", reward=1.0, reason="equal", extracted="4"),
-    ]
-    fates = [
-        Fate(True, True, TokenRecord([0.001] * 7, [0.0, 0.1, 0.3, 0.0, 0.01, 4.0, None], -1.0)),
-        Fate(False, True, TokenRecord([0.5, 0.0, 0.0], None, 1.0)),
-    ]
-    for step in (1, 2):
-        write_rollouts(tmp_path / "rollouts", step, rollouts, prompts, fates)
+    labels = {
+        "id": ["sum"] * 2, "prompt": ["2+2?"] * 2, "truth": ["4"] * 2, "text": [decode(ids[:6]), decode(ids[:3])],
+        "reason": ["differs", "equal"], "extracted": ["five", "4"],
+    }  # fmt: skip
+    step = Step.of(
+        [[1]], [ids, ids[:3]], 2, labels, engine=[[-0.1] * 7, [-0.1] * 3], reward=[0.0, 1.0], truncated=[False, True],
+        sample=[0, 1], scored=[True, False], trained=[True, True], advantage=[-1.0, 1.0],
+        kl=[[0.0, 0.1, 0.3, 0.0, 0.01, 4.0, math.nan], [math.nan] * 3],
+    )  # fmt: skip
+    step["trainer"] = step["engine"] + torch.tensor([0.001] * 7 + [0.5, 0.0, 0.0])
+    for number in (1, 2):
+        records.write(step, tmp_path / "rollouts" / f"step_{number:06d}.jsonl")
     return tmp_path
 
 

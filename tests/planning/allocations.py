@@ -124,7 +124,7 @@ def training_peak(
     from vold_nemo.megatron.architecture import Architecture
     from vold_nemo.megatron.heads import meet_head
     from vold_nemo.megatron.training import unwrap, wrap_ddp
-    from vold_nemo.objective import KLTerm, PolicyTerm, TokenBatch, vold_loss
+    from vold_nemo.objective import KLTerm, Objective, TeacherStates, TokenBatch, vold_loss
     from vold_nemo.objective.vocabulary import VocabularyShard
 
     layout = parallel.initialize(tensor, 1, sequence=sequence, seed=1, device="cpu")
@@ -138,7 +138,7 @@ def training_peak(
         ids = torch.randint(0, arch.vocabulary, (sequences, length))
         count = sequences * length
         whole = torch.ones(arch.vocabulary, dtype=torch.bool)
-        shard = VocabularyShard.of(layout.tensor_rank, tensor, whole, whole)
+        shard = VocabularyShard.of(layout.tensor_rank, tensor, whole, whole, layout.tensor_group)
         teacher_head = torch.randn(len(head), 2 * arch.hidden).to(dtype)
         teacher_hidden = torch.randn(count, 2 * arch.hidden).to(dtype)
         ones = torch.full((count,), 1.0 / count)
@@ -148,10 +148,8 @@ def training_peak(
             after = live.now
             hidden = meet_head(output, layout).index_select(0, torch.arange(count))
             loss, said = vold_loss(
-                hidden, head, tokens, shard, policy=PolicyTerm("grpo", 0.2, 0.3, None), kl=KLTerm(estimator),
-                teacher_hidden=teacher_hidden.index_select(0, torch.arange(count)), teacher_head=teacher_head,
-                temperature=1.0, teacher_temperature=1.0, chunk_tokens=chunk,
-                group=layout.tensor_group if tensor > 1 else None,
+                hidden, head, tokens, shard, Objective(kl=KLTerm(estimator), chunk_tokens=chunk),
+                teacher=TeacherStates(teacher_hidden.index_select(0, torch.arange(count)), teacher_head),
             )  # fmt: skip
             at_loss = live.peak
             del hidden, output, said

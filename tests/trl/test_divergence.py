@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vold_nemo.objective import KLTerm, TokenBatch, VocabularyShard, vold_loss
+from vold_nemo.objective import KLTerm, Objective, TeacherStates, TokenBatch, VocabularyShard, vold_loss
 
 TOKENS, VOCABULARY = 17, 47
 
@@ -27,8 +27,8 @@ def ours(term, temperature, boost=0.0):
     weight, zero = torch.full((TOKENS,), 1 / TOKENS), torch.zeros(TOKENS)
     loss, _ = vold_loss(
         hidden, head, TokenBatch(torch.arange(TOKENS), torch.arange(TOKENS), zero, weight.double(), zero),
-        VocabularyShard.of(0, 1, torch.ones(VOCABULARY, dtype=torch.bool)), policy=None, kl=term,
-        teacher_hidden=teacher_hidden, teacher_head=teacher_head, temperature=temperature, chunk_tokens=5,
+        VocabularyShard.of(0, 1, torch.ones(VOCABULARY, dtype=torch.bool)),
+        Objective(None, term, temperature=temperature, chunk_tokens=5), teacher=TeacherStates(teacher_hidden, teacher_head),
     )  # fmt: skip
     loss.backward()
     return loss.detach(), hidden.grad, head.grad

@@ -10,6 +10,8 @@ from functools import cache
 import torch
 
 from vold_nemo.objective import (
+    CorrectionTerm,
+    Objective,
     TokenBatch,
     VocabularyShard,
     group_advantages,
@@ -139,8 +141,8 @@ def ours(model, policy, *, average, advantage="standardised", moved=None, correc
     )  # fmt: skip
     model.zero_grad()
     loss, _ = vold_loss(
-        hidden, model.lm_head.weight, batch, shard, policy=policy, correction=correction, temperature=TEMPERATURE,
-        chunk_tokens=7,
+        hidden, model.lm_head.weight, batch, shard,
+        Objective(policy, correction=correction or CorrectionTerm(), temperature=TEMPERATURE, chunk_tokens=7),
     )  # fmt: skip
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}, advantages

@@ -83,9 +83,9 @@ class VocabularyContract:
             student_only=self.student_only | other.student_only, teacher_only=self.teacher_only | other.teacher_only,
         )  # fmt: skip
 
-    def shard(self, rank: int, tensor: int, device: torch.device | str = "cpu") -> VocabularyShard:
+    def shard(self, rank: int, tensor: int, device: torch.device | str = "cpu", group=None) -> VocabularyShard:
         """The rows of tensor-parallel rank ``rank`` of ``tensor``: ``[rank V / tensor, (rank + 1) V / tensor)``."""
-        return VocabularyShard.of(rank, tensor, self.sampleable.to(device), self.shared.to(device))
+        return VocabularyShard.of(rank, tensor, self.sampleable.to(device), self.shared.to(device), group)
 
     def describe(self) -> str:
         """Lines for the plan: rows, shared ids, and what only one side has."""

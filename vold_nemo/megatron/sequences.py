@@ -9,10 +9,16 @@ student and teacher come out sliced as their ids went in, so the objective meets
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vold_nemo.megatron.heads import meet_head
+from vold_nemo.megatron.training import ForwardStep
+from vold_nemo.step import MicroBatch
 
 
 def zigzag(bounds: Sequence[int], rank: int, size: int) -> Tensor:
@@ -34,12 +40,11 @@ def zigzag(bounds: Sequence[int], rank: int, size: int) -> Tensor:
     return torch.cat(pieces)
 
 
-def on_this_rank(batch, layout):
-    """``batch`` (:class:`vold_nemo.data.micro_batch.MicroBatch`) as this context-parallel rank holds it: [B, S / C]."""
+def on_this_rank(batch: MicroBatch, layout) -> MicroBatch:
+    """``batch`` as this context-parallel rank holds it: [B, S / C], with the predictions made there."""
     if layout.context == 1:
         return batch
-    index = zigzag(batch.bounds or (0, batch.ids.shape[1]), layout.context_rank, layout.context)
-    return batch.with_tensors(lambda tensor: tensor.index_select(1, index.to(tensor.device)))
+    return batch.sliced(zigzag(batch.bounds or (0, batch.ids.shape[1]), layout.context_rank, layout.context))
 
 
 def packed_parameters(bounds: Sequence[int] | None, device: torch.device):
@@ -59,8 +64,27 @@ def packed_parameters(bounds: Sequence[int] | None, device: torch.device):
     )
 
 
-def run(model, batch) -> Tensor:
+def run(model, batch: MicroBatch) -> Tensor:
     """``model`` (a pipeline stage) over ``batch``, which is sliced and on the device: the stage's output."""
     return model(
         batch.ids, batch.position_ids, None, packed_seq_params=packed_parameters(batch.bounds, batch.ids.device)
     )
+
+
+def through(finish: Callable[..., tuple[Tensor, Any]], layout) -> ForwardStep:
+    """A step of :func:`training.forward_backward` over micro-batches, numbered in the order they come.
+
+    ``finish(output, batch=, index=)`` gets the last stage's output, and ``batch`` on the device; returns loss and statistics.
+    """
+    numbers = itertools.count()
+
+    def step(model, batch: MicroBatch):
+        batch = batch.to(layout.device)
+        return run(model, batch), partial(finish, batch=batch, index=next(numbers))
+
+    return step
+
+
+def predicting(output: Tensor, batch: MicroBatch, layout) -> Tensor:
+    """Hidden states [n, H] at the predictions of ``batch``, behind the LM head's collective (:func:`heads.meet_head`)."""
+    return meet_head(output, layout).index_select(0, batch.at)

@@ -141,8 +141,8 @@ def forward_backward(
     loss on all tensor-parallel ranks, and must already hold all normalisation (see the module's docstring).  Every
     rank of a pipeline passes the same number of micro-batches, and at least one.
 
-    ``forward_only`` runs without autograd and touches no gradient; the loss may then be a constant and the statistics
-    whatever is wanted of the output.  The model may then be a bare GPTModel, such as the teacher.
+    ``forward_only`` runs without autograd on the bare GPTModel, which ``model`` may then be (the teacher), and touches no
+    gradient; the loss may then be a constant and the statistics whatever is wanted of the output.
 
     Collectives: the schedule's own, one sum over the world, and one object gather where something is not finite.
     """
@@ -151,6 +151,8 @@ def forward_backward(
 
     if not micro_batches:
         raise ValueError("a pass needs at least one micro-batch: a rank with nothing to do brings one of weight zero")
+    if forward_only:
+        model = unwrap(model)
     config = get_model_config(model)
     _prepare(config)
     began, ready = _now(layout.device), []

@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vold_nemo.objective import KLTerm, TokenBatch, vold_loss
-from vold_nemo.objective.vocabulary import VocabularyShard
+from vold_nemo.objective import KLTerm, Objective, TeacherStates, TokenBatch, VocabularyShard, vold_loss
 
 
 @dataclass
@@ -30,33 +29,32 @@ class TokenDrift:
 
 def vocabulary_shard(layout, vocabulary: int, rows: int) -> VocabularyShard:
     """This rank's part of the ``rows`` of a padded head, of which the first ``vocabulary`` are ids."""
-    return VocabularyShard.of(layout.tensor_rank, layout.tensor, torch.arange(rows, device=layout.device) < vocabulary)
+    ids = torch.arange(rows, device=layout.device) < vocabulary
+    return VocabularyShard.of(layout.tensor_rank, layout.tensor, ids, group=layout.tensor_group)
 
 
 @torch.no_grad()
 def token_drift(
-    fp8: Tensor, bf16: Tensor, head: Tensor, targets: Tensor, shard: VocabularyShard,
-    *, group: dist.ProcessGroup | None, chunk_tokens: int = 512,
-) -> TokenDrift:  # fmt: skip
+    fp8: Tensor, bf16: Tensor, head: Tensor, targets: Tensor, shard: VocabularyShard, *, chunk_tokens: int = 512
+) -> TokenDrift:
     """Final hidden states [n, H] of both, which share the bf16 LM ``head`` [v, H]: their exact KL and first choices.
 
-    Chunk by chunk, as in the objective; logits never exist whole.  Collectives over ``group``: the objective's, and an
+    Chunk by chunk, as in the objective; logits never exist whole.  Collectives over ``shard.group``: the objective's, and an
     all-gather of two [c] rows a chunk.
     """
     count = len(targets)
     none = torch.zeros(count, device=targets.device)
     tokens = TokenBatch(targets, torch.zeros_like(targets), none, none + 1.0 / max(1, count), none)
-    _, said = vold_loss(
-        fp8, head, tokens, shard, policy=None, kl=KLTerm("forward"), teacher_hidden=bf16, teacher_head=head,
-        chunk_tokens=chunk_tokens, group=group,
-    )  # fmt: skip
+    forward = Objective(policy=None, kl=KLTerm("forward"), chunk_tokens=chunk_tokens)
+    _, said = vold_loss(fp8, head, tokens, shard, forward, teacher=TeacherStates(bf16, head))
     pairs = zip(fp8.split(chunk_tokens), bf16.split(chunk_tokens), strict=True)
-    same = [_first(a, head, shard, group) == _first(b, head, shard, group) for a, b in pairs]
+    same = [_first(a, head, shard) == _first(b, head, shard) for a, b in pairs]
     return TokenDrift(said.kl, torch.cat(same))
 
 
-def _first(hidden: Tensor, head: Tensor, shard: VocabularyShard, group: dist.ProcessGroup | None) -> Tensor:
-    """Id of the largest logit of each row, over all ranks of the group."""
+def _first(hidden: Tensor, head: Tensor, shard: VocabularyShard) -> Tensor:
+    """Id of the largest logit of each row, over all ranks of ``shard.group``."""
+    group = shard.group
     logits = (hidden @ head.T).float()[:, shard.sampleable]
     if not logits.shape[1]:  # a rank that holds padding alone
         best, ids = torch.full((len(hidden),), -torch.inf, device=hidden.device), torch.zeros(len(hidden), device=hidden.device)

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vold_nemo.config import ConfigError
-from vold_nemo.data.micro_batch import MicroBatch, collate
 from vold_nemo.megatron import build, sequences, weights
 from vold_nemo.megatron.precision import pad_multiple
 from vold_nemo.models.drift import token_drift, vocabulary_shard
+from vold_nemo.step import MicroBatch, collate
 
 
 class OutsideFP8(torch.nn.Module):
@@ -91,8 +91,7 @@ def probe(teacher, texts: Sequence[Sequence[int]]) -> str:
     if layout.is_last_stage:
         head = teacher.head
         shard = vocabulary_shard(layout, teacher.architecture.vocabulary, len(head) * layout.tensor)
-        targets = batch.to(layout.device).predictions()[0]
-        drift = token_drift(fp8, bf16, head, targets, shard, group=layout.tensor_group)
+        drift = token_drift(fp8, bf16, head, batch.targets.to(layout.device), shard)
         found[:] = torch.stack([drift.kl.mean(), drift.kl.max(), 1 - drift.same_top.float().mean()])
         found.nan_to_num_(nan=torch.inf)  # a maximum over ranks may pass a NaN by
     dist.all_reduce(found, op=dist.ReduceOp.MAX)

@@ -11,8 +11,7 @@ from typing import Protocol
 
 from vold_nemo.config import Config
 from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
-from vold_nemo.models.teacher import Teacher
-from vold_nemo.models.teachers import Teachers, members
+from vold_nemo.models.teachers import Teachers
 from vold_nemo.planning.residency import NEEDS, leaving
 from vold_nemo.rollout.engine import RolloutEngine
 
@@ -62,7 +61,7 @@ class SleepingEngine:
         self.leave, self.come_back = engine.sleep, engine.wake
 
 
-def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher: Teacher | Teachers | None) -> Handover:
+def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teachers: Teachers) -> Handover:
     """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's."""
     gradients, state = GradientBuffers(stage), OptimizerState(optimizer, stage)
     movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine)}
@@ -72,6 +71,6 @@ def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher
         "optimizer": state.device_bytes,
         "engine": engine.device_bytes,
     }
-    if teacher is not None:
-        measured["teacher"] = lambda: sum(member.device_bytes() for member in members(teacher))
+    if teachers:
+        measured["teacher"] = teachers.device_bytes
     return Handover({name: movables[name] for name in movables if name in leaving(config)}, measured)

@@ -80,6 +80,8 @@ class Heartbeat:
             Path(self._last_resort.name).unlink(missing_ok=True)
             self._last_resort = None
         self._thread.join(timeout=self.period)
+        if isinstance(error, Exception):
+            error.add_note(f"rank {self.rank} of {self.world}: {self.where()}")
         # For those who watch: no more beats will come, and why.
         self.note("done" if kind is None else "stopped" if issubclass(kind, SystemExit) else "failed")
         self._write()

@@ -1,4 +1,4 @@
-"""On-policy data of stage 2: prompts in, judged rollouts out, the same list on every rank.
+"""On-policy data of stage 2: prompts in, judged rollouts out, the same table on every rank.
 
 Every rank answers its share of a step's prompts and the answers are gathered over the world.  What a prompt draws hangs on
 (run seed, step, its place in the step), so a resumed run samples what the undisturbed one would have.
@@ -7,8 +7,10 @@ Every rank answers its share of a step's prompts and the answers are gathered ov
 from __future__ import annotations
 
 import hashlib
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,12 @@ import torch.distributed as dist
 
 from vold_nemo.config import Config
 from vold_nemo.data.order import Order
-from vold_nemo.data.prompts import Prompt, teacher_number
-from vold_nemo.data.rollouts import Fate, Rollout, write_rollouts
+from vold_nemo.data.prompts import Prompt, question_text, teacher_number
 from vold_nemo.data.templates import render_prompt
 from vold_nemo.rewards import diagnose
 from vold_nemo.rewards.shared import SharedScorer
 from vold_nemo.rollout.engine import Completion, EnginePrompt, RolloutEngine, Sampling
+from vold_nemo.step import Step, records
 
 
 def gather(mine: list, rank: int, world: int) -> list:
@@ -36,6 +38,13 @@ def gather(mine: list, rank: int, world: int) -> list:
     for r, share in enumerate(shares):
         whole[r::world] = share
     return whole
+
+
+def substitutes(size: int, taken: Sequence[int], count: int, name: str) -> list[int]:
+    """Up to ``count`` different indices below ``size`` that are not in ``taken``, drawn from the string ``name`` alone."""
+    known = set(taken)
+    drawn = random.Random(name).sample(range(size), min(size, count + len(known)))
+    return [index for index in drawn if index not in known][:count]
 
 
 class Sampler:
@@ -59,50 +68,93 @@ class Sampler:
         )  # fmt: skip
         self.scorer = SharedScorer(config.reward)
         self.scorer.prepare(prompt.verifier for asked in (prompts, *validation.values()) for prompt in asked)
-        self.diagnosis: dict[str, Any] = {}  # what the verifiers said of the step, for its metrics
-        self.refilled: dict[str, Any] = {}  # and what became of groups without signal (models/refill.py)
         for prompt in prompts if config.teachers else ():  # a name that nobody bears is found before the first step
             teacher_number(prompt, config.teachers)
 
-    def name(self, rollout: Rollout) -> str:
-        return self.prompts[rollout.prompt_index].id
+    def name(self, step: Step, row: int) -> str:
+        """Id of the prompt of ``row``."""
+        return self.prompts[int(step["prompt"][row])].id
 
     def data_name(self) -> str:
         """See :meth:`vold_nemo.models.student.MegatronStudent.data_name`."""
         return self.order.name(repr([(prompt.id, prompt.messages, prompt.answer) for prompt in self.prompts]))
 
-    def seed(self, step: int, attempt: int = 0, length: int = 0) -> int:
+    def seed(self, number: int, attempt: int = 0, length: int = 0) -> int:
         """Of the engine's random numbers: 63 bits of a hash of (run seed, step), and of what is asked again in it."""
         again = f"/{attempt}/{length}" if attempt or length else ""
-        digest = hashlib.sha256(f"rollouts/{self.config.seed}/{step}{again}".encode()).digest()
+        digest = hashlib.sha256(f"rollouts/{self.config.seed}/{number}{again}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
-    def generate(self, step: int) -> list[Rollout]:
-        """K answers to each prompt of the step, group after group.  The engine must hold the weights of ``step``."""
-        self.seconds = 0.0
-        return self.answer(step, dict(enumerate(self.order.indices(step))))
+    def sample(
+        self, number: int, phase: Callable[[str], AbstractContextManager], silent: Callable[[Step], list[int]]
+    ) -> tuple[Step, dict[str, Any]]:
+        """K answers to each prompt of step ``number``, judged.  The engine must hold the weights of that step.
 
-    def answer(self, step: int, asked: Mapping[int, int], attempt: int = 0) -> list[Rollout]:
+        Groups without any signal may make room for other prompts (``rollout.refill_rounds``; off in the paper).  DAPO drops
+        every group whose rewards are all equal; here an all-wrong group has no advantage but the whole KL to the teacher, and
+        under the paper's objective only one that is all right goes.  A step keeps its number of groups: where no round is
+        left, or no prompt, the last ones stay, and cost no training token.
+
+        Args:
+            phase: ``with phase("generate")`` takes the time.
+            silent: groups that cannot move a gradient.
+
+        Returns:
+            the table, the same on every rank; what the verifiers said and, under ``refill``, what was replaced, for
+            metrics.jsonl; and under ``own_seconds`` what this rank's engine took.
+        """
+        self._seconds = 0.0
+        with phase("generate"):
+            step = self.answer(number, dict(enumerate(self.order.indices(number))))
+        with phase("reward"):
+            report = self.verify(step)
+        if rounds := self.config.rollout.refill_rounds:
+            # Rewards before are the only fair sample of what the student can do.
+            refill: dict[str, Any] = {"rounds": 0, "dropped_groups": 0, "dropped_tokens": 0}
+            refill["reward_mean_before"] = step["reward"].mean().item()
+            asked = set(step["prompt"].tolist())
+            for attempt in range(1, rounds + 1):
+                gone, name = silent(step), f"refill/{self.config.seed}/{number}/{attempt}"
+                # What comes hangs on nothing but that name and on which groups went: the same on any layout and after a
+                # resume.  The epochs' order is not touched; a prompt drawn here comes again in its turn.
+                fresh = substitutes(len(self.prompts), sorted(asked), len(gone), name)
+                if not fresh:
+                    break
+                places = dict(zip(gone, fresh, strict=False))
+                with phase("generate"):
+                    more = self.answer(number, places, attempt)
+                with phase("reward"):
+                    self.verify(more)
+                refill["dropped_tokens"] += len(step.pick_groups(places).responses.flat)
+                instead = {group: (more, place) for place, group in enumerate(places)}
+                step = Step.assembled([instead.get(group, (step, group)) for group in range(len(step.prompts))])
+                asked |= set(fresh)
+                refill["rounds"], refill["dropped_groups"] = attempt, refill["dropped_groups"] + len(places)
+            refill["silent_groups"] = len(silent(step))
+            report["refill"] = refill
+        return step, report | {"own_seconds": self._seconds}
+
+    def answer(self, number: int, asked: Mapping[int, int], attempt: int = 0) -> Step:
         """K answers to each of ``asked``, {place in the step: index of its prompt}, in that order; all of the world's."""
         places = list(asked.items())[self.layout.rank :: self.layout.world]
         rendered = [render_prompt(self.tokenizer, self.prompts[index]) for _, index in places]
-        completions = self._complete(
+        done = self._complete(
             [EnginePrompt(ids, key=place) for (place, _), ids in zip(places, rendered, strict=True)],
-            step, attempt, share=len(asked) / self.config.vold.prompts_per_step,
+            number, attempt, share=len(asked) / self.config.vold.prompts_per_step,
         )  # fmt: skip
-        groups: list[list[Rollout]] = [[] for _ in places]
-        for done in completions:
-            groups[done.prompt_index].append(
-                Rollout(
-                    prompt_index=places[done.prompt_index][1], sample=done.sample, prompt_ids=rendered[done.prompt_index],
-                    response_ids=done.ids, logprobs=done.logprobs, finish_reason=done.finish_reason,
-                    text=self.tokenizer.decode(done.ids, skip_special_tokens=True),
-                    teacher=teacher_number(self.prompts[places[done.prompt_index][1]], self.config.teachers),
-                )
-            )  # fmt: skip
-        return [rollout for group in gather(groups, self.layout.rank, self.layout.world) for rollout in group]
+        done.sort(key=lambda answer: answer.prompt_index)
+        prompts = [places[answer.prompt_index][1] for answer in done]
+        step = Step.of(
+            rendered, [answer.ids for answer in done], self.config.rollout.samples_per_prompt,
+            engine=[answer.logprobs for answer in done], prompt=prompts, sample=[answer.sample for answer in done],
+            truncated=[answer.finish_reason == "length" for answer in done],
+            scorer=[teacher_number(self.prompts[index], self.config.teachers) for index in prompts],
+        )  # fmt: skip
+        step = step.gather(self.layout.world)
+        step["version"] = number
+        return step
 
-    def _complete(self, prompts: list[EnginePrompt], step: int, attempt: int, share: float) -> list[Completion]:
+    def _complete(self, prompts: list[EnginePrompt], number: int, attempt: int, share: float) -> list[Completion]:
         """K completions of this rank's prompts, within ``share`` of ``rollout.token_budget``.
 
         The budget is dealt out evenly: every rollout may take its part; what those that ended left over is dealt out evenly
@@ -117,9 +169,9 @@ class Sampler:
             budget = int(share * rollout.token_budget)
             length = max(1, min(longest, budget // max(1, running)))
         sampling = Sampling(
-            samples, rollout.temperature, length, stop=tuple(rollout.stop), seed=self.seed(step, attempt)
+            samples, rollout.temperature, length, stop=tuple(rollout.stop), seed=self.seed(number, attempt)
         )
-        done = self._timed(prompts, sampling, step)
+        done = self._timed(prompts, sampling, number)
         while length < longest:
             cut = [at for at, answer in enumerate(done) if answer.finish_reason == "length"]
             spent, running = self._over_world(sum(len(answer.ids) for answer in done), len(cut))
@@ -135,8 +187,8 @@ class Sampler:
                     )
                     for at in cut
                 ],
-                Sampling(1, rollout.temperature, further, seed=self.seed(step, attempt, length)),
-                step,
+                Sampling(1, rollout.temperature, further, seed=self.seed(number, attempt, length)),
+                number,
             )
             for at, more in zip(cut, again, strict=True):
                 first = done[at]
@@ -147,10 +199,10 @@ class Sampler:
             length += further
         return done
 
-    def _timed(self, prompts: list[EnginePrompt], sampling: Sampling, step: int) -> list[Completion]:
+    def _timed(self, prompts: list[EnginePrompt], sampling: Sampling, number: int) -> list[Completion]:
         began = time.perf_counter()
-        done = self.engine.generate(prompts, sampling, expect_version=step)
-        self.seconds += time.perf_counter() - began
+        done = self.engine.generate(prompts, sampling, expect_version=number)
+        self._seconds += time.perf_counter() - began
         return done
 
     def _over_world(self, *counts: int) -> list[int]:
@@ -160,14 +212,22 @@ class Sampler:
         dist.all_reduce(totals)
         return totals.tolist()
 
-    def verify(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Rewards, also written into the rollouts; one rank of each node judges a share."""
-        asked = [self.prompts[rollout.prompt_index] for rollout in rollouts]
-        verdicts = self.scorer.score([(r.text, p.answer, p.verifier) for r, p in zip(rollouts, asked, strict=True)])
-        for rollout, verdict in zip(rollouts, verdicts, strict=True):
-            rollout.reward, rollout.reason, rollout.extracted = verdict.reward, verdict.reason, verdict.extracted
-        self.diagnosis = diagnose(verdicts, [prompt.verifier or self.config.reward.verifier for prompt in asked])
-        return [rollout.reward for rollout in rollouts]
+    def verify(self, step: Step) -> dict[str, Any]:
+        """Write ``reward`` and what the verifiers said; one rank of each node judges a share.  Returns numbers about it."""
+        asked = [self.prompts[index] for index in step["prompt"].tolist()]
+        verdicts = self.scorer.score([
+            lambda row=row, prompt=prompt: (self.text(step, row), prompt.answer, prompt.verifier)
+            for row, prompt in enumerate(asked)
+        ])  # fmt: skip
+        step["reward"] = [verdict.reward for verdict in verdicts]
+        step.labels |= {
+            "reason": [verdict.reason for verdict in verdicts], "extracted": [verdict.extracted for verdict in verdicts]
+        }  # fmt: skip
+        return diagnose(verdicts, [prompt.verifier or self.config.reward.verifier for prompt in asked])
+
+    def text(self, step: Step, row: int) -> str:
+        """The response of ``row`` without special tokens."""
+        return self.tokenizer.decode(step.responses[row], skip_special_tokens=True)
 
     def validate(self, step: int) -> dict[str, Any]:
         """Greedy accuracy on the held-out questions every ``vold.validation.every`` steps, and at step 0; else nothing.
@@ -204,10 +264,16 @@ class Sampler:
         every = self.config.vold.rollout_log_every
         return bool(every) and step % every == 0
 
-    def record(self, step: int, rollouts: Sequence[Rollout], fates: Sequence[Fate] | None, folder: Path) -> None:
-        """``rollouts/step_*.jsonl``, by rank 0, which alone knows all ``fates``."""
+    def record(self, number: int, step: Step, folder: Path) -> None:
+        """``rollouts/step_*.jsonl``, by rank 0, of a step whose columns are whole."""
         if self.layout.rank == 0:
-            write_rollouts(folder, step, rollouts, self.prompts, fates, by_token=self.config.vold.rollout_log_tokens)
+            asked = [self.prompts[index] for index in step["prompt"].tolist()]
+            step.labels |= {
+                "id": [prompt.id for prompt in asked], "prompt": [question_text(prompt) for prompt in asked],
+                "truth": [prompt.answer for prompt in asked], "verifier": [prompt.verifier for prompt in asked],
+                "text": [self.text(step, row) for row in range(len(step))],
+            }  # fmt: skip
+            records.write(step, folder / f"step_{number:06d}.jsonl", by_token=self.config.vold.rollout_log_tokens)
 
     def close(self) -> None:
         self.scorer.close()

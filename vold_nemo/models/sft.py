@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from vold_nemo.config import OptimizerConfig
 from vold_nemo.data.order import Order
@@ -20,9 +21,12 @@ from vold_nemo.data.sft_batches import SFTBatch, sft_batch
 from vold_nemo.data.token_cache import StoredExamples
 from vold_nemo.data.traces import SFTExample
 from vold_nemo.data.vocabulary import VocabularyContract
+from vold_nemo.megatron import sequences
+from vold_nemo.megatron.training import forward_backward
 from vold_nemo.models import heartbeat
 from vold_nemo.models.student import MegatronStudent
 from vold_nemo.objective import nll_loss
+from vold_nemo.step import MicroBatch
 
 
 class MegatronSFTModel(MegatronStudent):
@@ -50,7 +54,9 @@ class MegatronSFTModel(MegatronStudent):
         )  # fmt: skip
         self.lineage = {"added_tokens": contract.added_tokens, "traces": traces}
         self.batches = Prefetcher(self.cut, self.total_steps)
-        self.shard = contract.shard(self.layout.tensor_rank, self.layout.tensor, self.layout.device)
+        self.shard = contract.shard(
+            self.layout.tensor_rank, self.layout.tensor, self.layout.device, self.layout.tensor_group
+        )
 
     def data_name(self) -> str:
         if isinstance(self.examples, StoredExamples):
@@ -66,32 +72,32 @@ class MegatronSFTModel(MegatronStudent):
             sequence_multiple=layout.sequence_multiple, pad_multiple=layout.pad_multiple,
         )  # fmt: skip
 
-    def get_loss_and_metrics(self, batch, forward_only: bool):
-        """Eq. 4 over this rank's micro-batches of an :class:`SFTBatch`; gradients stay in the DDP buffers."""
-        batch, micro_batches = batch
+    def get_loss_and_metrics(self, drawn: SFTBatch, micro_batches: Sequence[MicroBatch], *, forward_only: bool):
+        """Eq. 4 over this rank's micro-batches of the batch ``drawn``; gradients stay in the DDP buffers."""
 
-        def loss(hidden, micro_batch, index):
-            targets, _, predicts = micro_batch.predictions()
+        def loss(output: Tensor, batch: MicroBatch, index: int):
             value, _ = nll_loss(
-                hidden, self.head, targets, predicts.float() * batch.weight, self.shard,
-                chunk_tokens=self.config.objective.chunk_tokens, group=self.layout.tensor_group,
+                sequences.predicting(output, batch, self.layout), self.head, batch.targets,
+                batch.counts.float() * drawn.weight, self.shard,
+                chunk_tokens=self.config.objective.chunk_tokens,
                 head_gradient=None if forward_only else self.head.main_grad,
             )  # fmt: skip
             return value, None
 
-        passed = self.run_schedule(micro_batches, loss, forward_only=forward_only)
-        return passed, {"loss": passed.loss, "tokens": batch.response_tokens}
+        through = sequences.through(loss, self.layout)
+        passed = forward_backward(self.stage, list(micro_batches), through, layout=self.layout, forward_only=forward_only)
+        return passed, {"loss": passed.loss, "tokens": drawn.response_tokens}
 
-    def train_step(self, step: int) -> dict[str, Any]:
-        """One optimizer step on the global batch of ``step``."""
+    def train_step(self, number: int) -> dict[str, Any]:
+        """One optimizer step on the global batch of step ``number``."""
         began = time.perf_counter()
         heartbeat.note("data")
-        batch = self.batches.get(step)
-        micro_batches = self.share(batch.micro_batches, f"the batch of step {step}")
+        batch = self.batches.get(number)
+        micro_batches = self.share(batch.micro_batches, f"the batch of step {number}")
         ready = time.perf_counter()
         heartbeat.note("train")
-        passed, metrics = self.get_loss_and_metrics((batch, micro_batches), forward_only=False)
-        update = self.optimizer_step(step, passed, self._name_examples(micro_batches))
+        passed, metrics = self.get_loss_and_metrics(batch, micro_batches, forward_only=False)
+        update = self.optimizer_step(number, passed, self._name_examples(micro_batches))
         trained = time.perf_counter()
         tokens = batch.tokens
         return {
@@ -99,7 +105,7 @@ class MegatronSFTModel(MegatronStudent):
             "grad_norm": update.grad_norm,
             "learning_rate": update.learning_rate,
             "update_skipped": update.skipped,
-            "epoch": self.order.epoch(step + 1),
+            "epoch": self.order.epoch(number + 1),
             "padding_efficiency": tokens / max(1, batch.padded_tokens),
             **({"packing_efficiency": batch.fill} if batch.fill is not None else {}),
             "tokens_per_second": tokens / (trained - began),

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +25,14 @@ from vold_nemo.checkpoint import loading, nemo_archive, saving, sharded
 from vold_nemo.checkpoint.run_folder import Run
 from vold_nemo.config import Config, ConfigError, OptimizerConfig, to_config
 from vold_nemo.config.launcher import STOPPED_BY_SIGNAL
-from vold_nemo.data.micro_batch import MicroBatch, fingerprint
 from vold_nemo.megatron import architecture, build, parallel, sequences, training, weights
-from vold_nemo.megatron.heads import meet_head
 from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
 from vold_nemo.models.heartbeat import Heartbeat
 from vold_nemo.models.rank_checks import assert_same
 from vold_nemo.models.stopping import Stop
 from vold_nemo.models.stragglers import slowest
+from vold_nemo.step import MicroBatch
+from vold_nemo.step.batches import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +87,8 @@ class MegatronStudent(ModelPT):
         return ""
 
     @abstractmethod
-    def train_step(self, step: int) -> dict[str, Any]:
-        """Do step ``step`` (from 0) and return its metrics.  Collective over the world."""
+    def train_step(self, number: int) -> dict[str, Any]:
+        """Do step ``number`` (from 0) and return its metrics.  Collective over the world."""
 
     def extra_state(self) -> dict[str, Any]:
         """What the stage itself adds to a checkpoint."""
@@ -141,37 +140,6 @@ class MegatronStudent(ModelPT):
         self.schedule = LearningRate(config, self.total_steps * self.updates_per_step)
         self.guard = training.NonFiniteGuard(config.max_skipped)
 
-    def run_schedule(
-        self,
-        batches: Sequence[MicroBatch],
-        loss: Callable[[Tensor, MicroBatch, int], tuple[Tensor, Any]],
-        *,
-        forward_only: bool = False,
-    ) -> training.Pass:
-        """Forward, and backward unless ``forward_only``, over this data rank's micro-batches (this context rank's slices).
-
-        ``loss(hidden, batch, index)`` gets the last stage's hidden states of the trained positions, [n, H] after the LM
-        head's collective (see :func:`megatron.heads.meet_head`), and returns the weighted loss and its statistics.
-        """
-
-        def forward(stage, indexed):
-            index, batch = indexed
-            batch = batch.to(self.layout.device)
-            output = sequences.run(stage, batch)
-            return output, partial(on_last_stage, batch=batch, index=index)
-
-        def on_last_stage(output, *, batch, index):
-            positions, _ = batch.selection()
-            return loss(meet_head(output, self.layout).index_select(0, positions), batch, index)
-
-        model = self.gpt if forward_only else self.stage
-        passed = training.forward_backward(
-            model, list(enumerate(batches)), forward, layout=self.layout, forward_only=forward_only
-        )
-        if not forward_only:
-            self.own_seconds["train"] = self.own_seconds.get("train", 0.0) + passed.seconds
-        return passed
-
     @property
     def head(self) -> Tensor:
         """This rank's rows of the LM head, [v, H]; last stage only."""
@@ -179,6 +147,7 @@ class MegatronStudent(ModelPT):
 
     def optimizer_step(self, step: int, passed: training.Pass, describe=str) -> training.Update:
         """Clip, step, advance the schedule; a non-finite gradient skips the update and is named (see NonFiniteGuard)."""
+        self.own_seconds["train"] = self.own_seconds.get("train", 0.0) + passed.seconds
         update = training.update(self.optimizer_in_training, self.schedule, passed, layout=self.layout)
         self.guard.check(step, update, describe)
         return update
@@ -192,68 +161,63 @@ class MegatronStudent(ModelPT):
         step is finished, a checkpoint written, and the process leaves with 85: submit again to go on.  A rank that hangs
         takes the run down with 86 (:mod:`models.heartbeat`); any other error names the step and phase it met.
         """
-        limits, layout = self.config.limits, self.layout
-        limit = limits.stuck_minutes * 60 if limits.stuck_minutes else None
-        with Heartbeat(
-            run.folder, rank=layout.rank, world=layout.world, limit=limit, total=self.total_steps
-        ) as heart:
-            try:
-                self._fit(run, heart)
-            except Exception as error:
-                error.add_note(f"rank {layout.rank} of {layout.world}: {heart.where()}")
-                raise
-
-    def _fit(self, run: Run, heart: Heartbeat) -> None:
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        heart.note("resume")
-        run.keep(self.lineage)
-        start = self.resume(run)
-        if start >= self.total_steps:
-            if self.layout.rank == 0:
-                logger.info("nothing to do: the run has done %d of %d steps", start, self.total_steps)
-            archive = run.folder / "student.nemo"
-            there = [archive.exists()]
-            dist.broadcast_object_list(there, src=0)  # one rank looks: a shared folder may show others an older state
-            if not there[0]:  # the attempt before was killed between its last checkpoint and the archive
-                heart.note("export")
-                self.save_to(str(archive))
+        limits, every, first = self.config.limits, self.config.checkpoint.every, self.layout.rank == 0
+        stuck, wall = (minutes * 60 if minutes else None for minutes in (limits.stuck_minutes, limits.wall_minutes))
+        beat = Heartbeat(
+            run.folder, rank=self.layout.rank, world=self.layout.world, limit=stuck, total=self.total_steps
+        )
+        with beat as heart:
+            heart.note("resume")
+            run.keep(self.lineage)
+            start = self.resume(run)
+            if start >= self.total_steps:
+                return self._nothing_to_do(run, heart, start)
+            heart.note("sync", start)
+            self.on_loop_start(start)
+            bar = tqdm(
+                total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=not first
+            )
+            self.writer = saving.Writer(later=self.config.checkpoint.asynchronous)
+            with Stop(wall) as stop, self.writer, bar, logging_redirect_tqdm():
+                for number in range(start, self.total_steps):
+                    heart.note("step", number)
+                    self.own_seconds = {}
+                    metrics = self.train_step(number)
+                    if behind := slowest(self.own_seconds, self.layout):
+                        metrics["slowest"] = behind
+                    done = number + 1
+                    run.log(done, metrics)
+                    bar.set_postfix_str(self.progress_text(metrics), refresh=False)
+                    bar.update(1)
+                    heart.note("agree")  # where ranks wait for one that stays away
+                    stop.reserve = self.writer.ahead
+                    stopping = stop.agreed(self.layout.device)
+                    last = stopping or done == self.total_steps
+                    if last or (every and done % every == 0):
+                        heart.note("checkpoint")
+                        self.save_checkpoint(run, done, metrics, needed=last)
+                    if stopping and done < self.total_steps:
+                        if first:
+                            reason = stop.reason or "another rank's signal"
+                            logger.warning("stopped (%s) after step %d; submit again to go on", reason, done)
+                        run.close()
+                        raise SystemExit(STOPPED_BY_SIGNAL)
+            heart.note("export")
+            self.save_to(str(run.folder / "student.nemo"))
             run.close()
-            return
-        heart.note("sync", start)
-        self.on_loop_start(start)
-        every, wall = self.config.checkpoint.every, self.config.limits.wall_minutes
-        with Stop(wall * 60 if wall else None) as stop, saving.Writer(
-            later=self.config.checkpoint.asynchronous
-        ) as self.writer, tqdm(
-            total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=self.layout.rank != 0
-        ) as bar, logging_redirect_tqdm():
-            for step in range(start, self.total_steps):
-                heart.note("step", step)
-                self.own_seconds = {}
-                metrics = self.train_step(step)
-                if behind := slowest(self.own_seconds, self.layout):
-                    metrics["slowest"] = behind
-                run.log(step + 1, metrics)
-                bar.set_postfix_str(self.progress_text(metrics), refresh=False)
-                bar.update(1)
-                heart.note("agree")  # where ranks wait for one that stays away
-                stop.reserve = self.writer.ahead
-                stopping = stop.agreed(self.layout.device)
-                done = step + 1
-                last = stopping or done == self.total_steps
-                if last or (every and done % every == 0):
-                    heart.note("checkpoint")
-                    self.save_checkpoint(run, done, metrics, needed=last)
-                if stopping and done < self.total_steps:
-                    if self.layout.rank == 0:
-                        reason = stop.reason or "another rank's signal"
-                        logger.warning("stopped (%s) after step %d; submit again to go on", reason, done)
-                    run.close()
-                    raise SystemExit(STOPPED_BY_SIGNAL)
-        heart.note("export")
-        self.save_to(str(run.folder / "student.nemo"))
+
+    def _nothing_to_do(self, run: Run, heart: Heartbeat, done: int) -> None:
+        if self.layout.rank == 0:
+            logger.info("nothing to do: the run has done %d of %d steps", done, self.total_steps)
+        archive = run.folder / "student.nemo"
+        there = [archive.exists()]
+        dist.broadcast_object_list(there, src=0)  # one rank looks: a shared folder may show others an older state
+        if not there[0]:  # the attempt before was killed between its last checkpoint and the archive
+            heart.note("export")
+            self.save_to(str(archive))
         run.close()
 
     def on_loop_start(self, step: int) -> None:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from vold_nemo.config import TeacherConfig
-from vold_nemo.data.micro_batch import MicroBatch
 from vold_nemo.megatron import architecture, build, fp8, precision, sequences, training, weights
-from vold_nemo.megatron.heads import meet_head
 from vold_nemo.megatron.host_copy import HostCopy
+from vold_nemo.step import MicroBatch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -57,10 +56,6 @@ class Teacher:
             self.resting = HostCopy(self.model, reload if config.offload_to == "checkpoint" else None)
             self.rest()
 
-    def of(self, batch: MicroBatch) -> Teacher:
-        """The teacher of a micro-batch: this one (see :class:`vold_nemo.models.teachers.Teachers`)."""
-        return self
-
     def rest(self) -> None:
         """Where ``teacher.offload`` asks for it, leave the device, LM head and all, until the next hidden states."""
         if self.resting:
@@ -96,17 +91,14 @@ class Teacher:
             return found
         self.tokens_scored += sum(sum(batches[i].lengths) for i in wanted)
 
-        def forward(model, batch):
-            batch = batch.to(self.layout.device)
-            return sequences.run(model, batch), keep
-
-        def keep(hidden):
+        def keep(hidden: Tensor, batch: MicroBatch, index: int):
             # The schedule wants a scalar; this one is 0, or NaN where a hidden state is not finite.
             return hidden.float().sum() * 0.0, hidden
 
         with self._awake():
             passed = training.forward_backward(
-                self.model, [batches[i] for i in wanted], forward, layout=self.layout, forward_only=True
+                self.model, [batches[i] for i in wanted], sequences.through(keep, self.layout), layout=self.layout,
+                forward_only=True,
             )
         if passed.non_finite:
             where = "; ".join(str(item) for item in passed.non_finite[:4])
@@ -138,10 +130,9 @@ class Teacher:
             self.rest()
 
     def selected(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
-        """[S (/ T), B, H_teacher] -> [n, H_teacher] at the trained positions, as the objective wants them."""
-        positions, _ = batch.selection()
+        """[S (/ T), B, H_teacher] -> [n, H_teacher] at the predictions of ``batch``, as the objective wants them."""
         with torch.no_grad():
-            return meet_head(hidden, self.layout).index_select(0, positions.to(hidden.device))
+            return sequences.predicting(hidden, batch.to(hidden.device), self.layout)
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of weights and of gradients on this rank; the second must be 0."""

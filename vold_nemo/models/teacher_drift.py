@@ -11,28 +11,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 
 from vold_nemo.config import BetaConfig, Config
-from vold_nemo.data.micro_batch import MicroBatch
-from vold_nemo.data.rollouts import Rollout
 from vold_nemo.data.traces import SFTExample
+from vold_nemo.models.columns import counts_here
 from vold_nemo.models.drift import token_drift, vocabulary_shard
-from vold_nemo.models.rank_checks import whole_responses
+from vold_nemo.models.rank_checks import planned_once
+from vold_nemo.models.teacher import Teacher
+from vold_nemo.models.teachers import Teachers
+from vold_nemo.step import Step, select
 
 
 @dataclass
 class Drift:
-    """``kl`` and ``same_top``: by trace, response token by response token.  ``layers``: relative error, first layer first."""
+    """Beside the columns ``drift`` and ``same_top`` of the traces' table."""
 
-    kl: dict[int, list[float]] = field(default_factory=dict)
-    same_top: dict[int, list[bool]] = field(default_factory=dict)
-    layers: list[float] = field(default_factory=list)
-    cosine: float = float("nan")
-    norm_ratio: float = float("nan")  # |gradient with fp8| / |gradient with bf16|
+    layers: list[float]  # relative error, first layer first
+    cosine: float
+    norm_ratio: float  # |gradient with fp8| / |gradient with bf16|
 
 
 def distillation_only(config: Config) -> Config:
@@ -56,47 +56,45 @@ def distillation_only(config: Config) -> Config:
     )  # fmt: skip
 
 
-def as_rollouts(examples: Sequence[SFTExample]) -> list[Rollout]:
+def as_step(examples: Sequence[SFTExample]) -> Step:
     """Traces as if the student had sampled them; the log-probs are read by nothing that :func:`distillation_only` leaves on."""
-    rollouts = []
-    for index, example in enumerate(examples):
-        prompt, response = example.ids[: example.prompt_length].tolist(), example.ids[example.prompt_length :].tolist()
-        rollouts.append(Rollout(index, 0, prompt, response, [0.0] * len(response), "", "stop"))
-    return rollouts
+    responses = [example.ids[example.prompt_length :].tolist() for example in examples]
+    step = Step.of([example.ids[: example.prompt_length].tolist() for example in examples], responses)
+    step["engine"], step["reward"] = 0.0, 0.0
+    return step
 
 
-def measure(model, fp8, bf16, rollouts: Sequence[Rollout], selection) -> Drift:
-    """Score ``rollouts`` with both teachers.  Collective over the world; rank 0's result is whole, and so is every other's.
+def measure(model, fp8: Teacher, bf16: Teacher, step: Step) -> Drift:
+    """Score the traces of ``step`` with both teachers.  Collective over the world; the result is every rank's.
 
     Args:
         model: a stage 2 student, built from :func:`distillation_only` and ready to train; its weights do not move.
-        selection: its plan of these rollouts.
+        step: of :func:`as_step`; gets its plan, and the columns ``drift`` and ``same_top``.
     """
-    (update,) = selection.plan.updates
-    batches, layout = model.micro_batches(update, rollouts), model.layout
+    layout = model.layout
+    select(step, model.options, beta=1.0)
+    plan = planned_once(step, model.options)
+    batches = model.micro_batches(step, plan.updates[0])
     with layers_compared(bf16.model, fp8.model, fp8.precision.backend == "te") as errors:
         exact = bf16.hidden_states(batches)
     rounded = fp8.hidden_states(batches)
-    found, shard = Drift(), None
+    shard = None
     for batch, a, b in zip(batches, rounded, exact, strict=True):
         if a is None or not batch.rows:
             continue
         head = bf16.head
         shard = shard or vocabulary_shard(layout, fp8.architecture.vocabulary, len(head) * layout.tensor)
-        here: MicroBatch = batch.to(layout.device)
         drift = token_drift(
-            fp8.selected(a, batch), bf16.selected(b, batch), head, here.predictions()[0], shard,
-            group=layout.tensor_group, chunk_tokens=model.config.objective.chunk_tokens,
+            fp8.selected(a, batch), bf16.selected(b, batch), head, batch.targets.to(layout.device), shard,
+            chunk_tokens=model.config.objective.chunk_tokens,
         )  # fmt: skip
-        found.kl.update(here.by_response(drift.kl))
-        found.same_top.update(here.by_response(drift.same_top))
-    first, second = (
-        gradient(model, teacher, batches, hidden, selection) for teacher, hidden in ((bf16, exact), (fp8, rounded))
-    )
-    whole = whole_responses(found.kl, layout), whole_responses(found.same_top, layout)
-    found.kl, found.same_top = whole[0], {row: [bool(one) for one in same] for row, same in whole[1].items()}
-    found.cosine, found.norm_ratio = compare(first, second, layout)
-    return gathered(found, errors)
+        step.put(batch, "drift", drift.kl.cpu())
+        step.put(batch, "same_top", drift.same_top.cpu())
+    first, second = (gradient(model, teacher, step, batches, hidden) for teacher, hidden in ((bf16, exact), (fp8, rounded)))
+    mine = torch.zeros(len(step), dtype=torch.bool)
+    mine[plan.rows(layout.data_rank)] = counts_here(layout)
+    step.complete(["drift", "same_top"], mine)
+    return Drift(relative_errors(errors), *compare(first, second, layout))
 
 
 @contextlib.contextmanager
@@ -129,10 +127,10 @@ def layers_compared(bf16: torch.nn.Module, fp8: torch.nn.Module, engine: bool):
             hook.remove()
 
 
-def gradient(model, teacher, batches, hidden, selection) -> list[torch.Tensor]:
+def gradient(model, teacher: Teacher, step: Step, batches, hidden) -> list[torch.Tensor]:
     """Copies of the student's gradients (this rank's shards) with ``teacher``'s hidden states in the KL."""
-    model.teacher = teacher
-    model.get_loss_and_metrics((batches, hidden, selection, None, None, 0), False)
+    model.teachers = Teachers(teacher)
+    model.get_loss_and_metrics(step.to(model.layout.device), batches, hidden, beta=1.0, forward_only=False)
     return [parameter.main_grad.clone() for parameter in counted(model)]
 
 
@@ -157,44 +155,39 @@ def compare(first: list[torch.Tensor], second: list[torch.Tensor], layout) -> tu
     return product / max(own * other, 1e-300) ** 0.5, (other / max(own, 1e-300)) ** 0.5
 
 
-def gathered(found: Drift, errors: dict[int, torch.Tensor]) -> Drift:
-    """What all ranks found, on every rank; what two ranks found alike is counted once or cancels in a ratio."""
+def relative_errors(errors: dict[int, torch.Tensor]) -> list[float]:
+    """Of each layer, from every rank's sums; what two ranks found alike cancels in the ratio.  An object all-gather."""
     everywhere: list = [None] * dist.get_world_size()
-    mine = {number: both.tolist() for number, both in errors.items()}
-    dist.all_gather_object(everywhere, (found.kl, found.same_top, mine))
+    dist.all_gather_object(everywhere, {number: both.tolist() for number, both in errors.items()})
     sums: dict[int, list[float]] = {}
-    for kl, same, layers in everywhere:
-        found.kl.update(kl)
-        found.same_top.update(same)
+    for layers in everywhere:
         for number, (error, update) in layers.items():
-            held = sums.setdefault(number, [0.0, 0.0])
-            held[0] += error
-            held[1] += update
-    found.layers = [(error / max(update, 1e-300)) ** 0.5 for _, (error, update) in sorted(sums.items())]
-    return found
+            total = sums.setdefault(number, [0.0, 0.0])
+            total[0] += error
+            total[1] += update
+    return [(error / max(update, 1e-300)) ** 0.5 for _, (error, update) in sorted(sums.items())]
 
 
-def summary(drift: Drift, rollouts: Sequence[Rollout], names: Sequence[str], tokenizer, worst: int) -> dict:
+def summary(drift: Drift, step: Step, names: Sequence[str], tokenizer, worst: int) -> dict:
     """``drift.json``: means, quantiles, the worst tokens with what stands before them, the layers."""
-    rows = sorted(drift.kl)
-    kl = torch.tensor([value for row in rows for value in drift.kl[row]], dtype=torch.float64)
-    same = torch.tensor([float(value) for row in rows for value in drift.same_top[row]], dtype=torch.float64)
-    places = [(row, position) for row in rows for position in range(len(drift.kl[row]))]
-    order = kl.argsort(descending=True)[:worst].tolist()
+    at = (~step["drift"].isnan()).nonzero().flatten()
+    kl, same = step["drift"][at].double(), step["same_top"][at].double()
+    order = kl.argsort(descending=True)[:worst]
+    row_of = step.of_each_token()
     quantiles = torch.quantile(kl[:: max(1, len(kl) // 1_000_000)], torch.tensor([0.5, 0.9, 0.99, 0.999], dtype=torch.float64))
 
     def told(index: int) -> dict:
-        row, position = places[index]
-        rollout = rollouts[row]
-        before = rollout.ids[: len(rollout.prompt_ids) + position][-24:]
+        row = int(row_of[at[index]])
+        position = int(at[index] - step.responses.offsets[row])
+        before = step.sequence(row)[: len(step.prompts[row]) + position][-24:]
         return {
-            "trace": names[row], "position": position, "token": tokenizer.decode([rollout.response_ids[position]]),
+            "trace": names[row], "position": position, "token": tokenizer.decode(step.responses[row][position : position + 1]),
             "before": tokenizer.decode(before), "kl": kl[index].item(), "same_first_choice": bool(same[index]),
         }  # fmt: skip
 
     return {
-        "traces": len(rows), "tokens": len(kl), "kl_mean": kl.mean().item(), "kl_max": kl.max().item(),
+        "traces": len(row_of[at].unique()), "tokens": len(kl), "kl_mean": kl.mean().item(), "kl_max": kl.max().item(),
         "kl_quantiles": dict(zip(("0.5", "0.9", "0.99", "0.999"), quantiles.tolist(), strict=True)),
         "same_first_choice": same.mean().item(), "gradient_cosine": drift.cosine, "gradient_norm_ratio": drift.norm_ratio,
-        "layers": drift.layers, "worst_tokens": [told(index) for index in order],
+        "layers": drift.layers, "worst_tokens": [told(index) for index in order.tolist()],
     }  # fmt: skip

@@ -8,22 +8,26 @@ rollout or token decides lies beside them: `advantages.py`, `masks.py`, `weights
 
 from vold_nemo.objective.advantages import group_advantages, penalised_rewards
 from vold_nemo.objective.beta import BetaSchedule
-from vold_nemo.objective.divergence import KLTerm
+from vold_nemo.objective.divergence import KLTerm, clamped_k1
 from vold_nemo.objective.logprobs import nll_loss, token_logprobs
-from vold_nemo.objective.loss import TokenBatch, TokenStatistics, vold_loss
+from vold_nemo.objective.loss import Objective, TokenBatch, TokenStatistics, vold_loss
 from vold_nemo.objective.masks import kl_masks, kl_token_mask, perplexity_weights
 from vold_nemo.objective.policy import CorrectionTerm, PolicyTerm
 from vold_nemo.objective.vocabulary import VocabularyShard
+from vold_nemo.objective.walk import TeacherStates
 from vold_nemo.objective.weights import kl_sequence_weights, sequence_weights
 
 __all__ = [
     "BetaSchedule",
     "CorrectionTerm",
     "KLTerm",
+    "Objective",
     "PolicyTerm",
+    "TeacherStates",
     "TokenBatch",
     "TokenStatistics",
     "VocabularyShard",
+    "clamped_k1",
     "group_advantages",
     "kl_masks",
     "kl_sequence_weights",

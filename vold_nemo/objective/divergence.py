@@ -171,6 +171,12 @@ def _top_k(summary: Summary, k: int, group) -> tuple[Tensor, Tensor, Tensor]:
     return top + tail_p.exp() * (tail_p - tail_q), threshold, tail_p - tail_q
 
 
+def clamped_k1(k1: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:
+    """``k1`` within ±``clamp`` (None: as it is), and where it was beyond."""
+    bound = math.inf if clamp is None else clamp
+    return k1.clamp(-bound, bound), k1.abs() > bound
+
+
 def diverge(term: KLTerm, summary: Summary, group: dist.ProcessGroup | None) -> Divergence:
     """KL of a chunk by ``term.estimator``; zero, with zero gradient, where a token carries none."""
     log_ratio, extra, sampled = summary.log_ratio, {}, None
@@ -195,7 +201,7 @@ def diverge(term: KLTerm, summary: Summary, group: dist.ProcessGroup | None) -> 
     clamped = torch.zeros_like(summary.shared)
     if term.clamp is not None:
         if term.estimator == "k1_reward":
-            clamped, value = value.abs() > term.clamp, value.clamp(-term.clamp, term.clamp)
+            value, clamped = clamped_k1(value, term.clamp)
         elif term.estimator == "vopd":
             clamped, sampled = sampled.abs() > term.clamp, sampled.clamp(-term.clamp, term.clamp)
         else:

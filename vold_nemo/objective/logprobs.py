@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vold_nemo.objective.vocabulary import VocabularyShard
@@ -19,7 +18,6 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     chunk_tokens: int = 512,
-    group: dist.ProcessGroup | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log π(target) and entropy, [n] each, of softmax(hidden · headᵀ / temperature) over the sampleable ids.
@@ -27,12 +25,13 @@ def token_logprobs(
     Use ``shard.over_shared`` for log-probs as the KL sees them.  With ``mask`` (bool [n]) other tokens are never read and
     come back as 0.
 
-    Collectives: one MAX and one SUM all-reduce of a few [c] rows per chunk, over ``group``; results equal on all its ranks.
+    Collectives: one MAX and one SUM all-reduce of a few [c] rows per chunk, over ``shard.group``, on whose ranks all results
+    are equal.
 
     Raises:
         ValueError: shapes that do not fit, or a target that is not a sampleable id.
     """
-    walk = Walk(hidden, head, targets, shard, temperature=temperature, chunk_tokens=chunk_tokens, group=group)
+    walk = Walk(hidden, head, targets, shard, temperature=temperature, chunk_tokens=chunk_tokens)
     logprobs, entropy = (hidden.new_zeros(len(targets), dtype=walk.dtype) for _ in range(2))
     chosen = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
     for chunk in walk.chunks(chosen.nonzero().flatten()):
@@ -49,7 +48,6 @@ def nll_loss(
     shard: VocabularyShard,
     *,
     chunk_tokens: int = 512,
-    group: dist.ProcessGroup | None = None,
     head_gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 4: Σ_t weight_t · -log π(target_t), and the detached per-token NLL [n] (0 where the weight is 0).
@@ -68,11 +66,8 @@ def nll_loss(
 
     def run(need_hidden: bool, need_head: bool):
         nonlocal nll
-        walk = Walk(
-            hidden.detach(), head.detach(), targets, shard,
-            temperature=1.0, chunk_tokens=chunk_tokens, group=group, gradients=(need_hidden, need_head),
-            head_gradient=head_gradient,
-        )  # fmt: skip
+        walk = Walk(hidden.detach(), head.detach(), targets, shard, temperature=1.0, chunk_tokens=chunk_tokens)
+        walk.form_gradients(need_hidden, need_head, head_gradient)
         weights = weight.detach().to(walk.dtype)
         nll = torch.zeros_like(weights)
         for chunk in walk.chunks((weights != 0).nonzero().flatten()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,40 @@ from vold_nemo.objective.divergence import Divergence, KLTerm, diverge
 from vold_nemo.objective.policy import CorrectionTerm, PolicyTerm, surrogate
 from vold_nemo.objective.sequences import Sequences
 from vold_nemo.objective.vocabulary import VocabularyShard
-from vold_nemo.objective.walk import Chunk, Teacher, Walk, formed_in_forward
+from vold_nemo.objective.walk import Chunk, TeacherStates, Walk, formed_in_forward
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which loss.
+
+    Args:
+        policy: None trains on the KL alone.
+        kl: None trains on rewards alone; no teacher is needed then.
+        temperature: of sampling: log-probs and the student's side of the KL are at it.
+        teacher_temperature: of the teacher's side; None = the same.
+        chunk_tokens: tokens that meet the LM heads at a time.
+        kernels: torch | triton, who walks over a chunk's logits (`kernels.py`).
+    """
+
+    policy: PolicyTerm | None = field(default_factory=PolicyTerm)
+    kl: KLTerm | None = None
+    correction: CorrectionTerm = field(default_factory=CorrectionTerm)
+    temperature: float = 1.0
+    teacher_temperature: float | None = None
+    chunk_tokens: int = 512
+    kernels: str = "torch"
+
+    def __post_init__(self):
+        if self.teacher_temperature is not None and not self.teacher_temperature > 0:
+            raise ValueError(
+                f"objective.kl.teacher_temperature = {self.teacher_temperature!r}; allowed: a positive number, or null"
+            )
+
+    @property
+    def of_teacher(self) -> float:
+        """The teacher's temperature."""
+        return self.temperature if self.teacher_temperature is None else self.teacher_temperature
 
 
 @dataclass
@@ -93,19 +127,11 @@ def vold_loss(
     head: Tensor,
     batch: TokenBatch,
     shard: VocabularyShard,
+    objective: Objective,
     *,
-    policy: PolicyTerm | None,
-    kl: KLTerm | None = None,
-    teacher_hidden: Tensor | None = None,
-    teacher_head: Tensor | None = None,
-    correction: CorrectionTerm | None = None,
-    temperature: float = 1.0,
-    teacher_temperature: float | None = None,
-    chunk_tokens: int = 512,
-    group: dist.ProcessGroup | None = None,
+    teacher: TeacherStates | None = None,
     context: dist.ProcessGroup | None = None,
     head_gradient: Tensor | None = None,
-    kernels: str = "torch",
 ) -> tuple[Tensor, TokenStatistics]:
     """loss = Σ_t policy_weight_t · L_t + kl_weight_t · KL_t, and what each token said.
 
@@ -113,46 +139,41 @@ def vold_loss(
     ``k1_reward`` is no loss but an addition of -kl_weight_t · k1_t (or its return-to-go) to the weighted advantage.
     Importance corrections multiply the advantage, and the KL if ``correction.on_kl``.
 
-    Shapes: hidden [n, H], head [v, H], teacher_hidden [n, Ht], teacher_head [v, Ht]; v rows of this rank, the same token ids
-    for both heads.  ``policy=None`` trains on the KL alone, ``kl=None`` on rewards alone (no teacher is needed).
+    Shapes: hidden [n, H], head [v, H]; the teacher's [n, Ht] and [v, Ht]; v rows of this rank, the same token ids for both
+    heads.  ``teacher`` is asked for where a token has a KL weight.
 
     Gradient contract: ∂hidden is this rank's *partial* sum over its vocabulary rows, for the caller to reduce over TP;
     ∂head is whole.  With ``head_gradient`` (float32 [v, H], Megatron's ``main_grad``) ∂head is added to it in place while the
     loss is formed, and autograd gets none: no buffer of its size is ever made.  The loss must then not be scaled.
 
-    ``kernels``: torch | triton, who walks over a chunk's logits (`kernels.py`).
-
-    The loss is the same on every rank of ``group``.  Tokens without weight (and without ``response``) are never read.  One
-    pass; a no-grad pass comes first where a token's coefficient needs its whole sequence: off-policy GSPO, on-policy
+    The loss is the same on every rank of ``shard.group``.  Tokens without weight (and without ``response``) are never read.
+    One pass; a no-grad pass comes first where a token's coefficient needs its whole sequence: off-policy GSPO, on-policy
     sequence-level correction, returns-to-go.
 
     ``context``: ranks that hold the other tokens of these sequences.  The loss is then that of this rank's tokens, ∂hidden is
     whole for them and ∂head is a part; both add up over ``context``.
 
-    Collectives: per chunk one MAX and one SUM all-reduce of a few [c] rows over ``group`` (jsd: one more SUM; topk: one more
-    of each and an all-gather of [c, k]).  Over ``context`` those of :class:`sequences.Sequences`, where a coefficient needs its
-    whole sequence.
+    Collectives: per chunk one MAX and one SUM all-reduce of a few [c] rows over ``shard.group`` (jsd: one more SUM; topk: one
+    more of each and an all-gather of [c, k]).  Over ``context`` those of :class:`sequences.Sequences`, where a coefficient
+    needs its whole sequence.
 
     Raises:
         ValueError: lengths that differ, weights that are not finite, weight outside ``response``, a target that cannot be
             sampled, a KL weight without a KL term or on a token whose teacher row is missing (all zero or not finite).
     """
-    correction = correction or CorrectionTerm()
-    teacher_temperature = temperature if teacher_temperature is None else teacher_temperature
-    _check(hidden, batch, policy, kl, teacher_hidden, teacher_head, head, correction, teacher_temperature)
-    teacher = None
-    if kl is not None and teacher_hidden is not None:
-        teacher = Teacher(teacher_hidden.detach(), teacher_head.detach(), teacher_temperature)
+    _check(hidden, head, batch, objective, teacher)
+    if teacher is not None:
+        teacher = TeacherStates(teacher.hidden.detach(), teacher.head.detach()) if objective.kl is not None else None
     statistics = None
 
     def run(need_hidden: bool, need_head: bool):
         nonlocal statistics
         walk = Walk(
             hidden.detach(), head.detach(), batch.targets, shard,
-            temperature=temperature, chunk_tokens=chunk_tokens, group=group, gradients=(need_hidden, need_head),
-            head_gradient=head_gradient, kernels=kernels,
+            temperature=objective.temperature, chunk_tokens=objective.chunk_tokens, kernels=objective.kernels,
         )  # fmt: skip
-        step = _Step(walk, batch, policy, kl, teacher, correction, context)
+        walk.form_gradients(need_hidden, need_head, head_gradient)
+        step = _Step(walk, batch, objective, teacher, context)
         statistics = step.statistics
         step.run()
         return (statistics.policy_loss + statistics.kl_loss).sum(), *walk.gradients()
@@ -163,13 +184,14 @@ def vold_loss(
 class _Step:
     """One evaluation of the objective: coefficients of tokens and the chunks that use them."""
 
-    def __init__(self, walk, batch, policy, kl, teacher, correction, context):
-        self.walk, self.policy, self.kl, self.teacher, self.correction = walk, policy, kl, teacher, correction
+    def __init__(self, walk: Walk, batch: TokenBatch, objective: Objective, teacher: TeacherStates | None, context):
+        self.walk, self.objective, self.teacher = walk, objective, teacher
+        self.policy, self.kl, self.correction = objective.policy, objective.kl, objective.correction
         optional = lambda t: None if t is None else t.detach().to(walk.dtype)  # noqa: E731
         self.batch, self.context, self.advantages = batch, context, optional(batch.advantages)
         self.policy_weight, self.kl_weight = optional(batch.policy_weight), optional(batch.kl_weight)
         self.old, self.rollout = optional(batch.old_logprobs), optional(batch.rollout_logprobs)
-        self.reward_kl = kl is not None and kl.estimator == "k1_reward"
+        self.reward_kl = self.kl is not None and self.kl.estimator == "k1_reward"
         self.statistics = TokenStatistics.empty(self.policy_weight)
         weighted = (self.policy_weight != 0) | (self.kl_weight != 0)
         self.statistics.active = weighted if batch.response is None else batch.response
@@ -191,7 +213,7 @@ class _Step:
         if horizon or (gspo and moving) or (by_sequence and self.old is None):
             first, second = (kl_rows, other_rows) if whole and self.reward_kl else (kl_rows[:0], self.rows)
             for rows, teacher in ((first, self.teacher), (second, None)):
-                for chunk in self.walk.chunks(rows, teacher):
+                for chunk in self._chunks(rows, teacher):
                     logprob[chunk.rows] = chunk.summary.logprob
                     if teacher is not None:
                         k1[chunk.rows] = self._k1(chunk)
@@ -204,8 +226,11 @@ class _Step:
             if self.reward_kl:  # by now part of the advantages: the second pass needs no teacher
                 kl_rows, other_rows = kl_rows[:0], self.rows
         for rows, teacher in ((kl_rows, self.teacher), (other_rows, None)):
-            for chunk in self.walk.chunks(rows, teacher, self.kl.summary if teacher else None):
+            for chunk in self._chunks(rows, teacher, self.kl.summary if teacher else None):
                 self._chunk(chunk, slopes if whole else None)
+
+    def _chunks(self, rows: Tensor, teacher: TeacherStates | None, divergence: str | None = None) -> Iterator[Chunk]:
+        return self.walk.chunks(rows, teacher, divergence, self.objective.of_teacher)
 
     def _chunk(self, chunk: Chunk, slopes: Tensor | None) -> None:
         rows, summary = chunk.rows, chunk.summary
@@ -214,7 +239,7 @@ class _Step:
         if summary.teacher is not None and self.reward_kl:
             k1 = self._k1(chunk)
         elif summary.teacher is not None:
-            divergence, weight = diverge(self.kl, summary, self.walk.group), self.kl_weight[rows]
+            divergence, weight = diverge(self.kl, summary, self.walk.shard.group), self.kl_weight[rows]
             if self.correction.on_kl:
                 weight = weight * self._importance(rows, summary.logprob)
             self._record_kl(chunk, divergence)
@@ -260,7 +285,7 @@ class _Step:
         return self.correction.weight(old - self.rollout[rows])
 
     def _k1(self, chunk: Chunk) -> Tensor:
-        divergence = diverge(self.kl, chunk.summary, self.walk.group)
+        divergence = diverge(self.kl, chunk.summary, self.walk.shard.group)
         self._record_kl(chunk, divergence)
         return divergence.value
 
@@ -270,7 +295,9 @@ class _Step:
         self.statistics.kl_active[chunk.rows] = divergence.active
 
 
-def _check(hidden, batch, policy, kl, teacher_hidden, teacher_head, head, correction, teacher_temperature) -> None:
+def _check(
+    hidden: Tensor, head: Tensor, batch: TokenBatch, objective: Objective, teacher: TeacherStates | None
+) -> None:
     n = len(hidden)
     for f in fields(batch):
         value = getattr(batch, f.name)
@@ -282,26 +309,23 @@ def _check(hidden, batch, policy, kl, teacher_hidden, teacher_head, head, correc
         outside = ~batch.response & ((batch.policy_weight != 0) | (batch.kl_weight != 0))
         if bool(outside.any()):
             raise ValueError(f"{int(outside.sum())} tokens have a weight but are not part of a response")
-    if policy is None and bool((batch.policy_weight != 0).any()):
+    if objective.policy is None and bool((batch.policy_weight != 0).any()):
         raise ValueError("policy_weight is not 0 although the policy term is off (objective.policy.enabled = false)")
-    if correction.mode != "none" and batch.rollout_logprobs is None:
-        raise ValueError(f"objective.correction.mode = {correction.mode!r} needs the engine's log-probs of the rollouts")
+    mode = objective.correction.mode
+    if mode != "none" and batch.rollout_logprobs is None:
+        raise ValueError(f"objective.correction.mode = {mode!r} needs the engine's log-probs of the rollouts")
     needs_teacher = batch.kl_weight != 0
     if not bool(needs_teacher.any()):
         return
-    if kl is None:
+    if objective.kl is None:
         raise ValueError("kl_weight is not 0 although the KL term is off (objective.kl.enabled = false)")
-    if teacher_hidden is None or teacher_head is None:
+    if teacher is None:
         raise ValueError(f"{int(needs_teacher.sum())} tokens have a KL weight but the teacher scored none of them")
-    if teacher_hidden.ndim != 2 or len(teacher_hidden) != n or teacher_head.shape != (len(head), teacher_hidden.shape[1]):
-        raise ValueError(
-            f"teacher_hidden {tuple(teacher_hidden.shape)} and teacher_head {tuple(teacher_head.shape)} must be "
-            f"[{n}, Ht] and [{len(head)}, Ht]"
-        )
-    if not teacher_temperature > 0:
-        raise ValueError(f"objective.kl.teacher_temperature = {teacher_temperature!r}; allowed: a positive number")
+    if teacher.hidden.ndim != 2 or len(teacher.hidden) != n or teacher.head.shape != (len(head), teacher.hidden.shape[1]):
+        found = f"teacher_hidden {tuple(teacher.hidden.shape)} and teacher_head {tuple(teacher.head.shape)}"
+        raise ValueError(f"{found} must be [{n}, Ht] and [{len(head)}, Ht]")
     # a missing score must never pass for a score: zeros would be a uniform teacher
-    norm = teacher_hidden.detach().abs().amax(dim=1)
+    norm = teacher.hidden.detach().abs().amax(dim=1)
     missing = needs_teacher & ~((norm > 0) & norm.isfinite())
     if bool(missing.any()):
         at = missing.nonzero().flatten()[:8].tolist()

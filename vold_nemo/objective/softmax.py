@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vold_nemo.objective.vocabulary import FILL, FLOOR, VocabularyShard, reduce_max, reduce_sum
@@ -111,7 +110,6 @@ def summarise(
     temperature: float = 1.0,
     teacher_temperature: float = 1.0,
     divergence: str | None = None,
-    group: dist.ProcessGroup | None = None,
     kernels: str = "torch",
 ) -> Summary:
     """Normalise a chunk; ``logits`` and ``teacher_logits`` [c, v] are overwritten with their centred selves.
@@ -121,7 +119,7 @@ def summarise(
     S is C and the few one-sided ids O: log Z_S = logaddexp(log Z_C, log Z_O), and entropy follows by the chain rule, so
     no mass is ever found by subtraction.
 
-    Collectives: one MAX, one SUM all-reduce over ``group``.
+    Collectives: one MAX, one SUM all-reduce over ``shard.group``.
     """
     columns, here = shard.locate(targets)
     scale, teacher_scale = 1.0 / temperature, 1.0 / teacher_temperature
@@ -147,7 +145,7 @@ def summarise(
         logits, teacher_logits, scale, teacher_scale, shard.unshared, divergence
     )
     centres = torch.stack([centre, centre_o, centre_q])
-    tops = reduce_max(centres.clone(), group)
+    tops = reduce_max(centres.clone(), shard.group)
     offset, offset_o, offset_q = centres - tops  # <= 0; about FLOOR on a rank with nothing to say
     share, share_o, share_q = offset.exp(), offset_o.exp(), offset_q.exp()
     cross_share, cross_total, sign = (share_q, total_q, -1.0) if divergence == "forward" else (share, total, 1.0)
@@ -165,7 +163,7 @@ def summarise(
             target_sampleable.to(target.dtype),
             target_shared.to(target.dtype),
         ]),
-        group,
+        shard.group,
     )
     total, moment, sum_o, moment_o, total_q, cross, target, target_q, is_sampleable, is_shared = sums
     is_shared = is_shared > 0

@@ -6,7 +6,7 @@ tokenizers *share* normalise the KL; what remains are rows that only pad the tab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -26,6 +26,7 @@ class VocabularyShard:
         size: v, rows on this rank (padded vocabulary / TP).
         sampleable: bool [v], ids the engine can sample.
         shared: bool [v], ids both tokenizers share; a subset of ``sampleable``.
+        group: the ranks that hold the other rows; None = this rank has all.
 
     Raises:
         ValueError: masks of another shape or type, or a shared id that cannot be sampled.
@@ -35,6 +36,7 @@ class VocabularyShard:
     size: int
     sampleable: Tensor
     shared: Tensor
+    group: dist.ProcessGroup | None = None
 
     def __post_init__(self):
         for name, mask in (("sampleable", self.sampleable), ("shared", self.shared)):
@@ -44,7 +46,9 @@ class VocabularyShard:
             raise ValueError("shared ids must be a subset of the sampleable ids")
 
     @classmethod
-    def of(cls, rank: int, ranks: int, sampleable: Tensor, shared: Tensor | None = None) -> VocabularyShard:
+    def of(
+        cls, rank: int, ranks: int, sampleable: Tensor, shared: Tensor | None = None, group: dist.ProcessGroup | None = None
+    ) -> VocabularyShard:
         """Part ``rank`` of ``ranks`` equal parts of global masks [V]; without ``shared`` every sampleable id is shared."""
         rows = len(sampleable)
         if rows % ranks:
@@ -52,17 +56,17 @@ class VocabularyShard:
         size = rows // ranks
         part = slice(rank * size, (rank + 1) * size)
         shared = sampleable if shared is None else shared
-        return cls(rank * size, size, sampleable[part].contiguous(), shared[part].contiguous())
+        return cls(rank * size, size, sampleable[part].contiguous(), shared[part].contiguous(), group)
 
     @cached_property
     def over_sampleable(self) -> VocabularyShard:
         """The same rows with the sampleable ids in the role of the shared ones: what a pass without a KL needs."""
-        return VocabularyShard(self.start, self.size, self.sampleable, self.sampleable)
+        return replace(self, shared=self.sampleable)
 
     @cached_property
     def over_shared(self) -> VocabularyShard:
         """The same rows normalised over the shared ids only: log-probs as the KL sees them."""
-        return VocabularyShard(self.start, self.size, self.shared, self.shared)
+        return replace(self, sampleable=self.shared)
 
     @cached_property
     def unshared(self) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -21,12 +20,11 @@ from vold_nemo.objective.vocabulary import VocabularyShard
 
 
 @dataclass
-class Teacher:
+class TeacherStates:
     """The frozen side: hidden states [n, Ht] in the student's token order, LM head shard [v, Ht]."""
 
     hidden: Tensor
     head: Tensor
-    temperature: float
 
 
 @dataclass
@@ -42,8 +40,6 @@ class Walk:
     Args:
         hidden: [n, H]; only chosen rows are ever read, so what padding holds, NaN included, reaches nothing.
         head: [v, H].
-        gradients: which of ∂/∂hidden and ∂/∂head to form.
-        head_gradient: [v, H] in the working type, to which ∂/∂head is added in place; None = a new one is made.
         kernels: who walks over a chunk's logits, ``torch`` or ``triton`` (`kernels.py`).
     """
 
@@ -56,27 +52,34 @@ class Walk:
         *,
         temperature: float,
         chunk_tokens: int,
-        group: dist.ProcessGroup | None,
-        gradients: tuple[bool, bool] = (False, False),
-        head_gradient: Tensor | None = None,
         kernels: str = "torch",
     ):
         _check_shapes(hidden, head, targets, shard, temperature, chunk_tokens)
         self.hidden, self.head, self.targets, self.shard = hidden, head, targets, shard
-        self.temperature, self.group, self.chunk_tokens, self.kernels = temperature, group, chunk_tokens, kernels
+        self.temperature, self.chunk_tokens, self.kernels = temperature, chunk_tokens, kernels
         self.dtype = working_type(hidden)
         self._buffers: list[Tensor] = []
-        self.hidden_gradient = torch.zeros_like(hidden) if gradients[0] else None
-        self._given = gradients[1] and head_gradient is not None
-        self._head_gradient = None
-        if gradients[1]:
-            self._head_gradient = head_gradient if self._given else head.new_empty(head.shape, dtype=self.dtype)
-        if self._given and (head_gradient.shape != head.shape or head_gradient.dtype != self.dtype):
-            found = f"{head_gradient.dtype} {tuple(head_gradient.shape)}"
-            raise ValueError(f"head_gradient is {found}; it must be {self.dtype} {tuple(head.shape)}")
-        self._first = not self._given
+        self.hidden_gradient: Tensor | None = None
+        self._head_gradient: Tensor | None = None
+        self._given, self._first = False, True
 
-    def chunks(self, rows: Tensor, teacher: Teacher | None = None, divergence: str | None = None) -> Iterator[Chunk]:
+    def form_gradients(self, of_hidden: bool, of_head: bool, into: Tensor | None = None) -> Walk:
+        """Form ∂/∂hidden, ∂/∂head in :meth:`backward`; ∂/∂head is added to ``into`` [v, H], of the working type, in place."""
+        if of_hidden:
+            self.hidden_gradient = torch.zeros_like(self.hidden)
+        if of_head and into is None:
+            self._head_gradient = self.head.new_empty(self.head.shape, dtype=self.dtype)
+        elif of_head:
+            if into.shape != self.head.shape or into.dtype != self.dtype:
+                found = f"{into.dtype} {tuple(into.shape)}"
+                raise ValueError(f"head_gradient is {found}; it must be {self.dtype} {tuple(self.head.shape)}")
+            self._head_gradient, self._given, self._first = into, True, False
+        return self
+
+    def chunks(
+        self, rows: Tensor, teacher: TeacherStates | None = None, divergence: str | None = None,
+        teacher_temperature: float = 1.0,
+    ) -> Iterator[Chunk]:  # fmt: skip
         """Summaries of ``rows`` [m], chunk by chunk; each is valid until the next is asked for.
 
         With a teacher the ids are normalised over the shared set too, otherwise over the sampleable ones alone.
@@ -93,10 +96,8 @@ class Walk:
                 other = project(teacher.hidden[part], teacher.head, self._buffer(1, len(part)))
             summary = summarise(
                 logits, other, self.targets[part], shard,
-                temperature=self.temperature,
-                teacher_temperature=teacher.temperature if teacher else 1.0,
-                divergence=divergence if teacher else None,
-                group=self.group, kernels=self.kernels,
+                temperature=self.temperature, teacher_temperature=teacher_temperature,
+                divergence=divergence if teacher else None, kernels=self.kernels,
             )  # fmt: skip
             unsampleable.append(~summary.sampleable)
             yield Chunk(part, summary, shard)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -31,6 +31,9 @@ def _all_gather(mine) -> list:
     found: list = [None] * dist.get_world_size()
     dist.all_gather_object(found, mine)
     return found
+
+
+Asked = Item | tuple[str, str, str | None] | Callable[[], tuple[str, str, str | None]]
 
 
 class SharedScorer:
@@ -60,8 +63,10 @@ class SharedScorer:
         if computing and self.place is not None:
             self.scorer.start(computing)
 
-    def score(self, items: Sequence[Item | tuple[str, str, str | None]]) -> list[Verdict]:
+    def score(self, items: Sequence[Asked]) -> list[Verdict]:
         """Verdicts on ``items``, the same on every rank and given in full on every rank.
+
+        An item may be a function that gives it: it is called where the item is judged, and nowhere else.
 
         Raises:
             Exception: what the scoring rank raised; RuntimeError on the others, so that none waits for it.
@@ -69,7 +74,8 @@ class SharedScorer:
         share: list[Verdict] | Exception = []
         if self.place is not None:
             try:
-                share = self.scorer.score(items[self.place :: len(self.leaders)])
+                mine = items[self.place :: len(self.leaders)]
+                share = self.scorer.score([item() if callable(item) else item for item in mine])
             except Exception as error:
                 share = error
         told = f"{type(share).__name__}: {share}" if isinstance(share, Exception) else share
