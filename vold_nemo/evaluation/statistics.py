@@ -24,17 +24,12 @@ class Estimate:
         return asdict(self)
 
 
-def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
-    """Share of ``successes`` among ``n`` with Wilson's score interval.
+def wilson(successes: int, n: int) -> Estimate:
+    """Share of ``successes`` among ``n`` with Wilson's score interval, which holds near 0 and 1, too."""
+    from scipy.stats import binomtest
 
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n): unlike p ± z·se it holds near 0 and 1, too.
-    """
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"{successes} successes among {n}")
-    p, q = successes / n, z * z / n
-    middle, half = p + q / 2, z * math.sqrt(p * (1 - p) / n + q / (4 * n))
-    # at 0 and n the bound is p itself; rounding must not push it past
-    return Estimate(p, min(p, (middle - half) / (1 + q)), max(p, (middle + half) / (1 + q)), n)
+    bounds = binomtest(successes, n).proportion_ci(method="wilson")
+    return Estimate(successes / n, float(bounds.low), float(bounds.high), n)
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
@@ -74,14 +69,10 @@ class Difference:
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided exact p: chance that a fair coin splits the questions on which two models differ at least this unevenly."""
-    n, k = only_first + only_second, min(only_first, only_second)
-    if n == 0:
-        return 1.0
-    log_half = n * math.log(0.5)
-    tail = sum(
-        math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + log_half) for i in range(k + 1)
-    )
-    return min(1.0, 2 * tail)
+    from scipy.stats import binomtest
+
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], *, resamples: int = 4000) -> Difference:
