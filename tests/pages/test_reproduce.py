@@ -92,7 +92,7 @@ def test_a_table_stands_beside_the_paper_s_and_says_whose_it_is(tmp_path):
     finish(plan, "sft", "sft_grpo", "sft_vold")
     _, results = results_with({"sft": 90, "sft_grpo": 100, "sft_vold": 150})
     Path(plan.config.evaluate.path).mkdir(parents=True)
-    (Path(plan.config.evaluate.path) / "results.json").write_text(json.dumps(results))
+    results.write(Path(plan.config.evaluate.path) / "results.json")
     path, found = write_page(plan, tmp_path / "out")
     page = path.read_text()
     assert (

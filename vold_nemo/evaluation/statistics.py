@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
+
+from vold_nemo.evaluation.records import Record
 
 Z95 = 1.959963984540054
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass
+class Estimate(Record):
     """A value with its 95 % interval over ``n`` questions."""
 
     value: float
     low: float
     high: float
     n: int
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def wilson(successes: int, n: int) -> Estimate:
@@ -51,8 +50,8 @@ def pass_at(k: int, samples: int, right: int) -> float:
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass
+class Difference(Record):
     """``first`` minus ``second`` on the same questions; ``p`` from McNemar's exact test (None for averaged samples)."""
 
     value: float
@@ -62,9 +61,6 @@ class Difference:
     only_first: int  # questions that only the first answered right
     only_second: int
     p: float | None
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

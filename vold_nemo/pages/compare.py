@@ -11,17 +11,17 @@ from pathlib import Path
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.prompts import Prompt
-from vold_nemo.evaluation.pairs import Model, compare, read_models
+from vold_nemo.evaluation.pairs import Comparison, Model, compare, read_models
 from vold_nemo.pages.charts import Bar, bar_chart
 from vold_nemo.pages.report.material import embed_images
-from vold_nemo.pages.report.page import box_marked, section, share, shown, table
+from vold_nemo.pages.report.page import box_marked, own_of, section, share, shown, table
 from vold_nemo.pages.report.verdict import CAVEATS, evidence, label, tone_of
 from vold_nemo.pages.style import ARM_COLOURS, CSS, FURTHER
 
 WORDS = {"good": "better", "bad": "worse", "open": "not shown"}
 
 
-def write_comparison(config: Config) -> tuple[Path, dict]:
+def write_comparison(config: Config) -> tuple[Path, Comparison]:
     """Write ``compare.json`` and ``compare.html`` under ``compare.path``; returns the page's path and the numbers."""
     models = read_models(config.compare.results)
     found = compare(models)
@@ -30,7 +30,7 @@ def write_comparison(config: Config) -> tuple[Path, dict]:
     folder = Path(config.compare.path)
     page = render(models, found, prompts, config.compare.examples, missing)
     with writing("compare.path", folder):
-        replace_text(folder / "compare.json", json.dumps(found, indent=1) + "\n")
+        replace_text(folder / "compare.json", json.dumps(found.to_json(), indent=1) + "\n")
         replace_text(folder / "compare.html", page)
     return folder / "compare.html", found
 
@@ -50,7 +50,7 @@ def _prompts(config: Config, missing: list[str]) -> dict[tuple[str, str], Prompt
     return {(kind, prompt.id): prompt for kind, members in questions.items() for prompt in members}
 
 
-def render(models: list[Model], found: dict, prompts: dict, examples: int, missing: list[str]) -> str:
+def render(models: list[Model], found: Comparison, prompts: dict, examples: int, missing: list[str]) -> str:
     arms = [model.name.rpartition("/")[2] for model in models]
     own = len(set(arms)) == len(arms) and all(arm in ARM_COLOURS for arm in arms)
     colours = {
@@ -69,17 +69,17 @@ def render(models: list[Model], found: dict, prompts: dict, examples: int, missi
     )
 
 
-def _top(models: list[Model], found: dict, missing: list[str]) -> str:
+def _top(models: list[Model], found: Comparison, missing: list[str]) -> str:
     last, before = models[-1], models[-2]
     says = []
-    for kind, entries in found["pairs"].items():
-        entry = next((e for e in entries if (e["first"], e["second"]) == (last.name, before.name)), entries[-1])
+    for kind, entries in found.pairs.items():
+        entry = next((e for e in entries if (e.first, e.second) == (last.name, before.name)), entries[-1])
         tone = tone_of(entry)
         verb = {"good": "is better than", "bad": "is worse than", "open": "cannot be told from"}[tone]
-        text = f"{kind}: {label(entry['first'])} {verb} {label(entry['second'])}."
+        text = f"{kind}: {label(entry.first)} {verb} {label(entry.second)}."
         says.append(f'<li class="{tone}">{escape(text)}<span class="small">{escape(evidence(entry))}</span></li>')
     lost = [
-        f"{name}: {n} questions that only one of the two answered are left out" for name, n in found["left_out"].items()
+        f"{name}: {n} questions that only one of the two answered are left out" for name, n in found.left_out.items()
     ]
     notes = "".join(f"<li>{escape(line)}</li>" for line in (*missing, *lost))
     return (
@@ -91,30 +91,30 @@ def _top(models: list[Model], found: dict, missing: list[str]) -> str:
     )
 
 
-def _accuracies(models: list[Model], found: dict, colours: dict[str, str]) -> str:
-    kinds = list(dict.fromkeys(kind for sets in found["models"].values() for kind in sets))
+def _accuracies(models: list[Model], found: Comparison, colours: dict[str, str]) -> str:
+    kinds = list(dict.fromkeys(kind for sets in found.models.values() for kind in sets))
     charts = []
     for kind in kinds[:4]:
         bars = [
-            Bar(label(m.name.rpartition("/")[2]), e["value"], e["low"], e["high"], colours[m.name], m.name)
+            Bar(label(m.name.rpartition("/")[2]), e.value, e.low, e.high, colours[m.name], m.name)
             for m in models
-            if (e := found["models"][m.name].get(kind))
+            if (e := found.models[m.name].get(kind))
         ]
         charts.append(bar_chart(kind, bars))
     rows = []
     for m in models:
-        sets = found["models"][m.name]
+        sets = found.models[m.name]
         row = [_dotted(m.name, colours)]
         rows.append(
             row
             + [
-                share(sets.get(kind)) + (f"<em>{sets[kind]['unparsed']} unread</em>" if kind in sets else "")
+                share(sets.get(kind)) + (f"<em>{sets[kind].unparsed} unread</em>" if kind in sets else "")
                 for kind in kinds
             ]
         )
     own = []
     for kind in kinds:
-        scores = {m.name: found["models"][m.name].get(kind, {}).get("own", {}) for m in models}
+        scores = {m.name: own_of(found.models[m.name], kind) for m in models}
         for name in next((score for score in scores.values() if score), {}):
             title = escape(f"{kind}: {name.replace('_', ' ')}")
             own.append([title, *(_number(scores[m.name].get(name)) for m in models)])
@@ -137,14 +137,14 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
 
 
-def _pairs(found: dict) -> str:
+def _pairs(found: Comparison) -> str:
     rows = []
-    for kind, entries in found["pairs"].items():
+    for kind, entries in found.pairs.items():
         for entry in entries:
             tone = tone_of(entry)
             rows.append([
-                f"{escape(label(entry['first']))} − {escape(label(entry['second']))}", escape(kind), shown(entry),
-                f"{entry['only_first']} / {entry['only_second']}", str(entry["n"]),
+                f"{escape(label(entry.first))} − {escape(label(entry.second))}", escape(kind), shown(entry),
+                f"{entry.only_first} / {entry.only_second}", str(entry.n),
                 f'<span class="tone {tone}">{WORDS[tone]}</span>',
             ])  # fmt: skip
     head = ["Difference", "Questions", "Paired", "Wins / losses", "n", "At 5 %"]
@@ -155,16 +155,16 @@ def _pairs(found: dict) -> str:
     )
 
 
-def _skills(found: dict, colours: dict[str, str]) -> str:
+def _skills(found: Comparison, colours: dict[str, str]) -> str:
     rows = [
         [_dotted(name, colours), share(s.get("perception")), share(s.get("reasoning"))]
-        for name, s in found["skills"].items()
+        for name, s in found.skills.items()
         if s
     ]
     pairs = [
-        [f"{escape(label(e['first']))} − {escape(label(e['second']))}", e["skill"], shown(e),
+        [f"{escape(label(e.first))} − {escape(label(e.second))}", e.skill, shown(e),
          f'<span class="tone {tone_of(e)}">{WORDS[tone_of(e)]}</span>']
-        for e in found["skill_pairs"]
+        for e in found.skill_pairs
     ]  # fmt: skip
     body = table(["Model", "Perception", "Reasoning"], rows, {1, 2}) if rows else ""
     body += table(["Difference", "Skill", "Paired", "At 5 %"], pairs) if pairs else ""
@@ -172,16 +172,16 @@ def _skills(found: dict, colours: dict[str, str]) -> str:
     return section("Perception against reasoning", lead, body)
 
 
-def _flips(models: list[Model], found: dict, prompts: dict, examples: int, colours: dict[str, str]) -> str:
+def _flips(models: list[Model], found: Comparison, prompts: dict, examples: int, colours: dict[str, str]) -> str:
     """The first questions, in the file's order, that the last model won from or lost to the one before it."""
     last, before = models[-1], models[-2]
     blocks = []
-    for kind, entries in found["pairs"].items():
-        entry = next((e for e in entries if (e["first"], e["second"]) == (last.name, before.name)), None)
+    for kind, entries in found.pairs.items():
+        entry = next((e for e in entries if (e.first, e.second) == (last.name, before.name)), None)
         if entry is None:
             continue
         cards_shown = ""
-        for title, names in (("Won", entry["wins"]), ("Lost", entry["losses"])):
+        for title, names in (("Won", entry.wins), ("Lost", entry.losses)):
             cards = "".join(_card(kind, name, models, prompts.get((kind, name)), colours) for name in names[:examples])
             state = " open" if title == "Won" else ""
             cards_shown += f"<details{state}><summary>{title}: {len(names)} questions</summary>{cards}</details>"
@@ -201,13 +201,13 @@ def _card(kind: str, name: str, models: list[Model], prompt: Prompt | None, colo
     )
     cells = "".join(
         f'<div class="answer" style="border-top-color:{colours[model]}"><header><span>{escape(label(model))}</span>'
-        f'<span class="{"right" if row["reward"] == 1 else "wrong"}">{"✓" if row["reward"] == 1 else "✗"} '
-        f"{escape(str(row['extracted'])[:40]) if row['extracted'] is not None else 'no answer'}</span></header>"
-        f"<pre>{box_marked(row['text'], row['reward'] == 1)}</pre></div>"
+        f'<span class="{"right" if row.reward == 1 else "wrong"}">{"✓" if row.reward == 1 else "✗"} '
+        f"{escape(str(row.extracted)[:40]) if row.extracted is not None else 'no answer'}</span></header>"
+        f"<pre>{box_marked(row.text, row.reward == 1)}</pre></div>"
         for model, row in rows.items()
     )
-    question = re.sub(r"▢[▢ ]*", "", any_row["question"]).strip()
+    question = re.sub(r"▢[▢ ]*", "", any_row.question).strip()
     return (
         f'<div class="example"><div class="cards">{images}</div><p class="small">{escape(name)}: “{escape(question[:1200])}” '
-        f'Right answer: <b>{escape(str(any_row["truth"]))}</b></p><div class="answers">{cells}</div></div>'
+        f'Right answer: <b>{escape(str(any_row.truth))}</b></p><div class="answers">{cells}</div></div>'
     )

@@ -11,6 +11,9 @@ import yaml
 
 from vold_nemo.config import Config
 from vold_nemo.config.writing import replace_text, writing
+from vold_nemo.evaluation.pairs import SetAccuracy
+from vold_nemo.evaluation.results import Accuracy, Results
+from vold_nemo.evaluation.statistics import Difference, Estimate
 from vold_nemo.pages.charts import Bar, Series, Stack, bar_chart, line_chart, stacked_rows
 from vold_nemo.pages.report.material import Material, RunRecord, gather
 from vold_nemo.pages.report.verdict import CAVEATS, evidence, headline, label, sentences, tone_of
@@ -52,7 +55,7 @@ def write_report(config: Config) -> tuple[Path, Material]:
 
 
 def render(config: Config, material: Material) -> str:
-    arms = list(material.results["accuracy"])
+    arms = list(material.results.accuracy)
     colours = {arm: arm_colour(arm, i) for i, arm in enumerate([*arms, *(a for a in material.runs if a not in arms)])}
     parts = (
         top(config, material), accuracy(material.results, colours), examples(material, colours),
@@ -101,26 +104,26 @@ def named(arm: str, colours: dict[str, str]) -> str:
     return f'<span class="dot" style="background:{colours[arm]}"></span>{escape(label(arm))}'
 
 
-def accuracy(results: dict, colours: dict[str, str]) -> str:
-    kinds = sorted(results["differences"], key=lambda kind: ("image", "text").index(kind) if kind in KIND_TITLES else 2)
+def accuracy(results: Results, colours: dict[str, str]) -> str:
+    kinds = sorted(results.differences, key=lambda kind: ("image", "text").index(kind) if kind in KIND_TITLES else 2)
     charts = []
     for kind in kinds:
         bars = [
-            Bar(label(arm), e["value"], e["low"], e["high"], colours[arm], f"{e['correct']} of {e['n']}")
-            for arm, by_kind in results["accuracy"].items()
+            Bar(label(arm), e.value, e.low, e.high, colours[arm], f"{e.correct} of {e.n}")
+            for arm, by_kind in results.accuracy.items()
             if (e := by_kind.get(kind))
         ]
         charts.append(bar_chart(KIND_TITLES.get(kind) or title_of(kind), bars))
-    warm = any(e["sampled"] for by_kind in results["accuracy"].values() for e in by_kind.values())
+    warm = any(e.sampled for by_kind in results.accuracy.values() for e in by_kind.values())
     head, rows = ["Model"], []
     for kind in kinds:
         head += [f"{kind.title()}, greedy", *([f"{kind.title()}, temperature 1"] if warm else [])]
     head += [f"{kind.title()}: unread / cut off / tokens" for kind in kinds]
-    for arm, by_kind in results["accuracy"].items():
+    for arm, by_kind in results.accuracy.items():
         row = [named(arm, colours)]
         for kind in kinds:
             e = by_kind.get(kind)
-            row += [share(e), *([share(e and e["sampled"])] if warm else [])]
+            row += [share(e), *([share(e and e.sampled)] if warm else [])]
         row += [odd_ones(by_kind.get(kind)) for kind in kinds]
         rows.append(row)
     body = (
@@ -129,7 +132,7 @@ def accuracy(results: dict, colours: dict[str, str]) -> str:
         + own_scores(results, kinds, colours)
         + paired(results, kinds)
     )
-    counts = ", ".join(f"{max(b[k]['n'] for b in results['accuracy'].values() if k in b)} {k}" for k in kinds)
+    counts = ", ".join(f"{max(b[k].n for b in results.accuracy.values() if k in b)} {k}" for k in kinds)
     lead = (
         f"Share of questions ({counts}) with the right boxed answer. Whiskers and small print are 95 % intervals (Wilson). "
         "An answer that cannot be read counts as wrong."
@@ -144,11 +147,11 @@ def title_of(kind: str) -> str:
     return BENCHMARKS[kind].title if kind in BENCHMARKS else kind
 
 
-def own_scores(results: dict, kinds: list[str], colours: dict[str, str]) -> str:
+def own_scores(results: Results, kinds: list[str], colours: dict[str, str]) -> str:
     """Scores that a benchmark defines over groups of questions (We-Math, DynaMath, MME, MMStar)."""
-    arms, rows = list(results["accuracy"]), []
+    arms, rows = list(results.accuracy), []
     for kind in kinds:
-        scores = {arm: results["accuracy"][arm].get(kind, {}).get("own", {}) for arm in arms}
+        scores = {arm: own_of(results.accuracy[arm], kind) for arm in arms}
         for name in next((found for found in scores.values() if found), {}):
             values = [scores[arm].get(name) for arm in arms]
             title = escape(f"{title_of(kind)}: {name.replace('_', ' ')}")
@@ -157,32 +160,36 @@ def own_scores(results: dict, kinds: list[str], colours: dict[str, str]) -> str:
     return table(head, rows, set(range(1, len(head)))) if rows else ""
 
 
-def odd_ones(entry: dict | None) -> str:
+def own_of(sets: dict[str, Accuracy] | dict[str, SetAccuracy], kind: str) -> dict[str, float]:
+    return sets[kind].own if kind in sets else {}
+
+
+def odd_ones(entry: Accuracy | None) -> str:
     """Answers without a box, answers that hit the length limit, mean length."""
-    return f"{entry['no_answer']} / {entry['truncated']} / {entry['tokens_mean']:.1f}" if entry else "–"
+    return f"{entry.no_answer} / {entry.truncated} / {entry.tokens_mean:.1f}" if entry else "–"
 
 
-def share(estimate: dict | None) -> str:
+def share(estimate: Estimate | None) -> str:
     if not estimate:
         return "–"
-    return f"{estimate['value']:.1%}<em>{estimate['low']:.1%} to {estimate['high']:.1%}</em>"
+    return f"{estimate.value:.1%}<em>{estimate.low:.1%} to {estimate.high:.1%}</em>"
 
 
-def shown(entry: dict) -> str:
+def shown(entry: Difference) -> str:
     """A difference with its evidence, as a cell that stays readable on a phone."""
     return f'<span class="evidence">{escape(evidence(entry))}</span>'
 
 
-def paired(results: dict, kinds: list[str]) -> str:
+def paired(results: Results, kinds: list[str]) -> str:
     words = {"good": "better", "bad": "worse", "open": "not shown"}
     rows = []
     for kind in kinds:
-        for entry in results["differences"][kind]:
+        for entry in results.differences[kind]:
             tone = tone_of(entry)
-            warm = shown(entry["sampled"]) if entry.get("sampled") else "not asked for"
+            warm = shown(entry.sampled) if entry.sampled else "not asked for"
             rows.append([
-                f"{escape(label(entry['first']))} − {escape(label(entry['second']))}", kind, shown(entry),
-                warm, f"{entry['only_first']} / {entry['only_second']}",
+                f"{escape(label(entry.first))} − {escape(label(entry.second))}", kind, shown(entry),
+                warm, f"{entry.only_first} / {entry.only_second}",
                 f'<span class="tone {tone}">{words[tone]}</span>',
             ])  # fmt: skip
     if not rows:
@@ -207,12 +214,12 @@ def examples(material: Material, colours: dict[str, str]) -> str:
         )
         cells = []
         for arm, row in example.answers.items():
-            right = row["reward"] == 1
-            mark = "right" if right else "wrong" if row["extracted"] is not None else "no answer"
+            right = row.reward == 1
+            mark = "right" if right else "wrong" if row.extracted is not None else "no answer"
             cells.append(
                 f'<div class="answer" style="border-top-color:{colours[arm]}"><header><span>{escape(label(arm))}</span>'
                 f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {mark}</span></header>'
-                f"<pre>{box_marked(row['text'], right)}</pre></div>"
+                f"<pre>{box_marked(row.text, right)}</pre></div>"
             )
         question = re.sub(r"▢[▢ ]*", "", example.question).strip()
         blocks.append(

@@ -8,11 +8,12 @@ from html import escape
 from pathlib import Path
 
 from vold_nemo.config.writing import replace_text, writing
+from vold_nemo.evaluation.records import plain
 from vold_nemo.evaluation.statistics import mean_interval
 from vold_nemo.pages.charts import Bar, Series, bar_chart, line_chart
 from vold_nemo.pages.report.material import RunRecord, read_run
-from vold_nemo.pages.report.page import section, share, shown, table, title_of
-from vold_nemo.pages.report.verdict import CAVEATS, find_difference, label, tone_of
+from vold_nemo.pages.report.page import own_of, section, share, shown, table, title_of
+from vold_nemo.pages.report.verdict import CAVEATS, label, tone_of
 from vold_nemo.pages.reproduce.targets import LENGTHS
 from vold_nemo.pages.reproduce.work import Plan, accuracies
 from vold_nemo.pages.style import ARM_COLOURS, CSS, FURTHER
@@ -34,7 +35,7 @@ def write_page(plan: Plan, folder: Path) -> tuple[Path, dict]:
     found = {
         "target": target.name,
         "scale": plan.scale,
-        "ours": ours,
+        "ours": plain(ours),
         "paper": target.paper,
         "claim": target.claim,
         "missing": missing,
@@ -100,13 +101,13 @@ def _table(plan: Plan) -> tuple[dict, str]:
     if results is None:
         return {}, theirs
     arms = [arm.name for arm in plan.arms]
-    sets = [kind for kind in results["differences"] if plan.scale == "miniature" or kind in plan.target.sets]
+    sets = [kind for kind in results.differences if plan.scale == "miniature" or kind in plan.target.sets]
     ours = {
-        arm: {kind: results["accuracy"][arm][kind] for kind in sets if kind in results["accuracy"][arm]} for arm in arms
+        arm: {kind: results.accuracy[arm][kind] for kind in sets if kind in results.accuracy[arm]} for arm in arms
     }
     rows = [[escape(title_of(kind)), *(share(ours[arm].get(kind)) for arm in arms)] for kind in sets]
     for kind in sets:
-        scores = {arm: ours[arm].get(kind, {}).get("own", {}) for arm in arms}
+        scores = {arm: own_of(ours[arm], kind) for arm in arms}
         for name in next((found for found in scores.values() if found), {}):
             cells = (
                 "–" if (v := scores[arm].get(name)) is None else f"{v:.1%}" if 0 <= v <= 1 else f"{v:.4g}"
@@ -117,7 +118,7 @@ def _table(plan: Plan) -> tuple[dict, str]:
     pairs = []
     for first, second in zip(arms[1:], arms, strict=False):
         for kind in sets:
-            entry = find_difference(results, kind, first, second)
+            entry = results.difference(kind, first, second)
             if entry is not None:
                 tone = tone_of(entry)
                 word = {"good": "better", "bad": "worse", "open": "not shown"}[tone]
@@ -165,10 +166,10 @@ def _bars(plan: Plan) -> tuple[dict, str]:
     for name, record in records.items():
         values = [value for _, value in record.curve("reward_mean")][-LAST:]
         if values:
-            ours[name] = mean_interval(values).as_dict()
+            ours[name] = mean_interval(values)
     titles = {arm.name: arm.title for arm in plan.arms}
     short = {"sft_grpo": "GRPO", "sft_vold_unmasked": "unmasked", "sft_vold": "masked"}
-    mine = [Bar(short.get(n, n), e["value"], e["low"], e["high"], colours[n], titles[n]) for n, e in ours.items()]
+    mine = [Bar(short.get(n, n), e.value, e.low, e.high, colours[n], titles[n]) for n, e in ours.items()]
     printed = [Bar(short.get(n, n), v, v, v, colours[n], titles[n]) for n, v in plan.target.paper.items()]
     charts = bar_chart("Ours", mine) if mine else ""
     charts += bar_chart("The paper’s", printed)
@@ -180,7 +181,7 @@ def _lengths(plan: Plan) -> tuple[dict, str]:
     results = accuracies(plan)
     if results is None:
         return {}, ""
-    sets = [kind for kind in results["differences"] if plan.scale == "miniature" or kind in plan.target.sets]
+    sets = [kind for kind in results.differences if plan.scale == "miniature" or kind in plan.target.sets]
     charts, ours = [], {}
     for kind in sets:
         series = []
@@ -189,7 +190,7 @@ def _lengths(plan: Plan) -> tuple[dict, str]:
             ("_grpo", "SFT, GRPO", "sft_grpo"),
             ("_vold", "SFT, VOLD", "sft_vold"),
         ):
-            points = [(float(n), results["accuracy"][f"sft_{n}{end}"][kind]["value"]) for n in LENGTHS[plan.scale]]
+            points = [(float(n), results.accuracy[f"sft_{n}{end}"][kind].value) for n in LENGTHS[plan.scale]]
             series.append(Series(title, points, ARM_COLOURS[colour], dots=True))
             ours[f"{kind}: {title}"] = points
         charts.append(line_chart(title_of(kind), series, percent=True))

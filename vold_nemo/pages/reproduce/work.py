@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.writing import replace_text, writing
+from vold_nemo.evaluation.results import Results
 from vold_nemo.pages.reproduce.targets import ARMS, EXPERIMENTS, Arm, Target
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -148,7 +148,7 @@ class Plan:
         return written
 
 
-def accuracies(plan: Plan) -> dict | None:
+def accuracies(plan: Plan) -> Results | None:
     """``results.json`` with all arms of the target; read where it is, else made from the answers (known ones are kept).
 
     None while an arm is missing.
@@ -160,10 +160,10 @@ def accuracies(plan: Plan) -> dict | None:
         return None
     options = plan.config.evaluate
     file = Path(options.path) / "results.json"
-    known = json.loads(file.read_text()) if file.is_file() else {"accuracy": {}, "differences": {}}
+    known = Results.of_file(file) if file.is_file() else Results({}, {}, {}, {})
     sets = plan.target.sets if plan.scale == "paper" else ("text", "image")
-    if all(set(sets) <= set(known["accuracy"].get(arm, {})) for arm in arms):
+    if all(set(sets) <= set(known.accuracy.get(arm, {})) for arm in arms):
         return known
-    options.models = {**{name: model["path"] for name, model in known.get("models", {}).items()}, **arms}
+    options.models = {**{name: model.path for name, model in known.models.items()}, **arms}
     options.benchmarks = list(dict.fromkeys([*options.benchmarks, *(sets if plan.scale == "paper" else ())]))
     return evaluate(plan.config)
