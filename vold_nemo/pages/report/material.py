@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import yaml
 
 from vold_nemo.config import Config, ConfigError
-from vold_nemo.data.prompts import Prompt, load_prompts, question_text
+from vold_nemo.data.prompts import load_prompts, question_text
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.evaluation.answer_row import AnswerRow, read_answers
 from vold_nemo.evaluation.results import Results
+from vold_nemo.pages.blocks import embed_images
 
 PACKAGES = ("torch", "transformers", "megatron-core", "nemo-toolkit", "hydra-core", "datasets", "safetensors")
 
@@ -35,14 +35,14 @@ class RunRecord:
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) where the metric was logged and finite."""
         pairs = [(row["step"], row.get(name)) for row in self.rows]
-        return [(float(step), float(v)) for step, v in pairs if isinstance(v, int | float) and not isinstance(v, bool)]
+        return [(float(step), float(value)) for step, value in pairs if is_number(value)]
 
     def seconds(self) -> dict[str, float]:
         """Sum over the run by phase."""
         totals: dict[str, float] = {}
         for row in self.rows:
             for name, value in row.items():
-                if name.startswith("seconds.") and isinstance(value, int | float):
+                if name.startswith("seconds.") and is_number(value):
                     totals[name.removeprefix("seconds.")] = totals.get(name.removeprefix("seconds."), 0.0) + value
         return totals
 
@@ -81,6 +81,10 @@ def gather(config: Config) -> Material:
     return Material(results, runs, examples, missing, provenance(results))
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def flatten(row: dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
@@ -94,9 +98,14 @@ def read_run(arm: str, folder: Path, missing: list[str]) -> RunRecord:
     if metrics.is_file():
         for line in metrics.read_text().splitlines():
             try:
-                record.rows.append(flatten(json.loads(line)))
+                row = json.loads(line)
             except ValueError:  # the last line of a run that was killed, or is still going
                 missing.append(f"{metrics}: a line that is not JSON was left out")
+                continue
+            if isinstance(row, dict) and is_number(row.get("step")):
+                record.rows.append(flatten(row))
+            else:
+                missing.append(f"{metrics}: a line without a step was left out")
     else:
         missing.append(f"no metrics of {arm} at {metrics}")
     if resolved.is_file():
@@ -136,18 +145,6 @@ def pick_examples(config: Config, results: Results, missing: list[str]) -> list[
         )
         for p in chosen
     ]
-
-
-def embed_images(prompt: Prompt, longest: int = 640) -> list[str]:
-    """The images as data URIs, at most ``longest`` pixels wide or high."""
-    found = []
-    for image in prompt.open_images():
-        image.thumbnail((longest, longest))
-        buffer = io.BytesIO()
-        kind = "PNG" if image.width * image.height < 65_536 else "JPEG"
-        image.save(buffer, format=kind)
-        found.append(f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return found
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:

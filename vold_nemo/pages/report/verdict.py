@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vold_nemo.evaluation.results import Results
+from vold_nemo.evaluation.pairs import Pair
+from vold_nemo.evaluation.results import ArmDifference, Results
 from vold_nemo.evaluation.statistics import Difference
 
 LABELS = {"base": "Base", "sft": "SFT", "sft_grpo": "SFT + GRPO", "sft_vold": "SFT + VOLD"}
@@ -13,6 +14,13 @@ PLURAL = {"image": "image questions", "text": "text questions"}
 
 def label(arm: str) -> str:
     return LABELS.get(arm, arm)
+
+
+def title_of(kind: str) -> str:
+    """A benchmark's own name; the set's, if it is none."""
+    from vold_nemo.evaluation.benchmarks.table import BENCHMARKS
+
+    return BENCHMARKS[kind].title if kind in BENCHMARKS else kind
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,11 @@ def tone_of(entry: Difference) -> str:
     if entry.p is not None and entry.p >= 0.05:
         return "open"
     return "good" if entry.low > 0 else "bad" if entry.high < 0 else "open"
+
+
+def verdict(entry: ArmDifference | Pair) -> str:
+    says = {"good": "is better than", "bad": "is worse than", "open": "cannot be told from"}[tone_of(entry)]
+    return f"{label(entry.first)} {says} {label(entry.second)}"
 
 
 def p_text(p: float | None) -> str:
@@ -80,12 +93,10 @@ def sentences(results: Results) -> list[Sentence]:
         entry = results.difference(kind, first, second)
         if entry is None:
             continue
-        tone = tone_of(entry)
-        says = {"good": "is better than", "bad": "is worse than", "open": "cannot be told from"}[tone]
         detail = f"Greedy: {evidence(entry)}."
         if entry.sampled:
             detail += f" Temperature 1: {evidence(entry.sampled)}."
-        found.append(Sentence(f"{topic}: {label(first)} {says} {label(second)}.", tone, detail))
+        found.append(Sentence(f"{topic}: {verdict(entry)}.", tone_of(entry), detail))
     found += transfer(results)
     return found
 
