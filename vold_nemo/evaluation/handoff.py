@@ -299,7 +299,7 @@ def _rows(config: Config, name: str, answers: list[Answer], questions: list[Ques
                 "answers with a verdict",
                 "judge them there, or set handoff.scorer=ours",
             )
-        facts = (question.facts() if question else {}) | ({"rules": RULES} if verdict else {})
+        facts: dict[str, Any] = (question.facts() if question else {}) | ({"rules": RULES} if verdict else {})
         rows.append(AnswerRow(
             set=name, id=question.id if question else answer.index, mode="greedy", sample=0,
             question=question_text(question) if question else answer.question,

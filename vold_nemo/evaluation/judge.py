@@ -112,7 +112,7 @@ def judge_rows(rows: Sequence[AnswerRow], questions: dict[str, list[Prompt]], co
     def ask(row: AnswerRow) -> str | None:
         if not row.text.strip():
             return "none"
-        return judge.ask(question_text(prompts[row.set, row.id]), row.truth, row.text)
+        return judge.ask(question_text(prompts[row.set, row.id]), str(row.truth), row.text)
 
     with ThreadPoolExecutor(config.parallel) as pool:
         for row, verdict in zip(asked, pool.map(ask, asked), strict=True):

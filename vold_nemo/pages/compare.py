@@ -10,23 +10,8 @@ from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.prompts import Prompt
 from vold_nemo.evaluation.pairs import Comparison, Model, Pair, compare, read_models
-from vold_nemo.pages.blocks import (
-    Card,
-    Cell,
-    Details,
-    Grid,
-    Items,
-    Section,
-    ShownAnswer,
-    Table,
-    decided,
-    embed_images,
-    minus,
-    own_scores,
-    share,
-    shown,
-    without_marks,
-)  # fmt: skip
+from vold_nemo.pages import blocks
+from vold_nemo.pages.blocks import Cell, Details, Grid, Items, Section, Table, decided, minus, share, shown
 from vold_nemo.pages.charts import ARM_COLOURS, FURTHER, Bar, bar_chart
 from vold_nemo.pages.render import now, render
 from vold_nemo.pages.report.verdict import CAVEATS, Sentence, evidence, label, tone_of, verdict
@@ -104,7 +89,7 @@ def _accuracies(found: Comparison, colours: dict[str, str]) -> Section:
     for name, sets in found.models.items():
         cells = [share(e, f"{e.unparsed} unread") if e else share(None) for e in map(sets.get, kinds)]
         rows.append([Cell(label(name), colour=colours[name]), *cells])
-    own = own_scores(list(found.models.values()), kinds, str)
+    own = blocks.own_scores(list(found.models.values()), kinds, str)
     head = ["Benchmarks’ own scores", *map(label, found.models)]
     return Section(
         "Accuracy", "Whiskers and small print are 95 % intervals. An answer that cannot be read counts as wrong.",
@@ -149,12 +134,12 @@ def _flips(
             yield Section(f"{kind}: what flipped", lead, sides)
 
 
-def _card(kind: str, name: str, models: list[Model], prompt: Prompt | None, colours: dict[str, str]) -> Card:
+def _card(kind: str, name: str, models: list[Model], prompt: Prompt | None, colours: dict[str, str]) -> blocks.Card:
     rows = {m.name: m.answers[kind][name] for m in models if name in m.answers.get(kind, {})}
     answers = []
     for model, row in rows.items():
         mark = "no answer" if row.extracted is None else row.extracted[:40]
-        answers.append(ShownAnswer(label(model), colours[model], row.right, mark, row.text))
+        answers.append(blocks.ShownAnswer(label(model), colours[model], row.right, mark, row.text))
     any_row = next(iter(rows.values()))
-    pictures = embed_images(prompt) if prompt is not None else []
-    return Card(name, without_marks(any_row.question)[:1200], str(any_row.truth), pictures, answers)
+    pictures = blocks.embed_images(prompt) if prompt is not None else []
+    return blocks.Card(name, blocks.without_marks(any_row.question)[:1200], str(any_row.truth), pictures, answers)

@@ -33,7 +33,7 @@ def render(
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    options = dict(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options: dict[str, Any] = dict(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return Environment(loader=PackageLoader("vold_nemo.pages"), **options).get_template("page.html")
 
 
