@@ -18,9 +18,9 @@ def main(config: Config) -> None:
     from vold_nemo.pages.report.verdict import evidence
 
     path, found = write_comparison(config)
-    for kind, entries in found["pairs"].items():
+    for kind, entries in found.pairs.items():
         for entry in entries:
-            print(f"{kind}: {entry['first']} - {entry['second']}: {evidence(entry)} (n = {entry['n']})")
+            print(f"{kind}: {entry.first} - {entry.second}: {evidence(entry)} (n = {entry.n})")
     print(f"comparison: {path}")
 
 

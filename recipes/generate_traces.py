@@ -31,7 +31,7 @@ def main(config: Config) -> None:
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.traces import TraceWriter, shard_path
-    from vold_nemo.evaluation.teacher_errors import Judge, TraceReport, write_report
+    from vold_nemo.evaluation.teacher_errors import TraceJudge, TraceReport, write_report
     from vold_nemo.models.trace_engine import trace_engine
     from vold_nemo.rollout.tracing import TeacherTraces, dataset_of, own_traces, settings, wanted
 
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
     tokenizer = None if own else load_tokenizer(config.teacher.path, config.teacher.revision)
     # The set's own traces are too large to be held: they are read as they are written.
     prompts = [] if own else list(read_prompts(dataset_of(config), rejected, wanted(config)))[shard::shards]
-    report, judge = TraceReport(len(prompts)), Judge(config.reward, prompts) if config.traces.verify else None
+    report, judge = TraceReport(len(prompts)), TraceJudge(config.reward, prompts) if config.traces.verify else None
 
     with TraceWriter(path, settings(config, tokenizer), note=report.note) as writer:
         found, tokens = len(writer.done), 0

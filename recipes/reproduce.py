@@ -22,23 +22,23 @@ def main(config: Config) -> None:
     from vold_nemo.config.writing import replace_text, writing
     from vold_nemo.pages.reproduce.page import write_page
     from vold_nemo.pages.reproduce.targets import target
-    from vold_nemo.pages.reproduce.work import Plan
+    from vold_nemo.pages.reproduce.work import Reproduction
 
     chosen, scale, options = target(config.reproduce.target), config.reproduce.scale, config.reproduce
     overrides = HydraArguments.parse(sys.argv[1:]).overrides
-    plan, folder = Plan(config, chosen, scale, overrides), Path(options.path)
-    if plan.missing():
+    work, folder = Reproduction(config, chosen, scale, overrides), Path(options.path)
+    if work.missing():
         if options.missing == "run":
-            plan.run()
+            work.run()
         elif options.missing == "slurm":
-            for script in plan.write_slurm(folder / chosen.name):
+            for script in work.write_slurm(folder / chosen.name):
                 print(f"script: {script}")
         else:
             script = folder / f"{chosen.name}.sh"
             with writing("reproduce.path", folder):
-                replace_text(script, plan.listing())
-            print(f"missing: {', '.join(arm.name for arm in plan.missing())}; what makes them: {script}")
-    path, _ = write_page(plan, folder)
+                replace_text(script, work.listing())
+            print(f"missing: {', '.join(arm.name for arm in work.missing())}; what makes them: {script}")
+    path, _ = write_page(work, folder)
     print(f"{chosen.name}: {path}")
 
 

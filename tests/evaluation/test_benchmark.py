@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.evaluation.rows import answer
 from vold_nemo.config import Config, ConfigError, DatasetConfig, PromptFieldsConfig
 from vold_nemo.evaluation import answers as answers_module
 from vold_nemo.evaluation.benchmark import evaluate, summary
@@ -55,29 +57,26 @@ def tokens_generated(monkeypatch) -> list[int]:
 
 def test_results_are_what_the_answers_say(world, tmp_path):
     results = evaluate(configured(world, tmp_path, samples=3))
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "results.json").read_text()) == results.to_json()
     for arm in ("base", "sft"):
         rows = rows_of(tmp_path, arm)
         assert len(rows) == (20 + 6) * (1 + 3)
         for kind, n in (("text", 20), ("image", 6)):
-            entry = results["accuracy"][arm][kind]
+            entry = results.accuracy[arm][kind]
             greedy = [row for row in rows if row["set"] == kind and row["mode"] == "greedy"]
             right = sum(row["extracted"] == row["truth"] for row in greedy)
-            assert (entry["n"], entry["correct"], entry["value"]) == (n, right, right / n)
-            assert entry["low"] <= entry["value"] <= entry["high"]
+            assert (entry.n, entry.correct, entry.value) == (n, right, right / n)
+            assert entry.low <= entry.value <= entry.high
             sampled = [row["reward"] for row in rows if row["set"] == kind and row["mode"] == "sampled"]
-            assert (
-                entry["sampled"]["value"] == pytest.approx(sum(sampled) / len(sampled))
-                and entry["sampled"]["samples"] == 3
-            )
-    assert [(d["first"], d["second"]) for d in results["differences"]["image"]] == [("sft", "base")]
+            assert entry.sampled.value == pytest.approx(sum(sampled) / len(sampled)) and entry.sampled.samples == 3
+    assert [(d.first, d.second) for d in results.differences["image"]] == [("sft", "base")]
     assert "base" in summary(results) and "image" in summary(results)
 
 
 def test_a_finished_arm_is_read_back_and_a_changed_one_answers_again(world, tmp_path, monkeypatch):
     first = evaluate(configured(world, tmp_path))
     calls = tokens_generated(monkeypatch)
-    assert evaluate(configured(world, tmp_path, batch=16)) == {**first, "settings": {**first["settings"], "batch": 16}}
+    assert evaluate(configured(world, tmp_path, batch=16)) == replace(first, settings={**first.settings, "batch": 16})
     assert calls == []
     evaluate(configured(world, tmp_path, models={"base": str(world / "a"), "sft": str(world / "a")}))
     assert sum(calls) == 26, "only the arm whose weights changed"
@@ -102,17 +101,14 @@ def test_an_interrupted_arm_goes_on_where_it_stopped_with_the_same_answers(world
 def test_the_verifier_s_verdict_is_what_counts(world, tmp_path):
     """A model's answers are replaced by right and wrong ones: accuracy follows."""
     rows = [
-        {
-            "set": "text", "mode": "greedy", "id": str(i), "sample": 0, "reward": float(i < 15),
-            "extracted": "1" if i < 18 else None, "finish": "stop" if i else "length", "tokens": 10 + i,
-        }
+        answer(i < 15, id=str(i), extracted="1" if i < 18 else None, finish="stop" if i else "length", tokens=10 + i)
         for i in range(20)
-    ]  # fmt: skip
+    ]
     from vold_nemo.evaluation.results import summarise
 
     entry = summarise(rows, "text")
-    assert (entry["value"], entry["correct"], entry["no_answer"], entry["truncated"]) == (0.75, 15, 2, 1)
-    assert entry["tokens_mean"] == 19.5 and entry["sampled"] is None
+    assert (entry.value, entry.correct, entry.no_answer, entry.truncated) == (0.75, 15, 2, 1)
+    assert entry.tokens_mean == 19.5 and entry.sampled is None
     assert summarise(rows, "image") is None
 
 

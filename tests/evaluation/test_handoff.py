@@ -69,11 +69,11 @@ def write_lmms_eval(tmp_path):
 def test_lmms_eval_s_samples_come_with_their_verdicts_or_ours(tmp_path):
     folder = write_lmms_eval(tmp_path)
     theirs = bring_in(configured(tmp_path, bring=str(folder), arm="lmms"))
-    assert theirs["accuracy"]["lmms"]["mmstar"]["correct"] == 1
+    assert theirs.accuracy["lmms"]["mmstar"].correct == 1
     ours = bring_in(configured(tmp_path, bring=str(folder), arm="rescored", scorer="ours"))
-    assert ours["accuracy"]["rescored"]["mmstar"]["correct"] == 2 and set(ours["accuracy"]) == {"lmms", "rescored"}
-    (pair,) = compare(read_models({"both": str(tmp_path / "handoff")}))["pairs"]["mmstar"]
-    assert (pair["wins"], pair["losses"]) == (["1"], []), "the questions go by the published ids"
+    assert ours.accuracy["rescored"]["mmstar"].correct == 2 and set(ours.accuracy) == {"lmms", "rescored"}
+    (pair,) = compare(read_models({"both": str(tmp_path / "handoff")})).pairs["mmstar"]
+    assert (pair.wins, pair.losses) == (["1"], []), "the questions go by the published ids"
 
 
 def test_vlmevalkit_s_judged_file_goes_before_its_predictions(tmp_path):
@@ -88,7 +88,7 @@ def test_vlmevalkit_s_judged_file_goes_before_its_predictions(tmp_path):
               {"index": 1, "question": "q", "answer": "C", "prediction": "A", "hit": 0, "log": "x"}]  # fmt: skip
     (folder / "m_MMStar_gpt-4o-mini_result.json").write_text(json.dumps(judged))
     found = bring_in(configured(tmp_path, tool="vlmevalkit", bring=str(folder), arm="kit"))
-    assert found["accuracy"]["kit"]["mmstar"]["value"] == 0.5
+    assert found.accuracy["kit"]["mmstar"].value == 0.5
     columns = {name: {str(i): row[name] for i, row in enumerate(judged)} for name in judged[0]}
     (folder / "m_MMStar_gpt-4o-mini_result.json").write_text(json.dumps(columns))
     assert bring_in(configured(tmp_path, tool="vlmevalkit", bring=str(folder), arm="kit")) == found
@@ -101,3 +101,11 @@ def test_what_is_no_file_of_theirs_is_named(tmp_path):
     config.evaluate.benchmarks = ["geometry3k"]
     with pytest.raises(ConfigError, match="no such benchmark"):
         write_script(config)
+    folder = write_lmms_eval(tmp_path)
+    (file,) = folder.rglob("*.jsonl")
+    file.write_text(file.read_text() + '{"target": "B", "resps": [["B"]]}\n')
+    with pytest.raises(ConfigError, match=r"samples_mmstar\.jsonl, line 3: doc_id"):
+        bring_in(configured(tmp_path, bring=str(folder)))
+    (tmp_path / "m_MMStar_judge.json").write_text(json.dumps([{"index": 0, "prediction": "B", "hit": "perhaps"}]))
+    with pytest.raises(ConfigError, match=r"m_MMStar_judge\.json, answer 1 = 'perhaps'"):
+        bring_in(configured(tmp_path, tool="vlmevalkit", bring=str(tmp_path / "m_MMStar_judge.json")))

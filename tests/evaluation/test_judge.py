@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
 
 import pytest
 
 from tests.evaluation.cases.published import load
+from tests.evaluation.rows import answer
 from vold_nemo.config import ConfigError, JudgeConfig
+from vold_nemo.evaluation.answer_row import AnswerRow
 from vold_nemo.evaluation.judge import judge_rows
 
 
@@ -45,8 +48,8 @@ def endpoint():
     server.server_close()
 
 
-def unread(text: str, name: str) -> dict:
-    return {"set": "mme", "id": name, "truth": "Yes", "text": text, "extracted": None, "reward": 0.0}
+def unread(text: str, name: str) -> AnswerRow:
+    return answer(False, set="mme", id=name, truth="Yes", text=text, extracted=None)
 
 
 def test_the_judge_reads_what_the_rules_cannot_asks_once_and_shows_its_key_to_nobody(
@@ -57,9 +60,9 @@ def test_the_judge_reads_what_the_rules_cannot_asks_once_and_shows_its_key_to_no
     names = [q.id for q in questions["mme"]]
     config = JudgeConfig(url=endpoint, model="m", key_variable="MY_KEY", retries=0)
     rows = [unread("I should say Yes, certainly", names[0]), unread("Hardly.", names[1]), unread("", names[2])]
-    rows.append({**unread("Yes", names[0]), "extracted": "yes", "reward": 1.0})
+    rows.append(replace(unread("Yes", names[0]), extracted="yes", reward=1.0))
     judge_rows(rows, questions, config, tmp_path / "judge.jsonl")
-    assert [(row["reward"], row.get("judge"), row.get("rule_reward")) for row in rows] == [
+    assert [(row.reward, row.judge, row.rule_reward) for row in rows] == [
         (1.0, "right", 0.0), (0.0, "wrong", 0.0), (0.0, "none", 0.0), (1.0, None, None)]  # fmt: skip
     assert len(Endpoint.asked) == 2 and Endpoint.asked[0][:2] == ("/v1/chat/completions", "Bearer sk-secret")
     judge_rows([unread("Hardly.", names[1])], questions, config, tmp_path / "judge.jsonl")
@@ -72,4 +75,4 @@ def test_the_judge_reads_what_the_rules_cannot_asks_once_and_shows_its_key_to_no
     Endpoint.status = 500
     row_ = unread("Perhaps.", names[1])
     judge_rows([row_], questions, config, tmp_path / "judge.jsonl")
-    assert (row_["judge"], row_["reward"]) == ("failed", 0.0)
+    assert (row_.judge, row_.reward) == ("failed", 0.0)

@@ -6,12 +6,9 @@ from itertools import combinations
 
 import pytest
 
+from tests.evaluation.rows import answer as row
 from vold_nemo.evaluation.benchmarks.scores import own_scores
 from vold_nemo.evaluation.results import summarise
-
-
-def row(right: bool, **facts) -> dict:
-    return {"reward": float(right), **facts}
 
 
 def test_dynamath_s_worst_case_is_the_share_of_seeds_with_every_variant_right():
@@ -58,28 +55,17 @@ def test_mme_adds_accuracy_and_both_questions_right():
 def test_pass_at_k_and_avg_at_k_are_what_enumeration_gives():
     rewards = {"a": [1.0, 0.0, 0.0, 1.0], "b": [0.0] * 4, "c": [1.0, 1.0, 1.0, 0.0]}
     rows = [
-        {"set": "x", "id": q, "mode": "sampled", "sample": i, "reward": r}
-        for q, rs in rewards.items()
-        for i, r in enumerate(rs)
+        row(r, set="x", id=q, mode="sampled", sample=i) for q, rs in rewards.items() for i, r in enumerate(rs)
     ]
-    rows += [
-        {
-            "set": "x",
-            "id": q,
-            "mode": "greedy",
-            "sample": 0,
-            "reward": rs[0],
-            "extracted": "1",
-            "finish": "stop",
-            "tokens": 1,
-            "subject": q,
-        }
-        for q, rs in rewards.items()
-    ]
+    rows += [row(rs[0], set="x", id=q, subject=q) for q, rs in rewards.items()]
     entry = summarise(rows, "x")
     pairs = [max(pair) for rs in rewards.values() for pair in combinations(rs, 2)]
-    assert entry["sampled"]["pass"]["2"]["value"] == pytest.approx(sum(pairs) / len(pairs))
-    assert entry["sampled"]["pass"]["4"]["value"] == pytest.approx(2 / 3) and entry["sampled"][
-        "value"
-    ] == pytest.approx(5 / 12)
-    assert entry["by"]["subject"]["b"]["value"] == 0
+    assert entry.sampled.passed["2"].value == pytest.approx(sum(pairs) / len(pairs))
+    assert entry.sampled.passed["4"].value == pytest.approx(2 / 3)
+    assert entry.sampled.value == pytest.approx(5 / 12)
+    assert entry.by["subject"]["b"].value == 0
+
+
+def test_a_benchmark_whose_rows_name_no_groups_has_no_score_over_groups():
+    assert own_scores("mme", [row(True, skill="perception", subject="existence")]) == {}
+    assert own_scores("mmstar", [row(True), row(True, subject="a")]) == {} == own_scores("mathvista", [row(True)])

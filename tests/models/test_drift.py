@@ -7,7 +7,7 @@ from tests.models.fp8_jobs import drifted
 from tests.models.stages import make_world
 from vold_nemo.models.drift import token_drift
 from vold_nemo.objective.vocabulary import VocabularyShard
-from vold_nemo.pages.drift import render
+from vold_nemo.pages.drift import draw
 
 
 def test_kl_and_first_choices_are_the_dense_ones():
@@ -48,5 +48,5 @@ def test_every_layout_reports_the_same_drift(gloo, world):
 def test_the_page_holds_the_numbers_and_escapes_the_tokens(gloo, world):
     found = gloo(1).run(drifted, world)[0]
     found["worst_tokens"][0]["token"] = "<script>"
-    page = render(found | {"teacher": "a/teacher", "precision": "fp8", "layout": "tensor 1", "source": "traces.jsonl"})
+    page = draw(found | {"teacher": "a/teacher", "precision": "fp8", "layout": "tensor 1", "source": "traces.jsonl"})
     assert f"{found['gradient_cosine']:.5f}" in page and "<script>" not in page and "http" not in page

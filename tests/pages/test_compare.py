@@ -18,7 +18,7 @@ def write_answers(folder: Path, arm: str, rights: dict[str, bool], *, kind: str 
     rows = [
         {"set": kind, "id": name, "mode": "greedy", "sample": 0, "question": f"▢ Which? {name}", "truth": "B", "rules": 1,
          "text": "B <b>" if right else "A", "extracted": "B" if right else "A", "reward": float(right), "subject": "math",
-         "skill": "perception" if int(name) % 2 else "reasoning", **facts}
+         "skill": "perception" if int(name) % 2 else "reasoning", "reason": "", "finish": "stop", "tokens": 1, **facts}
         for name, right in rights.items()
     ]  # fmt: skip
     with (folder / "answers" / f"{arm}.jsonl").open("a") as file:
@@ -35,17 +35,17 @@ def test_wins_losses_and_skills_are_counted_question_by_question(tmp_path):
     write_answers(tmp_path / "b", "sft_vold", rights(range(4, 36)))
     write_answers(tmp_path / "b", "sft_vold", {"99": True})  # only this one answered it
     found = compare(read_models({"old": str(tmp_path / "a"), "new": str(tmp_path / "b" / "results.json")}))
-    (pair,) = found["pairs"]["mmstar"]
-    assert (pair["first"], pair["second"], pair["n"]) == ("new", "old", 40)
-    assert pair["wins"] == [str(i) for i in range(20, 36)] and pair["losses"] == ["0", "1", "2", "3"]
-    assert (pair["value"], pair["only_first"], pair["only_second"]) == (12 / 40, 16, 4)
-    assert pair["p"] == pytest.approx(2 * sum(_choose(20, k) for k in range(5)) / 2**20)
-    assert found["left_out"] == {"mmstar: new, old": 1}
-    assert [(e["skill"], e["n"], e["value"]) for e in found["skill_pairs"]] == [
+    (pair,) = found.pairs["mmstar"]
+    assert (pair.first, pair.second, pair.n) == ("new", "old", 40)
+    assert pair.wins == [str(i) for i in range(20, 36)] and pair.losses == ["0", "1", "2", "3"]
+    assert (pair.value, pair.only_first, pair.only_second) == (12 / 40, 16, 4)
+    assert pair.p == pytest.approx(2 * sum(_choose(20, k) for k in range(5)) / 2**20)
+    assert found.left_out == {"mmstar: new, old": 1}
+    assert [(e.skill, e.n, e.value) for e in found.skill_pairs] == [
         ("perception", 20, 0.3),
         ("reasoning", 20, 0.3),
     ]
-    assert found["skills"]["old"]["reasoning"]["value"] == 0.5
+    assert found.skills["old"]["reasoning"].value == 0.5
 
 
 def _choose(n: int, k: int) -> int:
@@ -57,7 +57,7 @@ def _choose(n: int, k: int) -> int:
 def test_an_id_with_another_truth_is_another_question(tmp_path):
     write_answers(tmp_path / "a", "x", rights(range(5), 10))
     write_answers(tmp_path / "b", "x", rights(range(5), 10), truth="C")
-    assert compare(read_models({"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}))["pairs"] == {}
+    assert compare(read_models({"a": str(tmp_path / "a"), "b": str(tmp_path / "b")})).pairs == {}
 
 
 def test_the_page_shows_what_flipped_with_its_image_and_needs_no_other_file(tmp_path):
@@ -70,7 +70,7 @@ def test_the_page_shows_what_flipped_with_its_image_and_needs_no_other_file(tmp_
     config.compare.results, config.compare.path = {"only": str(tmp_path / "a")}, str(tmp_path / "out")
     path, found = write_comparison(config)
     page = path.read_text()
-    assert found["pairs"]["mmstar"][0]["wins"] == ["0"]
+    assert found.pairs["mmstar"][0].wins == ["0"]
     assert (
         page.count("data:image/png;base64,") == 1 and "B &lt;b&gt;" in page and "Perception against reasoning" in page
     )

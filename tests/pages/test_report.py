@@ -9,29 +9,29 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluation.rows import answer
 from vold_nemo.config import Config, ConfigError, DatasetConfig, PromptFieldsConfig, ReportConfig
-from vold_nemo.evaluation.results import build_results
+from vold_nemo.evaluation.answer_row import AnswerRow, as_lines
+from vold_nemo.evaluation.results import Results, Weights, build_results
 from vold_nemo.miniature.random_models import write_questions
-from vold_nemo.pages.charts import Series, line_chart, nice_ticks
-from vold_nemo.pages.report.page import accuracy, write_report
-from vold_nemo.pages.report.verdict import find_difference, headline, sentences
+from vold_nemo.pages.report.material import Material
+from vold_nemo.pages.report.page import draw, write_report
+from vold_nemo.pages.report.verdict import headline, sentences
 
 ARMS = ("base", "sft", "sft_grpo", "sft_vold")
 
 
-def row(kind: str, i: int, right: bool) -> dict:
-    return {
-        "set": kind, "id": f"{kind}-{i:05d}", "mode": "greedy", "sample": 0, "question": "q", "truth": "1",
-        "text": f"2+9=1\n\\boxed{{{1 if right else 3}}} <&>", "extracted": "1" if right else "3", "reward": float(right),
-        "reason": "", "finish": "stop", "tokens": 9,
-    }  # fmt: skip
+def row(kind: str, i: int, right: bool, **facts) -> AnswerRow:
+    said = 1 if right else 3
+    text = f"2+9=1\n\\boxed{{{said}}} <&>"
+    return answer(right, set=kind, id=f"{kind}-{i:05d}", text=text, extracted=str(said), tokens=9, **facts)
 
 
-def results_with(right: dict[str, int], n: int = 200) -> tuple[dict, dict]:
+def results_with(right: dict[str, int], n: int = 200) -> tuple[dict[str, list[AnswerRow]], Results]:
     """The first ``right[arm]`` of ``n`` questions answered right, text and image alike."""
     answers = {arm: [row(kind, i, i < k) for kind in ("text", "image") for i in range(n)] for arm, k in right.items()}
-    manifests = {arm: {"path": f"run/{arm}/hf", "weights": "ab" * 16} for arm in right}
-    return answers, build_results(answers, manifests, {"max_tokens": 40, "questions": {"image": "image.parquet"}})
+    models = {arm: Weights(f"run/{arm}/hf", "ab" * 16) for arm in right}
+    return answers, build_results(answers, models, {"max_tokens": 40, "questions": {"image": "image.parquet"}})
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_each_claim_follows_its_own_difference():
 def test_a_difference_reads_the_same_from_both_ends():
     _, results = results_with({"sft_vold": 150, "sft_grpo": 100})  # the file holds grpo - vold
     entry, turned = (
-        find_difference(results, "image", *pair) for pair in (("sft_vold", "sft_grpo"), ("sft_grpo", "sft_vold"))
+        results.difference("image", *pair) for pair in (("sft_vold", "sft_grpo"), ("sft_grpo", "sft_vold"))
     )
-    assert entry["value"] == -turned["value"] == 0.25
-    assert (entry["low"], entry["high"]) == (-turned["high"], -turned["low"])
-    assert (entry["only_first"], entry["only_second"]) == (50, 0)
+    assert entry.value == -turned.value == 0.25
+    assert (entry.low, entry.high) == (-turned.high, -turned.low)
+    assert (entry.only_first, entry.only_second) == (50, 0) == (turned.only_second, turned.only_first)
     assert headline(results).tone == "good"
 
 
@@ -80,9 +80,9 @@ def written(tmp_path):
     answers, results = results_with({"base": 2, "sft": 4, "sft_grpo": 4, "sft_vold": 6}, n=8)
     out = tmp_path / "evaluation"
     (out / "answers").mkdir(parents=True)
-    (out / "results.json").write_text(json.dumps(results))
+    results.write(out / "results.json")
     for arm, rows in answers.items():
-        (out / "answers" / f"{arm}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        (out / "answers" / f"{arm}.jsonl").write_text(as_lines(rows))
     write_questions(tmp_path / "image.parquet", count=8, images=True)
     run = tmp_path / "outputs" / "vold"
     run.mkdir(parents=True)
@@ -91,7 +91,7 @@ def written(tmp_path):
          "seconds": {"generate": 2.0, "teacher": 1.0}, "response_tokens": {"mean": 9.5}, "validation": {"image_accuracy": 0.4}}
         for s in range(1, 6)
     ]  # fmt: skip
-    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 6, "rew')
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '7\n{"loss": 1}\n{"step": 6, "rew')
     (run / "config.yaml").write_text("vold: {steps: 5}\nobjective: {kl: {enabled: true, estimator: k2}}\n")
     config = Config(name="<tiny>", outputs=str(tmp_path / "outputs"))
     config.evaluate.image = DatasetConfig(
@@ -144,8 +144,9 @@ def test_examples_are_the_first_disagreements_and_show_cards_and_every_answer(wr
 
 def test_what_is_missing_or_torn_is_said_on_the_page(written):
     page, material = Path(written[0]).read_text(), written[1]
-    assert len(material.missing) == 3
+    assert len(material.missing) == 5
     assert "no metrics of sft_grpo" in page and "not JSON was left out" in page
+    assert page.count("a line without a step was left out") == 2
     run = material.runs["sft_vold"]
     assert len(run.curve("kl_mean")) == 4, "a NaN is not a point"
     assert run.seconds() == {"generate": 10.0, "teacher": 5.0}
@@ -159,25 +160,12 @@ def test_a_report_without_results_names_the_recipe_to_run(tmp_path):
         write_report(config)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.037), (0.4, 0.58), (-3, 12), (0, 0), (5, 5), (1e-6, 3e-6)])
-def test_ticks_span_the_data_with_few_round_numbers(low, high):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
-
-
-def test_a_chart_keeps_its_points_inside_its_frame():
-    svg = line_chart("t", [Series("a", [(1.0, -3.0), (2.0, 9.0), (50.0, 4.0)], "red", smooth=3)])
-    width, height = (float(x) for x in re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
-    for x, y in re.findall(r"([\d.-]+),([\d.-]+)", " ".join(re.findall(r'points="([^"]+)"', svg))):
-        assert 0 <= float(x) <= width and 0 <= float(y) <= height
-
-
 def test_a_benchmark_stands_beside_the_own_questions_with_its_published_scores():
     answers, _ = results_with({"sft_grpo": 100, "sft_vold": 150}, n=160)
     for rows in answers.values():
-        right = {row["id"].rpartition("-")[2]: row["reward"] for row in rows if row["set"] == "image"}
-        rows += [row("mmstar", int(i), r == 1) | {"subject": f"s{int(i) % 2}", "rules": 1} for i, r in right.items()]
-    manifests = {arm: {"path": arm, "weights": "ab"} for arm in answers}
-    html = accuracy(build_results(answers, manifests, {}), {"sft_grpo": "red", "sft_vold": "blue"})
+        right = {int(one.id.rpartition("-")[2]): one.right for one in rows if one.set == "image"}
+        rows += [row("mmstar", i, r, subject=f"s{i % 2}", rules=1) for i, r in right.items()]
+    results = build_results(answers, {arm: Weights(arm, "ab") for arm in answers}, {})
+    html = draw(Config(name="x"), Material(results, {}, [], [], []))
     assert html.count("<svg") == 3 and "MMStar: mean of categories" in html and "93.8%" in html
     assert html.index("Image questions") < html.index("Text questions") < html.index(">MMStar<")

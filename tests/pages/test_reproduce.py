@@ -14,25 +14,25 @@ from vold_nemo.config.compose import compose
 from vold_nemo.pages.reproduce import paper
 from vold_nemo.pages.reproduce.page import write_page
 from vold_nemo.pages.reproduce.targets import ARMS, EXPERIMENTS, TARGETS, target, with_experiment
-from vold_nemo.pages.reproduce.work import Plan
+from vold_nemo.pages.reproduce.work import Reproduction
 from vold_nemo.planning.values import CHOICES
 
 
-def plan_of(outputs: Path, name: str, scale: str = "miniature") -> Plan:
+def work_of(outputs: Path, name: str, scale: str = "miniature") -> Reproduction:
     overrides = [f"experiment={EXPERIMENTS[scale]}", f"outputs={outputs}"]
-    return Plan(compose(overrides), target(name), scale, overrides)
+    return Reproduction(compose(overrides), target(name), scale, overrides)
 
 
-def finish(plan: Plan, *arms: str, reward: float = 0.5) -> None:
+def finish(work: Reproduction, *arms: str, reward: float = 0.5) -> None:
     """What a finished run leaves: an export and its metrics."""
     for name in arms:
-        folder = plan.checkpoint_of(ARMS[name])
+        folder = work.checkpoint_of(ARMS[name])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(b"")
         rows = [{"step": i, "reward_mean": reward, "validation": {"image_accuracy": 0.3}} for i in range(1, 21)]
-        (plan.run_of(ARMS[name]) / "metrics.jsonl").parent.mkdir(parents=True, exist_ok=True)
-        (plan.run_of(ARMS[name]) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (work.run_of(ARMS[name]) / "metrics.jsonl").parent.mkdir(parents=True, exist_ok=True)
+        (work.run_of(ARMS[name]) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def finish(plan: Plan, *arms: str, reward: float = 0.5) -> None:
 def test_every_step_of_every_arm_composes_to_the_arm_it_makes(tmp_path, scale, names):
     seen: dict[tuple[str, ...], object] = {}
     for name in names:
-        plan = plan_of(tmp_path, name, scale)
-        for arm in plan.arms:
-            steps = plan.steps(arm) if arm.name != "base" else []
+        work = work_of(tmp_path, name, scale)
+        for arm in work.arms:
+            steps = work.steps(arm) if arm.name != "base" else []
             for step in steps:
                 if step.overrides not in seen:
                     seen[step.overrides] = compose(list(step.overrides))
@@ -56,29 +56,29 @@ def test_every_step_of_every_arm_composes_to_the_arm_it_makes(tmp_path, scale, n
             if made and not arm.suffix:
                 config = made[-1]
                 run = config.vold.run if steps[-2].recipe == "vold" else config.sft.run
-                assert Path(config.outputs) / run == plan.run_of(arm)
+                assert Path(config.outputs) / run == work.run_of(arm)
                 assert seen[steps[-1].overrides].export.run == run
                 if arm.after is not None:
-                    assert config.vold.start == str(plan.checkpoint_of(ARMS[arm.after]))
+                    assert config.vold.start == str(work.checkpoint_of(ARMS[arm.after]))
     grpo = seen[next(o for o in seen if f"objective.arm={'sft_gspo'}" in o)]
     assert grpo.objective.policy.loss == "gspo" and not grpo.objective.kl.enabled
 
 
 def test_what_an_arm_starts_from_is_made_before_it_and_finished_arms_are_reused(tmp_path):
-    plan = plan_of(tmp_path, "figure4")
-    assert [arm.name for arm in plan.missing()][:4] == ["sft_5", "sft_5_grpo", "sft_5_vold", "sft_12"]
-    finish(plan, "sft_5", "sft_5_grpo")
-    assert [arm.name for arm in plan.missing()][:2] == ["sft_5_vold", "sft_12"]
-    plan = plan_of(tmp_path, "figure5")
-    assert [arm.name for arm in plan.missing()] == ["sft", "sft_grpo", "sft_vold_unmasked", "sft_vold"]
+    work = work_of(tmp_path, "figure4")
+    assert [arm.name for arm in work.missing()][:4] == ["sft_5", "sft_5_grpo", "sft_5_vold", "sft_12"]
+    finish(work, "sft_5", "sft_5_grpo")
+    assert [arm.name for arm in work.missing()][:2] == ["sft_5_vold", "sft_12"]
+    work = work_of(tmp_path, "figure5")
+    assert [arm.name for arm in work.missing()] == ["sft", "sft_grpo", "sft_vold_unmasked", "sft_vold"]
     script = tmp_path / "missing.sh"
-    script.write_text(plan.listing())
+    script.write_text(work.listing())
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
 def test_slurm_calls_are_chains_of_their_own_name_that_compose(tmp_path):
-    plan = plan_of(tmp_path, "figure5", "paper")
-    files = plan.write_slurm(tmp_path / "slurm")
+    work = work_of(tmp_path, "figure5", "paper")
+    files = work.write_slurm(tmp_path / "slurm")
     words = files[-1].read_text().splitlines()[-1].split()
     config = compose([word.strip("'") for word in words[words.index("bash") + 2 :]])
     assert (config.name, config.vold.run) == ("paper_3b_sft_vold", "paper_3b/sft_vold")
@@ -88,12 +88,12 @@ def test_slurm_calls_are_chains_of_their_own_name_that_compose(tmp_path):
 
 
 def test_a_table_stands_beside_the_paper_s_and_says_whose_it_is(tmp_path):
-    plan = plan_of(tmp_path, "table3")
-    finish(plan, "sft", "sft_grpo", "sft_vold")
+    work = work_of(tmp_path, "table3")
+    finish(work, "sft", "sft_grpo", "sft_vold")
     _, results = results_with({"sft": 90, "sft_grpo": 100, "sft_vold": 150})
-    Path(plan.config.evaluate.path).mkdir(parents=True)
-    (Path(plan.config.evaluate.path) / "results.json").write_text(json.dumps(results))
-    path, found = write_page(plan, tmp_path / "out")
+    Path(work.config.evaluate.path).mkdir(parents=True)
+    results.write(Path(work.config.evaluate.path) / "results.json")
+    path, found = write_page(work, tmp_path / "out")
     page = path.read_text()
     assert (
         found["ours"]["sft_vold"]["image"]["value"] == 0.75 and found["paper"] == paper.TABLE3 and not found["missing"]
@@ -104,16 +104,16 @@ def test_a_table_stands_beside_the_paper_s_and_says_whose_it_is(tmp_path):
 
 
 def test_figures_draw_the_runs_that_are_there_and_name_the_others(tmp_path):
-    plan = plan_of(tmp_path, "figure5")
-    finish(plan, "sft", "sft_grpo", reward=0.4)
-    finish(plan, "sft_vold", reward=0.6)
-    path, found = write_page(plan, tmp_path / "out")
+    work = work_of(tmp_path, "figure5")
+    finish(work, "sft", "sft_grpo", reward=0.4)
+    finish(work, "sft_vold", reward=0.6)
+    path, found = write_page(work, tmp_path / "out")
     assert found["ours"]["sft_vold"]["value"] == pytest.approx(0.6) and found["missing"] == [
         "sft_vold_unmasked: SFT, then VOLD without the reward mask"
     ]
     assert "Not made yet" in path.read_text() and "56.0%" in path.read_text()
-    plan = plan_of(tmp_path, "figure3")
-    assert set(write_page(plan, tmp_path / "out")[1]["ours"]) == {"reward_mean", "validation.image_accuracy"}
+    work = work_of(tmp_path, "figure3")
+    assert set(write_page(work, tmp_path / "out")[1]["ours"]) == {"reward_mean", "validation.image_accuracy"}
 
 
 def test_the_scale_chooses_the_experiment_unless_one_is_named():

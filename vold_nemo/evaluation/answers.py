@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vold_nemo.config import ConfigError, VLLMConfig
+from vold_nemo.config.writing import replace_text
 from vold_nemo.data.prompts import Prompt, question_text
+from vold_nemo.evaluation.answer_row import AnswerRow, as_lines, read_answers
 from vold_nemo.evaluation.benchmarks.question import Question
 
 if TYPE_CHECKING:  # the engine's module needs torch, which the report does without
@@ -103,11 +104,8 @@ def answer_questions(
     others = [
         row for other in _stores(folder, arm) if other != store for row in _kept(other, manifest, settings.samples)[0]
     ]
-    _replace(store, mine)  # drops a torn last line, or another checkpoint's answers
-    _replace_text(
-        store.with_suffix(".json"), json.dumps({**manifest, "questions": {**known, **manifest["questions"]}}, indent=1)
-    )
-    done = {(row["set"], row["mode"], row["id"]) for row in mine + others}
+    _write(store, mine, manifest, known)  # drops a torn last line, or another checkpoint's answers
+    done = {(row.set, row.mode, row.id) for row in mine + others}
     pending = {
         (kind, mode): [i for i, p in enumerate(prompts) if i % parts == number and (kind, mode, p.id) not in done]
         for kind, prompts in questions.items()
@@ -123,7 +121,7 @@ def modes_of(settings: Settings) -> list[str]:
 
 def collect(
     manifest: dict, questions: dict[str, list[Prompt]], settings: Settings, score: Score, folder: str | Path
-) -> list[dict] | None:
+) -> list[AnswerRow] | None:
     """All answers of the arm to these questions, whichever process made them; None while some are missing.
 
     Rows are ordered by (set, mode, question, sample).  Those that other rules have scored are scored again.
@@ -132,36 +130,33 @@ def collect(
 
     folder, arm = Path(folder) / "answers", manifest["arm"]
     rows = {
-        (row["set"], row["mode"], row["id"], row["sample"]): row
+        (row.set, row.mode, row.id, row.sample): row
         for store in _stores(folder, arm)
         for row in _kept(store, manifest, settings.samples)[0]
     }
     owners = {(kind, p.id): (i, p) for kind, prompts in questions.items() for i, p in enumerate(prompts)}
-    found = [row for row in rows.values() if (row["set"], row["id"]) in owners]
+    found = [row for row in rows.values() if (row.set, row.id) in owners]
     if len(found) != len(owners) * (1 + settings.samples):
         return None
     for row in found:  # a judge's verdict is added later, to the rules' own
-        row["reward"] = row.pop("rule_reward", row["reward"])
-        row.pop("judge", None)
-    stale = [row for row in found if row.get("rules", RULES) != RULES]
+        if row.rule_reward is not None:
+            row.reward, row.rule_reward = row.rule_reward, None
+        row.judge = None
+    stale = [row for row in found if row.rules not in (None, RULES)]
     if stale:
-        verdicts = score([row["text"] for row in stale], [owners[row["set"], row["id"]][1] for row in stale])
+        verdicts = score([row.text for row in stale], [owners[row.set, row.id][1] for row in stale])
         for row, v in zip(stale, verdicts, strict=True):
-            row.update(extracted=v.extracted, reward=v.reward, reason=v.reason, rules=RULES)
+            row.extracted, row.reward, row.reason, row.rules = v.extracted, v.reward, v.reason, RULES
     kinds, modes = list(questions), modes_of(settings)
-    found.sort(key=lambda r: (kinds.index(r["set"]), modes.index(r["mode"]), owners[r["set"], r["id"]][0], r["sample"]))
+    found.sort(key=lambda r: (kinds.index(r.set), modes.index(r.mode), owners[r.set, r.id][0], r.sample))
     return found
 
 
-def keep(manifest: dict, rows: list[dict], samples: int, folder: str | Path) -> None:
+def keep(manifest: dict, rows: list[AnswerRow], samples: int, folder: str | Path) -> None:
     """Write the whole arm into its one file, together with the answers to other sets that it holds already."""
     store = Path(folder) / "answers" / f"{manifest['arm']}.jsonl"
     before, known = _kept(store, manifest, samples)
-    rest = [row for row in before if row["set"] not in manifest["questions"]]
-    _replace(store, rows + rest)
-    _replace_text(
-        store.with_suffix(".json"), json.dumps({**manifest, "questions": {**known, **manifest["questions"]}}, indent=1)
-    )
+    _write(store, rows + [row for row in before if row.set not in manifest["questions"]], manifest, known)
 
 
 def open_engine(path: str | Path, settings: Settings, device: str, stop: tuple[int, ...]) -> RolloutEngine:
@@ -215,17 +210,16 @@ def _answer_pending(arm, path, questions, pending, settings: Settings, score: Sc
                 owners = [members[c.prompt_index] for c in found]
                 verdicts = score(texts, owners)
                 for c, p, text, v in zip(found, owners, texts, verdicts, strict=True):
-                    row = {
-                        "set": kind, "id": p.id, "mode": mode, "sample": c.sample, "question": question_text(p),
-                        "truth": p.answer, "text": text, "extracted": v.extracted, "reward": v.reward,
-                        "reason": v.reason, "finish": c.finish_reason, "tokens": len(c.ids),
-                    }  # fmt: skip
-                    file.write(json.dumps(row | _facts(p)) + "\n")
+                    row = AnswerRow(
+                        kind, p.id, mode, c.sample, question_text(p), p.answer, text, v.extracted, v.reward, v.reason,
+                        c.finish_reason, len(c.ids), **_facts(p),
+                    )  # fmt: skip
+                    file.write(as_lines([row]))
                 file.flush()
     engine.close()  # the next arm's needs the device, and a process holds one vLLM at a time
 
 
-def _facts(prompt: Prompt) -> dict:
+def _facts(prompt: Prompt) -> dict[str, Any]:
     from vold_nemo.evaluation.scorers import RULES
 
     return prompt.facts() | {"rules": RULES} if isinstance(prompt, Question) else {}
@@ -235,7 +229,7 @@ def _stores(folder: Path, arm: str) -> list[Path]:
     return [folder / f"{arm}.jsonl", *sorted(folder.glob(f"{arm}.part-*-of-*.jsonl"))]
 
 
-def _kept(store: Path, manifest: dict, samples: int) -> tuple[list[dict], dict[str, str]]:
+def _kept(store: Path, manifest: dict, samples: int) -> tuple[list[AnswerRow], dict[str, str]]:
     """The rows of a store that are of the same weights and settings, and the fingerprints of their sets.
 
     A set that is asked about must also be made of the same questions; other sets are kept as they are.
@@ -249,31 +243,18 @@ def _kept(store: Path, manifest: dict, samples: int) -> tuple[list[dict], dict[s
     ):
         return [], {}
     same = {kind: f for kind, f in known["questions"].items() if manifest["questions"].get(kind, f) == f}
-    return _whole_questions([row for row in _read(store) if row["set"] in same], samples), same
+    return _whole_questions([row for row in read_answers(store, torn=True) if row.set in same], samples), same
 
 
-def _read(file: Path) -> list[dict]:
-    rows = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the line that was being written when the last run was stopped
-            break
-    return rows
-
-
-def _whole_questions(rows: list[dict], samples: int) -> list[dict]:
+def _whole_questions(rows: list[AnswerRow], samples: int) -> list[AnswerRow]:
     """Without the questions of which some samples were not written any more."""
-    count = Counter((row["set"], row["mode"], row["id"]) for row in rows)
+    count = Counter((row.set, row.mode, row.id) for row in rows)
     wanted = {"greedy": 1, "sampled": samples}
-    return [row for row in rows if count[row["set"], row["mode"], row["id"]] == wanted[row["mode"]]]
+    return [row for row in rows if count[row.set, row.mode, row.id] == wanted[row.mode]]
 
 
-def _replace(file: Path, rows: Iterable[dict]) -> None:
-    _replace_text(file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _replace_text(file: Path, text: str) -> None:
-    aside = file.with_name(f"{file.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, file)
+def _write(store: Path, rows: list[AnswerRow], manifest: dict, known: dict[str, str]) -> None:
+    """The rows and their manifest, which goes on naming the sets that are ``known`` already."""
+    replace_text(store, as_lines(rows))
+    described = {**manifest, "questions": {**known, **manifest["questions"]}}
+    replace_text(store.with_suffix(".json"), json.dumps(described, indent=1))

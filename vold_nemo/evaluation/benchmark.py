@@ -8,13 +8,12 @@ that is started again are the same thing.
 from __future__ import annotations
 
 import functools
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launch
+from vold_nemo.config.writing import writing
 from vold_nemo.data.prompts import Prompt, load_prompts
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.evaluation.answers import (
@@ -28,7 +27,7 @@ from vold_nemo.evaluation.answers import (
 )
 from vold_nemo.evaluation.benchmarks.load import load_benchmark
 from vold_nemo.evaluation.benchmarks.question import Question
-from vold_nemo.evaluation.results import build_results
+from vold_nemo.evaluation.results import Results, Weights, build_results
 
 ARM_CHARACTERS = "letters, digits, _ and -"
 
@@ -79,7 +78,7 @@ def score_rows(texts: list[str], prompts: list[Prompt], *, reward) -> list:
     return [found[i] for i in range(len(prompts))]
 
 
-def evaluate(config: Config) -> dict | None:
+def evaluate(config: Config) -> Results | None:
     """Answer, score, write ``results.json`` and return it; None while other processes still have parts to answer.
 
     One checkpoint is in memory at a time.
@@ -123,11 +122,10 @@ def evaluate(config: Config) -> dict | None:
     for arm, rows in answers.items():
         keep(manifests[arm], rows, settings.samples, options.path)
     described = {kind: _source(config, kind) for kind in questions}
-    results = build_results(answers, manifests, {**asdict(settings), "device": device, "questions": described})
-    target = Path(options.path) / "results.json"
-    aside = target.with_name(f"results.json.{os.getpid()}")
-    aside.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(aside, target)
+    models = {arm: Weights(path, weights[arm]) for arm, path in options.models.items()}
+    results = build_results(answers, models, {**asdict(settings), "device": device, "questions": described})
+    with writing("evaluate.path", options.path):
+        results.write(Path(options.path) / "results.json")
     return results
 
 
@@ -140,21 +138,20 @@ def _source(config: Config, kind: str) -> str:
     return config.evaluate.benchmark_paths.get(kind) or f"{spec.hub} at {spec.revision or 'main'}"
 
 
-def summary(results: dict) -> str:
+def summary(results: Results) -> str:
     """The accuracies as a table for a terminal: a line for each set, a column for each arm; then the benchmarks' own scores."""
-    arms, kinds = list(results["accuracy"]), list(results["differences"])
+    arms, kinds = list(results.accuracy), list(results.differences)
     width = max(len(kind) for kind in kinds)
     lines = [" " * width + "".join(f"  {arm:^22}" for arm in arms)]
     for kind in kinds:
         cells = []
         for arm in arms:
-            e = results["accuracy"][arm].get(kind)
-            cells.append(f"{e['value']:6.1%} [{e['low']:6.1%},{e['high']:6.1%}]" if e else "-")
+            e = results.accuracy[arm].get(kind)
+            cells.append(f"{e.value:6.1%} [{e.low:6.1%},{e.high:6.1%}]" if e else "-")
         lines.append(f"{kind:<{width}}" + "".join(f"  {cell:^22}" for cell in cells))
     for kind in kinds:
-        for name in results["accuracy"][arms[0]].get(kind, {}).get("own", {}):
-            cells = [results["accuracy"][arm].get(kind, {}).get("own", {}).get(name) for arm in arms]
-            lines.append(
-                f"{kind}: {name:<34}" + "".join(f"  {'-' if c is None else format(c, '.4g'):>10}" for c in cells)
-            )
+        own = [entry.own if (entry := results.accuracy[arm].get(kind)) else {} for arm in arms]
+        for name in own[0]:
+            cells = [format(scores[name], ".4g") if name in scores else "-" for scores in own]
+            lines.append(f"{kind}: {name:<34}" + "".join(f"  {cell:>10}" for cell in cells))
     return "\n".join(lines)

@@ -21,10 +21,13 @@ from typing import Any
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.writing import replace_text, writing
+from vold_nemo.data.prompts import question_text
 from vold_nemo.data.rejected import Rejected
+from vold_nemo.evaluation.answer_row import AnswerRow, as_lines, read_answers
 from vold_nemo.evaluation.benchmarks.load import load_benchmark
 from vold_nemo.evaluation.benchmarks.question import Question
-from vold_nemo.evaluation.results import build_results
+from vold_nemo.evaluation.records import read_json
+from vold_nemo.evaluation.results import Results, Weights, build_results
 
 # Our name -> theirs.  lmms-eval's geometry3k asks other questions (four choices), so it has no entry.
 LMMS_EVAL = {
@@ -127,7 +130,7 @@ def _names(config: Config) -> list[str]:
     return names
 
 
-def bring_in(config: Config) -> dict:
+def bring_in(config: Config) -> Results:
     """Read ``handoff.bring`` (a file or a folder of them), write the arm's answers and ``results.json`` under ``handoff.path``.
 
     With ``handoff.scorer=ours`` their responses are scored by our rules, else by their verdicts.  Questions are matched with
@@ -143,17 +146,12 @@ def bring_in(config: Config) -> dict:
         used[name] = str(file)
     arm, folder = options.arm, Path(options.path)
     with writing("handoff.path", folder):
-        replace_text(folder / "answers" / f"{arm}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    arms = {
-        file.stem: [json.loads(line) for line in file.read_text().splitlines()]
-        for file in sorted((folder / "answers").glob("*.jsonl"))
-    }
-    manifests = {
-        name: {"path": options.bring if name == arm else "", "weights": f"as {options.tool} read them"} for name in arms
-    }
-    results = build_results(arms, manifests, {"engine": options.tool, "scorer": options.scorer, "questions": used})
+        replace_text(folder / "answers" / f"{arm}.jsonl", as_lines(rows))
+    arms = {file.stem: read_answers(file) for file in sorted((folder / "answers").glob("*.jsonl"))}
+    models = {name: Weights(options.bring if name == arm else "", f"as {options.tool} read them") for name in arms}
+    results = build_results(arms, models, {"engine": options.tool, "scorer": options.scorer, "questions": used})
     with writing("handoff.path", folder):
-        replace_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        results.write(folder / "results.json")
     return results
 
 
@@ -181,15 +179,23 @@ def _files(path: Path, tool: str) -> dict[str, Path]:
 
 def read_lmms_eval(file: Path) -> list[Answer]:
     answers = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        sample = json.loads(line)
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        where = f"{file}, line {number}"
+        sample = read_json(line, where)
+        index = _need(sample, "doc_id", where)
         response = sample.get("resps", sample.get("filtered_resps", ""))
         while isinstance(response, list):
             response = response[0] if response else ""
         answers.append(
-            Answer(str(sample["doc_id"]), str(response), str(sample.get("target", "")), _their_verdict(sample))
+            Answer(str(index), str(response), str(sample.get("target", "")), _their_verdict(sample))
         )
     return answers
+
+
+def _need(row: Any, key: str, where: str) -> Any:
+    if not isinstance(row, dict) or row.get(key) is None:
+        raise ConfigError(f"{where}: {key}", None, "the tool's own answers", "the key is missing: give a whole file of theirs")
+    return row[key]
 
 
 def _their_verdict(sample: dict[str, Any]) -> float | None:
@@ -226,7 +232,7 @@ def read_vlmevalkit(file: Path) -> list[Answer]:
         with file.open(encoding="utf-8", newline="") as stream:
             table = list(csv.DictReader(stream, delimiter="\t"))
     else:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file.read_bytes(), str(file))
         # pandas writes a list of rows, or columns of {row: value}
         table = (
             content
@@ -234,15 +240,20 @@ def read_vlmevalkit(file: Path) -> list[Answer]:
             else [{name: column[row] for name, column in content.items()} for row in next(iter(content.values()))]
         )
     answers = []
-    for row in table:
+    for number, row in enumerate(table, start=1):
+        where = f"{file}, answer {number}"
+        index = _need(row, "index", where)
         verdict = next(
             (row[name] for name in ("hit", "correct", "verifier_match") if row.get(name) not in (None, "")), None
         )
-        right = None if verdict is None else float({"true": 1, "false": 0}.get(str(verdict).casefold(), verdict))
+        try:
+            right = None if verdict is None else float({"true": 1, "false": 0}.get(str(verdict).casefold(), verdict))
+        except ValueError:
+            raise ConfigError(where, verdict, "true, false or a number", "give a file that the tool judged") from None
         truth = row.get("answer") if row.get("answer") is not None else ""
         answers.append(
             Answer(
-                str(row["index"]), str(row.get("prediction") or ""), str(truth), right, str(row.get("question") or "")
+                str(index), str(row.get("prediction") or ""), str(truth), right, str(row.get("question") or "")
             )
         )
     return answers
@@ -264,8 +275,7 @@ def _questions(config: Config, name: str) -> list[Question]:
         return []
 
 
-def _rows(config: Config, name: str, answers: list[Answer], questions: list[Question]) -> list[dict]:
-    from vold_nemo.evaluation.answers import question_text
+def _rows(config: Config, name: str, answers: list[Answer], questions: list[Question]) -> list[AnswerRow]:
     from vold_nemo.evaluation.scorers import RULES, score
 
     pairs = [(answer, _match(answer, questions)) for answer in answers]
@@ -289,21 +299,15 @@ def _rows(config: Config, name: str, answers: list[Answer], questions: list[Ques
                 "answers with a verdict",
                 "judge them there, or set handoff.scorer=ours",
             )
-        row = {
-            "set": name,
-            "id": question.id if question else answer.index,
-            "mode": "greedy",
-            "sample": 0,
-            "question": question_text(question) if question else answer.question,
-            "truth": question.answer if question else answer.truth,
-            "text": answer.text,
-            "extracted": verdict.extracted if verdict else answer.text[-40:] or None,
-            "reward": verdict.reward if verdict else answer.right,
-            "reason": verdict.reason if verdict else f"by {config.handoff.tool}",
-            "finish": "stop",
-            "tokens": 0,
-        }
-        rows.append(row | (question.facts() if question else {}) | ({"rules": RULES} if verdict else {}))
+        facts: dict[str, Any] = (question.facts() if question else {}) | ({"rules": RULES} if verdict else {})
+        rows.append(AnswerRow(
+            set=name, id=question.id if question else answer.index, mode="greedy", sample=0,
+            question=question_text(question) if question else answer.question,
+            truth=question.answer if question else answer.truth, text=answer.text,
+            extracted=verdict.extracted if verdict else answer.text[-40:] or None,
+            reward=verdict.reward if verdict else answer.right,
+            reason=verdict.reason if verdict else f"by {config.handoff.tool}", finish="stop", tokens=0, **facts,
+        ))  # fmt: skip
     return rows
 
 

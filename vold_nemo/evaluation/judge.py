@@ -21,6 +21,7 @@ from pathlib import Path
 
 from vold_nemo.config import ConfigError, JudgeConfig
 from vold_nemo.data.prompts import Prompt, question_text
+from vold_nemo.evaluation.answer_row import AnswerRow
 from vold_nemo.rewards.boxed import outside_thinking
 
 KEPT = 6_000  # characters of a response, from its end, that the judge sees
@@ -99,23 +100,23 @@ class Judge:
         return None
 
 
-def judge_rows(rows: Sequence[dict], questions: dict[str, list[Prompt]], config: JudgeConfig, cache: Path) -> None:
+def judge_rows(rows: Sequence[AnswerRow], questions: dict[str, list[Prompt]], config: JudgeConfig, cache: Path) -> None:
     """Ask about the rows that ``config.reads`` names; write ``judge`` (the verdict or "failed") and ``reward`` into them.
 
     The rules' own reward stays in ``rule_reward``.  An answer on which the judge failed keeps it.
     """
     prompts = {(kind, p.id): p for kind, members in questions.items() for p in members}
-    asked = [row for row in rows if config.reads == "all" or row["extracted"] is None]
+    asked = [row for row in rows if config.reads == "all" or row.extracted is None]
     judge = Judge(config, cache)
 
-    def ask(row: dict) -> str | None:
-        if not row["text"].strip():
+    def ask(row: AnswerRow) -> str | None:
+        if not row.text.strip():
             return "none"
-        return judge.ask(question_text(prompts[row["set"], row["id"]]), row["truth"], row["text"])
+        return judge.ask(question_text(prompts[row.set, row.id]), str(row.truth), row.text)
 
     with ThreadPoolExecutor(config.parallel) as pool:
         for row, verdict in zip(asked, pool.map(ask, asked), strict=True):
-            row["rule_reward"] = row["reward"]
-            row["judge"] = verdict or "failed"
+            row.rule_reward = row.reward
+            row.judge = verdict or "failed"
             if verdict is not None:
-                row["reward"] = float(verdict == "right")
+                row.reward = float(verdict == "right")

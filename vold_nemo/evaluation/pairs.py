@@ -9,15 +9,17 @@ in two evaluations only if the text and the truth are the same, too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
 from vold_nemo.config import ConfigError
+from vold_nemo.evaluation.answer_row import AnswerRow, read_answers
 from vold_nemo.evaluation.benchmarks.scores import own_scores
-from vold_nemo.evaluation.statistics import mean_interval, paired_difference, wilson
+from vold_nemo.evaluation.records import Record
+from vold_nemo.evaluation.results import Arms, Results, estimate
+from vold_nemo.evaluation.statistics import Difference, Estimate, mean_interval, paired_difference
 
 SKILLS = ("perception", "reasoning")
 
@@ -28,10 +30,48 @@ class Model:
 
     name: str
     source: str
-    answers: dict[str, dict[str, dict]] = field(default_factory=dict)
+    answers: dict[str, dict[str, AnswerRow]] = field(default_factory=dict)
 
-    def rows(self) -> Iterable[dict]:
+    def rows(self) -> Iterable[AnswerRow]:
         return (row for rows in self.answers.values() for row in rows.values())
+
+
+@dataclass
+class SetAccuracy(Estimate):
+    """A model on a set: ``unparsed`` answers could not be read, ``own`` are the benchmark's own scores."""
+
+    unparsed: int
+    own: dict[str, float]
+
+
+@dataclass
+class Pair(Difference, Arms):
+    """The ids of the questions that ``first`` won from and lost to ``second``."""
+
+    wins: list[str]
+    losses: list[str]
+
+
+@dataclass
+class Skill(Record):
+    skill: str
+
+
+@dataclass
+class SkillPair(Pair, Skill):
+    """A :class:`Pair` on the questions that ask for one skill."""
+
+
+@dataclass
+class Comparison(Record):
+    """The whole of ``compare.json``."""
+
+    models: dict[str, dict[str, SetAccuracy]]
+    sources: dict[str, str]
+    pairs: dict[str, list[Pair]]
+    left_out: dict[str, int]  # "set: first, second" -> questions that only one of them answered
+    skills: dict[str, dict[str, Estimate]]
+    skill_pairs: list[SkillPair]
 
 
 def read_models(results: dict[str, str]) -> list[Model]:
@@ -57,10 +97,9 @@ def read_models(results: dict[str, str]) -> list[Model]:
         order = _order(folder)
         for file in sorted(files, key=lambda f: (order.get(f.stem, len(order)), f.stem)):
             model = Model(name if len(files) == 1 else f"{name}/{file.stem}", str(file))
-            for line in file.read_text().splitlines():
-                row = json.loads(line)
-                if row["mode"] == "greedy":
-                    model.answers.setdefault(row["set"], {})[row["id"]] = row
+            for row in read_answers(file):
+                if row.mode == "greedy":
+                    model.answers.setdefault(row.set, {})[row.id] = row
             models.append(model)
     if len(models) == len(results) == 1 or not models:
         raise ConfigError(
@@ -74,32 +113,30 @@ def read_models(results: dict[str, str]) -> list[Model]:
 
 def _order(folder: Path) -> dict[str, int]:
     file = folder / "results.json"
-    arms = json.loads(file.read_text())["accuracy"] if file.is_file() else {}
+    arms = Results.of_file(file).accuracy if file.is_file() else {}
     return {arm: i for i, arm in enumerate(arms)}
 
 
-def same_question(a: dict, b: dict) -> bool:
-    return a["truth"] == b["truth"] and (a["question"] == b["question"] or "" in (a["question"], b["question"]))
+def same_question(a: AnswerRow, b: AnswerRow) -> bool:
+    return a.truth == b.truth and (a.question == b.question or "" in (a.question, b.question))
 
 
-def shared(first: Model, second: Model, kind: str) -> list[tuple[dict, dict]]:
+def shared(first: Model, second: Model, kind: str) -> list[tuple[AnswerRow, AnswerRow]]:
     """The answers of both to the same questions of a set, in the first's order."""
     a, b = first.answers.get(kind, {}), second.answers.get(kind, {})
     return [(row, b[name]) for name, row in a.items() if name in b and same_question(row, b[name])]
 
 
-def compare_pair(first: Model, second: Model, rows: list[tuple[dict, dict]]) -> dict:
+def compare_pair(first: Model, second: Model, rows: list[tuple[AnswerRow, AnswerRow]]) -> Pair:
     """``second`` minus ``first``: the later arm is the one that is asked about."""
-    difference = paired_difference([b["reward"] for _, b in rows], [a["reward"] for a, _ in rows])
-    return {
-        "first": second.name, "second": first.name, **difference.as_dict(),
-        "wins": [b["id"] for a, b in rows if b["reward"] > a["reward"]],
-        "losses": [b["id"] for a, b in rows if b["reward"] < a["reward"]],
-    }  # fmt: skip
+    difference = paired_difference([b.reward for _, b in rows], [a.reward for a, _ in rows])
+    return Pair(
+        second.name, first.name, **vars(difference),
+        wins=[b.id for a, b in rows if b.reward > a.reward], losses=[b.id for a, b in rows if b.reward < a.reward],
+    )  # fmt: skip
 
 
-def compare(models: list[Model]) -> dict:
-    """The whole of ``compare.json``."""
+def compare(models: list[Model]) -> Comparison:
     kinds = list(dict.fromkeys(kind for model in models for kind in model.answers))
     pairs, left_out = {}, {}
     for kind in kinds:
@@ -113,44 +150,36 @@ def compare(models: list[Model]) -> dict:
                     left_out[f"{kind}: {second.name}, {first.name}"] = lost
         if found:
             pairs[kind] = found
-    return {
-        "models": {
-            model.name: {kind: accuracy(kind, rows.values()) for kind, rows in model.answers.items()}
-            for model in models
-        },
-        "sources": {model.name: model.source for model in models},
-        "pairs": pairs,
-        "left_out": left_out,
-        "skills": {model.name: _skills(model.rows()) for model in models},
-        "skill_pairs": _skill_pairs(models),
-    }
+    return Comparison(
+        models={m.name: {kind: accuracy(kind, list(rows.values())) for kind, rows in m.answers.items()} for m in models},
+        sources={model.name: model.source for model in models},
+        pairs=pairs,
+        left_out=left_out,
+        skills={model.name: _skills(model.rows()) for model in models},
+        skill_pairs=_skill_pairs(models),
+    )
 
 
-def accuracy(kind: str, rows: Iterable[dict]) -> dict:
-    rows = list(rows)
-    rewards = [row["reward"] for row in rows]
-    graded = any(reward not in (0, 1) for reward in rewards)
-    estimate = mean_interval(rewards) if graded else wilson(sum(reward == 1 for reward in rewards), len(rewards))
-    unparsed = sum(row["extracted"] is None for row in rows)
-    return {**estimate.as_dict(), "unparsed": unparsed, "own": own_scores(kind, rows) if "rules" in rows[0] else {}}
+def accuracy(kind: str, rows: list[AnswerRow]) -> SetAccuracy:
+    unparsed = sum(row.extracted is None for row in rows)
+    own = own_scores(kind, rows) if rows[0].rules is not None else {}
+    return SetAccuracy(**vars(estimate([row.reward for row in rows])), unparsed=unparsed, own=own)
 
 
-def _skills(rows: Iterable[dict]) -> dict[str, dict]:
+def _skills(rows: Iterable[AnswerRow]) -> dict[str, Estimate]:
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row.get("skill") in SKILLS:
-            found.setdefault(row["skill"], []).append(row["reward"])
-    return {skill: mean_interval(found[skill]).as_dict() for skill in SKILLS if skill in found}
+        if row.skill in SKILLS:
+            found.setdefault(row.skill, []).append(row.reward)
+    return {skill: mean_interval(found[skill]) for skill in SKILLS if skill in found}
 
 
-def _skill_pairs(models: list[Model]) -> list[dict]:
+def _skill_pairs(models: list[Model]) -> list[SkillPair]:
     """Where a benchmark says which skill a question asks for: the paired difference on each skill (the paper's table 6)."""
     found = []
     for first, second in combinations(models, 2):
         for skill in SKILLS:
-            rows = [
-                pair for kind in first.answers for pair in shared(first, second, kind) if pair[0].get("skill") == skill
-            ]
+            rows = [pair for kind in first.answers for pair in shared(first, second, kind) if pair[0].skill == skill]
             if rows:
-                found.append({"skill": skill, **compare_pair(first, second, rows)})
+                found.append(SkillPair(skill=skill, **vars(compare_pair(first, second, rows))))
     return found

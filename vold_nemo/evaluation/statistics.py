@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
+
+from vold_nemo.evaluation.records import Record
 
 Z95 = 1.959963984540054
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass
+class Estimate(Record):
     """A value with its 95 % interval over ``n`` questions."""
 
     value: float
@@ -20,21 +22,13 @@ class Estimate:
     high: float
     n: int
 
-    def as_dict(self) -> dict:
-        return asdict(self)
 
+def wilson(successes: int, n: int) -> Estimate:
+    """Share of ``successes`` among ``n`` with Wilson's score interval, which holds near 0 and 1, too."""
+    from scipy.stats import binomtest
 
-def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
-    """Share of ``successes`` among ``n`` with Wilson's score interval.
-
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n): unlike p ± z·se it holds near 0 and 1, too.
-    """
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"{successes} successes among {n}")
-    p, q = successes / n, z * z / n
-    middle, half = p + q / 2, z * math.sqrt(p * (1 - p) / n + q / (4 * n))
-    # at 0 and n the bound is p itself; rounding must not push it past
-    return Estimate(p, min(p, (middle - half) / (1 + q)), max(p, (middle + half) / (1 + q)), n)
+    bounds = binomtest(successes, n).proportion_ci(method="wilson")
+    return Estimate(successes / n, float(bounds.low), float(bounds.high), n)
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
@@ -56,8 +50,8 @@ def pass_at(k: int, samples: int, right: int) -> float:
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass
+class Difference(Record):
     """``first`` minus ``second`` on the same questions; ``p`` from McNemar's exact test (None for averaged samples)."""
 
     value: float
@@ -68,20 +62,13 @@ class Difference:
     only_second: int
     p: float | None
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided exact p: chance that a fair coin splits the questions on which two models differ at least this unevenly."""
-    n, k = only_first + only_second, min(only_first, only_second)
-    if n == 0:
-        return 1.0
-    log_half = n * math.log(0.5)
-    tail = sum(
-        math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + log_half) for i in range(k + 1)
-    )
-    return min(1.0, 2 * tail)
+    from scipy.stats import binomtest
+
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], *, resamples: int = 4000) -> Difference:

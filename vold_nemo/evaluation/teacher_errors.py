@@ -7,13 +7,13 @@ share of them is wrong; a prompt without a true answer is counted and judged by 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import RewardConfig
+from vold_nemo.config.writing import replace_text
 from vold_nemo.data.prompts import Prompt
 from vold_nemo.data.traces import shard_path
 
@@ -85,7 +85,7 @@ class TraceReport:
         return cls(said["prompts"], {name: Tally(**tally) for name, tally in said["sources"].items()})
 
 
-class Judge:
+class TraceJudge:
     """Adds ``reward`` and ``reason`` to trace rows of ``prompts``; close it when done."""
 
     def __init__(self, config: RewardConfig, prompts: Sequence[Prompt]):
@@ -129,6 +129,4 @@ def write_report(report: TraceReport, traces: str | Path, shard: int, shards: in
 
 
 def _write(path: Path, report: TraceReport) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-    aside.replace(path)
+    replace_text(path, json.dumps(report.as_dict(), indent=1) + "\n")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import AnswerFieldsConfig, Config, ConfigError, DatasetConfig
+from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.rows import count_rows, pick, read_rows
 from vold_nemo.rewards import Scorer, Verdict
@@ -123,7 +124,8 @@ def verify(config: Config) -> Diagnosis:
         scorer.close()
         aside.unlink(missing_ok=True)
     found.rejected, found.seconds = rejected.count(), time.monotonic() - started
-    (folder / "diagnosis.json").write_text(json.dumps(asdict(found), indent=1) + "\n")
+    with writing("verify.path", folder):
+        replace_text(folder / "diagnosis.json", json.dumps(asdict(found), indent=1) + "\n")
     total = found.rejected + sum(found.reasons.values())
     if total == 0:
         raise ConfigError("verify.answers", options.answers, "at least one row", "an empty file: correct the path")

@@ -1,13 +1,30 @@
-"""Charts as SVG text.  Colours and letters come from the page's CSS variables, so light and dark need no second drawing."""
+"""Charts as SVG and HTML text.  Colours and letters come from the page's style sheet, so light and dark need no second drawing.
+
+Every element is made by :func:`element`, which escapes what it is given: labels may hold anything.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
 
 Point = tuple[float, float]
+
+ARM_COLOURS = {"base": "var(--base)", "sft": "var(--sft)", "sft_grpo": "var(--grpo)", "sft_vold": "var(--vold)"}
+FURTHER = ("var(--c5)", "var(--c6)", "var(--c7)", "var(--c8)")
+
+PHASE_COLOURS = {
+    "generate": "var(--vold)", "reward": "var(--c5)", "teacher": "var(--grpo)", "train": "var(--sft)",
+    "sync": "var(--c6)", "validate": "var(--c7)", "data": "var(--base)",
+}  # fmt: skip
+
+
+def arm_colours(arms: Sequence[str]) -> dict[str, str]:
+    """The four arms of the paper have colours of their own."""
+    return {arm: ARM_COLOURS.get(arm, FURTHER[place % len(FURTHER)]) for place, arm in enumerate(arms)}
 
 
 @dataclass
@@ -38,7 +55,16 @@ class Stack:
     """A row of parts: (label, amount, CSS colour)."""
 
     label: str
-    parts: list[tuple[str, float, str]] = field(default_factory=list)
+    parts: list[tuple[str, float, str]]
+
+
+def element(name: str, *inside: str, **attributes: str | float) -> Markup:
+    """``<name attributes>inside</name>``, all of it escaped but Markup.  ``class_`` is class, ``stroke_width`` stroke-width."""
+    said = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value)
+        for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, said, Markup("").join(inside))
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -63,136 +89,116 @@ def number(value: float) -> str:
 
 def moving_average(points: Sequence[Point], window: int) -> list[Point]:
     """Each value becomes the mean of the last ``window`` ones."""
-    out = []
-    for i, (x, _) in enumerate(points):
-        part = [y for _, y in points[max(0, i - window + 1) : i + 1]]
-        out.append((x, sum(part) / len(part)))
-    return out
+    parts = [points[max(0, i - window + 1) : i + 1] for i in range(len(points))]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def line_chart(
-    title: str, series: Sequence[Series], *, percent: bool = False, zero: bool = True, references: Sequence[tuple] = ()
-) -> str:
-    """Lines over training steps.  ``references``: (label, value, colour) drawn as dashed horizontals."""
+def line_chart(title: str, series: Sequence[Series], *, percent: bool = False, zero: bool = True) -> Markup:
+    """Lines over training steps."""
     width, height, left, right, top, bottom = 330, 205, 40, 10, 10, 28
     shown = [s for s in series if s.points]
     if not shown:
-        return ""
-    xs = [x for s in shown for x, _ in s.points]
-    ys = [y for s in shown for _, y in s.points] + [value for _, value, _ in references]
+        return Markup("")
+    xs, ys = zip(*(point for s in shown for point in s.points), strict=True)
     ticks = nice_ticks(min([*ys, 0.0] if zero else ys), max(ys))
     low, high = ticks[0], ticks[-1]
     x0, x1 = min(xs), max(xs)
+
+    def say(value: float) -> str:
+        return f"{value:.1%}" if percent else number(value)
 
     def at(point: Point) -> tuple[float, float]:
         x = left + (width - left - right) * ((point[0] - x0) / (x1 - x0) if x1 > x0 else 0.5)
         return x, top + (height - top - bottom) * (1 - (point[1] - low) / (high - low))
 
-    def path(points: Sequence[Point]) -> str:
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, points))
+    def path(points: Sequence[Point], *inside: Markup, **look: str | float) -> Markup:
+        said = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, points))
+        return element("polyline", *inside, points=said, fill="none", stroke_linejoin="round", stroke_linecap="round", **look)
 
-    svg = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
-    for tick in ticks:
-        y = at((x0, tick))[1]
-        text = f"{tick:.0%}" if percent else number(tick)
-        svg.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        svg.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    drawn = grid(ticks, lambda value: at((x0, value))[1], left, width - right, "{:.0%}".format if percent else number)
     for tick in nice_ticks(x0, x1):
         if x0 <= tick <= x1 and tick == int(tick):
-            svg.append(
-                f'<text class="tick" x="{at((tick, low))[0]:.1f}" y="{height - 12}" text-anchor="middle">{int(tick)}</text>'
-            )
-    for label, value, colour in references:
-        y = at((x0, value))[1]
-        svg.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-dasharray="4 4">'
-            f"<title>{escape(label)}: {value:.1%}</title></line>"
-        )
+            x = at((tick, low))[0]
+            drawn.append(element("text", str(int(tick)), class_="tick", x=x, y=height - 12, text_anchor="middle"))
     for s in shown:
-        style = f'fill="none" stroke="{s.colour}" stroke-linejoin="round" stroke-linecap="round"'
         if s.smooth > 1:
-            svg.append(f'<polyline points="{path(s.points)}" {style} stroke-width="1" opacity=".3"/>')
+            drawn.append(path(s.points, stroke=s.colour, stroke_width=1, opacity=".3"))
         line = moving_average(s.points, s.smooth)
-        svg.append(
-            f'<polyline points="{path(line)}" {style} stroke-width="2.2"><title>{escape(s.label)}</title></polyline>'
-        )
+        drawn.append(path(line, element("title", s.label), stroke=s.colour, stroke_width=2.2))
         for point in s.points if s.dots else ():
             x, y = at(point)
-            value = f"{point[1]:.1%}" if percent else number(point[1])
-            svg.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{s.colour}">'
-                f"<title>{escape(s.label)}, step {point[0]:g}: {value}</title></circle>"
-            )
-    svg.append("</svg>")
-    marks = [(s.label, s.colour, "") for s in shown] + [(label, colour, "dashed") for label, _, colour in references]
-    return figure(title, "".join(svg), legend(marks))
+            note = element("title", f"{s.label}, step {point[0]:g}: {say(point[1])}")
+            drawn.append(element("circle", note, cx=x, cy=y, r=3.2, fill=s.colour))
+    return figure(title, svg(title, width, height, drawn), legend((s.label, s.colour) for s in shown))
 
 
-def bar_chart(title: str, bars: Sequence[Bar]) -> str:
+def bar_chart(title: str, bars: Sequence[Bar]) -> Markup:
     """Accuracies from 0 to 100 % with their 95 % intervals as whiskers."""
     width, height, left, right, top, bottom = 440, 280, 40, 8, 20, 34
     slot = (width - left - right) / max(1, len(bars))
     wide = min(64.0, slot * 0.62)
-    highest = (
-        1.0 if max((b.high for b in bars), default=1) > 0.8 else nice_ticks(0, max(b.high for b in bars) * 1.12)[-1]
-    )
+    tallest = max((b.high for b in bars), default=1.0)
+    highest = 1.0 if tallest > 0.8 else nice_ticks(0, tallest * 1.12)[-1]
 
     def y(value: float) -> float:
         return top + (height - top - bottom) * (1 - value / highest)
 
-    svg = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
-    for tick in nice_ticks(0, highest, 5):
-        if tick <= highest + 1e-9:
-            svg.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-            svg.append(f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.0%}</text>')
+    drawn = grid([t for t in nice_ticks(0, highest, 5) if t <= highest + 1e-9], y, left, width - right, "{:.0%}".format)
     for i, b in enumerate(bars):
-        middle = left + slot * (i + 0.5)
-        says = f"{b.label}: {b.value:.1%} ({b.low:.1%} to {b.high:.1%}) {b.note}"
-        svg.append(
-            f'<rect x="{middle - wide / 2:.1f}" y="{y(b.value):.1f}" width="{wide:.1f}" height="{y(0) - y(b.value):.1f}" '
-            f'rx="3" fill="{b.colour}"><title>{escape(says)}</title></rect>'
-        )
-        svg.append(
-            f'<path class="whisker" d="M{middle:.1f} {y(b.low):.1f}V{y(b.high):.1f}M{middle - 6:.1f} {y(b.low):.1f}h12'
-            f'M{middle - 6:.1f} {y(b.high):.1f}h12"/>'
-        )
-        svg.append(
-            f'<text class="value" x="{middle:.1f}" y="{y(b.high) - 6:.1f}" text-anchor="middle">{b.value:.1%}</text>'
-        )
-        svg.append(
-            f'<text class="name" x="{middle:.1f}" y="{height - 12}" text-anchor="middle">{escape(b.label)}</text>'
-        )
-    svg.append("</svg>")
-    return figure(title, "".join(svg), "")
+        x = left + slot * (i + 0.5)
+        note = element("title", f"{b.label}: {b.value:.1%} ({b.low:.1%} to {b.high:.1%}) {b.note}")
+        whisker = "M{0:.1f} {2:.1f}V{3:.1f}M{1:.1f} {2:.1f}h12M{1:.1f} {3:.1f}h12".format(x, x - 6, y(b.low), y(b.high))
+        drawn += [
+            element("rect", note, x=x - wide / 2, y=y(b.value), width=wide, height=y(0) - y(b.value), rx=3, fill=b.colour),
+            element("path", class_="whisker", d=whisker),
+            element("text", f"{b.value:.1%}", class_="value", x=x, y=y(b.high) - 6, text_anchor="middle"),
+            element("text", b.label, class_="name", x=x, y=height - 12, text_anchor="middle"),
+        ]
+    return figure(title, svg(title, width, height, drawn))
 
 
-def stacked_rows(title: str, rows: Sequence[Stack], unit: str) -> str:
-    """Horizontal rows whose parts add up; all rows share one scale."""
-    longest = max((sum(amount for _, amount, _ in row.parts) for row in rows), default=0.0)
-    if longest <= 0:
-        return ""
+def stacked_rows(
+    title: str, rows: Sequence[Stack], *, part: str, total: str, limit: tuple[str, float] | None = None
+) -> Markup:
+    """Horizontal rows whose parts add up, on one scale.  ``part`` and ``total`` are forms (``"{:.1f} s"``) of an amount,
+    ``limit`` is (label, amount) of a dashed line across all rows."""
+    if not rows:
+        return Markup("")
+    totals = [sum(amount for _, amount, _ in row.parts) for row in rows]
+    whole = max(*totals, 1.03 * limit[1] if limit else 0.0) or 1.0  # the limit stands inside, where it is seen
     body = []
-    for row in rows:
-        total = sum(amount for _, amount, _ in row.parts)
-        parts = "".join(
-            f'<span style="width:{100 * amount / longest:.2f}%;background:{colour}" '
-            f'title="{escape(label)}: {amount:.1f} {unit}"></span>'
-            for label, amount, colour in row.parts
-        )
-        body.append(
-            f'<div class="stack"><b>{escape(row.label)}</b><div class="track">{parts}</div><i>{total:,.0f} {unit}</i></div>'
-        )
-    colours = {label: colour for row in rows for label, _, colour in row.parts}
-    return figure(title, "".join(body), legend([(label, colour, "") for label, colour in colours.items()]))
+    for row, amount in zip(rows, totals, strict=True):
+        track = []
+        for label, size, colour in row.parts:
+            note = f"{label}: {part.format(size)}" if label else part.format(size)
+            track.append(element("span", style=f"width:{100 * size / whole:.2f}%;background:{colour}", title=note))
+        if limit:
+            note = f"{limit[0]}: {part.format(limit[1])}"
+            track.append(element("u", style=f"left:{100 * limit[1] / whole:.2f}%", title=note))
+        cells = element("b", row.label), element("div", *track, class_="track"), element("i", total.format(amount))
+        body.append(element("div", *cells, class_="stack"))
+    colours = {label: colour for row in rows for label, _, colour in row.parts if label}
+    return figure(title, *body, legend(colours.items()))
 
 
-def legend(marks: Sequence[tuple[str, str, str]]) -> str:
-    return "".join(
-        f'<span class="mark {kind}"><i style="{"border-color" if kind else "background"}:{colour}"></i>{escape(label)}</span>'
-        for label, colour, kind in marks
-    )
+def grid(ticks: Sequence[float], y: Callable, left: int, right: int, say: Callable) -> list[Markup]:
+    """A line at ``y(tick)`` and its number ``say(tick)`` for each tick."""
+    drawn = []
+    for tick in ticks:
+        drawn.append(element("line", class_="grid", x1=left, x2=right, y1=y(tick), y2=y(tick)))
+        drawn.append(element("text", say(tick), class_="tick", x=left - 6, y=y(tick) + 4, text_anchor="end"))
+    return drawn
 
 
-def figure(title: str, body: str, below: str) -> str:
-    note = f'<div class="legend">{below}</div>' if below else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{body}{note}</figure>"
+def svg(title: str, width: int, height: int, drawn: Sequence[Markup]) -> Markup:
+    return element("svg", *drawn, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
+
+
+def legend(marks: Iterable[tuple[str, str]]) -> Markup:
+    """(label, colour) in a row, if there are any."""
+    spans = [element("span", element("i", style=f"background:{colour}"), label, class_="mark") for label, colour in marks]
+    return element("div", *spans, class_="legend") if spans else Markup("")
+
+
+def figure(title: str, *body: Markup) -> Markup:
+    return element("figure", *([element("figcaption", title)] if title else []), *body)

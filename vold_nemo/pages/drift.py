@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from html import escape
 from pathlib import Path
+from typing import Any
 
 from vold_nemo.config.writing import replace_text, writing
-from vold_nemo.pages.report.page import section, table
-from vold_nemo.pages.style import CSS
+from vold_nemo.pages.blocks import Section, Table
+from vold_nemo.pages.charts import Stack, stacked_rows
+from vold_nemo.pages.render import render
 
 
-def write(folder: str | Path, found: dict) -> Path:
+def write(folder: str | Path, found: dict[str, Any]) -> Path:
     """``drift.json`` and ``drift.html`` in ``folder``, each whole or not at all; returns the page."""
     folder = Path(folder)
-    page = render(found)
+    page = draw(found)
     with writing("drift.path", folder):
         replace_text(folder / "drift.json", json.dumps(found, indent=1) + "\n")
         replace_text(folder / "drift.html", page)
     return folder / "drift.html"
 
 
-def render(found: dict) -> str:
+def draw(found: dict[str, Any]) -> str:
     quantiles = ", ".join(f"{float(q):.1%} of tokens below {value:.2g}" for q, value in found["kl_quantiles"].items())
     numbers = [
         ["KL(bf16 ‖ FP8), mean of a token", f"{found['kl_mean']:.4g} nats", quantiles],
@@ -30,33 +31,20 @@ def render(found: dict) -> str:
         ["cosine of the distillation gradients", f"{found['gradient_cosine']:.5f}", "in the student, FP8 against bf16"],
         ["ratio of their norms", f"{found['gradient_norm_ratio']:.4f}", "FP8 over bf16"],
     ]  # fmt: skip
-    worst = max(found["layers"], default=0.0) or 1.0
-    bars = "".join(
-        f'<div class="stack"><b>layer {number}</b><div class="track"><span style="width:{100 * error / worst:.1f}%;'
-        f'background:var(--grpo)"></span></div><i>{error:.3g}</i></div>'
-        for number, error in enumerate(found["layers"])
-    )
+    layers = [Stack(f"layer {i}", [("", error, "var(--grpo)")]) for i, error in enumerate(found["layers"])]
     tokens = [
-        [
-            escape(token["trace"]), str(token["position"]), f"{token['kl']:.3g}", escape(repr(token["token"])),
-            escape(token["before"]), "yes" if token["same_first_choice"] else "no",
-        ]
+        [token["trace"], str(token["position"]), f"{token['kl']:.3g}", repr(token["token"]), token["before"],
+         "yes" if token["same_first_choice"] else "no"]
         for token in found["worst_tokens"]
     ]  # fmt: skip
-    body = (
-        '<header><p class="over">teacher in FP8</p>'
-        f"<h1>{escape(found['teacher'])}</h1><p class=\"lead\">{escape(found['precision'])}; {escape(found['layout'])}. "
-        f"Traces: {escape(found['source'])}.</p></header>"
-        + section("What a user decides by", "The gradient is what the student gets to see of the teacher.",
-                  table(["", "", ""], numbers, numeric={1}))
-        + section("Layers", "Error of each FP8 layer on the bf16 model's own input, over what the layer adds.",
-                  f'<div class="panel">{bars}</div>')
-        + section("Worst tokens", "Where the two teachers differ most, with what stands before.",
-                  table(["trace", "position", "KL", "token", "before", "same first choice"], tokens, numeric={1, 2}))
-    )  # fmt: skip
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>Teacher drift: {escape(found['teacher'])}</title><style>{CSS}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+    head = ["trace", "position", "KL", "token", "before", "same first choice"]
+    sections = [
+        Section("What a user decides by", "The gradient is what the student gets to see of the teacher.",
+                [Table([], numbers, {1})]),
+        Section("Layers", "Error of each FP8 layer on the bf16 model's own input, over what the layer adds.",
+                [stacked_rows("", layers, part="{:.3g}", total="{:.3g}")]),
+        Section("Worst tokens", "Where the two teachers differ most, with what stands before.",
+                [Table(head, tokens, {1, 2})]),
+    ]  # fmt: skip
+    lead = f"{found['precision']}; {found['layout']}. Traces: {found['source']}."
+    return render(f"Teacher drift: {found['teacher']}", found["teacher"], lead, sections, over="teacher in FP8")

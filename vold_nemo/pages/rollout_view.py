@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vold_nemo.config import ConfigError
+from vold_nemo.pages.render import harmless
 
 # Steps of one hue, from the terminal's own background to a dark one: the order survives colour-blindness and print.
 SHADES = ("", "black on #fde0b4", "black on #fdae61", "#ffffff on #c5501a", "bold #ffffff on #8c2d04")
@@ -28,8 +29,6 @@ MEANING = {
     "surprise": "-log-prob of the sampled token, by the student",
 }
 _BARS = " ▁▂▃▄▅▆▇█"
-_INVISIBLE = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0x80, 0xA0)], "�")
-_INVISIBLE |= {code: chr(0x2400 + code) for code in range(0x20) if code not in (9, 10)} | {0x7F: "␡"}
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,6 @@ def pieces(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
     if read_to < len(ids):  # cut off inside a character
         found[-1] = decode(list(ids[start:]))[len(decode(list(ids[start:read_to]))) :]
     return found
-
-
-def harmless(text: str) -> str:
-    """Sampled text made visible: no escape sequence reaches the terminal, no lone surrogate stops the print."""
-    return text.translate(_INVISIBLE).encode("utf-8", "replace").decode()
 
 
 def shade(value: float | None, scale: str) -> str:

@@ -19,17 +19,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-
-def own_scores(name: str, rows: Sequence[dict]) -> dict[str, float]:
-    """The benchmark's own scores of one answer a question; {} if it has none, or no group is complete."""
-    scorer = {"dynamath": dynamath, "wemath": we_math, "mme": mme, "mmstar": mmstar}.get(name)
-    return scorer(rows) if scorer is not None and rows else {}
+from vold_nemo.evaluation.answer_row import AnswerRow
 
 
-def dynamath(rows: Sequence[dict]) -> dict[str, float]:
+def dynamath(rows: Sequence[AnswerRow]) -> dict[str, float]:
     seeds: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
-        seeds[row["group"]].append(row["reward"] == 1)
+        seeds[row.group].append(row.right)
     most = max(len(right) for right in seeds.values())
     whole = [right for right in seeds.values() if len(right) == most]
     average = sum(sum(right) for right in whole) / (most * len(whole))
@@ -38,10 +34,10 @@ def dynamath(rows: Sequence[dict]) -> dict[str, float]:
     return found | ({"robustness": worst / average} if average else {})
 
 
-def we_math(rows: Sequence[dict]) -> dict[str, float]:
+def we_math(rows: Sequence[AnswerRow]) -> dict[str, float]:
     problems: dict[str, dict[str, bool]] = defaultdict(dict)
     for row in rows:
-        problems[row["group"]][row["member"]] = row["reward"] == 1
+        problems[row.group][row.member] = row.right
     counts = defaultdict(int)
     for name, right in problems.items():
         steps = 2 if name.startswith("2steps") else 3
@@ -72,10 +68,10 @@ def we_math(rows: Sequence[dict]) -> dict[str, float]:
     return found
 
 
-def mme(rows: Sequence[dict]) -> dict[str, float]:
+def mme(rows: Sequence[AnswerRow]) -> dict[str, float]:
     categories: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        categories[row["skill"], row["subject"]][row["group"]].append(row["reward"] == 1)
+        categories[row.skill, row.subject][row.group].append(row.right)
     total = {"perception": 0.0, "cognition": 0.0}
     for (skill, _), images in categories.items():
         answers = [right for pair in images.values() for right in pair]
@@ -84,8 +80,22 @@ def mme(rows: Sequence[dict]) -> dict[str, float]:
     return {**total, "sum": sum(total.values())}
 
 
-def mmstar(rows: Sequence[dict]) -> dict[str, float]:
+def mmstar(rows: Sequence[AnswerRow]) -> dict[str, float]:
     categories: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        categories[row["subject"]].append(row["reward"])
+        categories[row.subject].append(row.reward)
     return {"mean_of_categories": sum(sum(r) / len(r) for r in categories.values()) / len(categories)}
+
+
+SCORERS = {  # and what a row must say of its question
+    "dynamath": (dynamath, ("group",)), "wemath": (we_math, ("group", "member")),
+    "mme": (mme, ("skill", "subject", "group")), "mmstar": (mmstar, ("subject",)),
+}  # fmt: skip
+
+
+def own_scores(name: str, rows: Sequence[AnswerRow]) -> dict[str, float]:
+    """The benchmark's own scores of one answer a question; {} if it has none, no group is complete, or a row names no group."""
+    scorer, facts = SCORERS.get(name, (None, ()))
+    if scorer is None or not rows or any(getattr(row, fact) is None for row in rows for fact in facts):
+        return {}
+    return scorer(rows)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +14,11 @@ from typing import Any
 import yaml
 
 from vold_nemo.config import Config, ConfigError
-from vold_nemo.data.prompts import Prompt, load_prompts, question_text
+from vold_nemo.data.prompts import load_prompts, question_text
 from vold_nemo.data.rejected import Rejected
+from vold_nemo.evaluation.answer_row import AnswerRow, read_answers
+from vold_nemo.evaluation.results import Results
+from vold_nemo.pages.blocks import embed_images
 
 PACKAGES = ("torch", "transformers", "megatron-core", "nemo-toolkit", "hydra-core", "datasets", "safetensors")
 
@@ -33,14 +35,14 @@ class RunRecord:
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) where the metric was logged and finite."""
         pairs = [(row["step"], row.get(name)) for row in self.rows]
-        return [(float(step), float(v)) for step, v in pairs if isinstance(v, int | float) and not isinstance(v, bool)]
+        return [(float(step), float(value)) for step, value in pairs if is_number(value)]
 
     def seconds(self) -> dict[str, float]:
         """Sum over the run by phase."""
         totals: dict[str, float] = {}
         for row in self.rows:
             for name, value in row.items():
-                if name.startswith("seconds.") and isinstance(value, int | float):
+                if name.startswith("seconds.") and is_number(value):
                     totals[name.removeprefix("seconds.")] = totals.get(name.removeprefix("seconds."), 0.0) + value
         return totals
 
@@ -53,12 +55,12 @@ class Example:
     question: str
     truth: str
     images: list[str]
-    answers: dict[str, dict]
+    answers: dict[str, AnswerRow]
 
 
 @dataclass
 class Material:
-    results: dict
+    results: Results
     runs: dict[str, RunRecord]
     examples: list[Example]
     missing: list[str]
@@ -72,11 +74,15 @@ def gather(config: Config) -> Material:
         raise ConfigError(
             "report.results", str(file), "the results.json of an evaluation", "run recipes/evaluate.py first"
         )
-    results = json.loads(file.read_text())
+    results = Results.of_file(file)
     missing: list[str] = []
     runs = {arm: read_run(arm, Path(config.outputs) / run, missing) for arm, run in config.report.runs.items()}
     examples = pick_examples(config, results, missing)
     return Material(results, runs, examples, missing, provenance(results))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def flatten(row: dict, prefix: str = "") -> dict[str, Any]:
@@ -92,9 +98,14 @@ def read_run(arm: str, folder: Path, missing: list[str]) -> RunRecord:
     if metrics.is_file():
         for line in metrics.read_text().splitlines():
             try:
-                record.rows.append(flatten(json.loads(line)))
+                row = json.loads(line)
             except ValueError:  # the last line of a run that was killed, or is still going
                 missing.append(f"{metrics}: a line that is not JSON was left out")
+                continue
+            if isinstance(row, dict) and is_number(row.get("step")):
+                record.rows.append(flatten(row))
+            else:
+                missing.append(f"{metrics}: a line without a step was left out")
     else:
         missing.append(f"no metrics of {arm} at {metrics}")
     if resolved.is_file():
@@ -104,20 +115,19 @@ def read_run(arm: str, folder: Path, missing: list[str]) -> RunRecord:
     return record
 
 
-def pick_examples(config: Config, results: dict, missing: list[str]) -> list[Example]:
+def pick_examples(config: Config, results: Results, missing: list[str]) -> list[Example]:
     """The first ``report.examples`` image questions, in the file's order, on which the trained arms disagree; then others.
 
     A rule, so that nobody chooses them.  The first arm is the untrained one: it is wrong nearly everywhere, and that it
     disagrees says little.
     """
-    answers: dict[str, dict[str, dict]] = {}
-    for arm in results["accuracy"]:
+    answers: dict[str, dict[str, AnswerRow]] = {}
+    for arm in results.accuracy:
         file = Path(config.report.results).parent / "answers" / f"{arm}.jsonl"
         if not file.is_file():
             missing.append(f"no answers of {arm} at {file}")
             continue
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        answers[arm] = {row["id"]: row for row in rows if row["set"] == "image" and row["mode"] == "greedy"}
+        answers[arm] = {row.id: row for row in read_answers(file) if row.set == "image" and row.mode == "greedy"}
     if config.evaluate.image is None or not any(answers.values()) or config.report.examples < 1:
         return []
     prompts = load_prompts(
@@ -125,7 +135,7 @@ def pick_examples(config: Config, results: dict, missing: list[str]) -> list[Exa
     )
     shared = [p for p in prompts if all(p.id in rows for rows in answers.values())]
     trained = list(answers.values())[1:] if len(answers) > 2 else list(answers.values())
-    agreed = {p.id: len({rows[p.id]["reward"] for rows in trained}) == 1 for p in shared}
+    agreed = {p.id: len({rows[p.id].reward for rows in trained}) == 1 for p in shared}
     chosen = sorted(shared, key=lambda p: agreed[p.id])[
         : config.report.examples
     ]  # stable: the file's order within both
@@ -137,19 +147,7 @@ def pick_examples(config: Config, results: dict, missing: list[str]) -> list[Exa
     ]
 
 
-def embed_images(prompt: Prompt, longest: int = 640) -> list[str]:
-    """The images as data URIs, at most ``longest`` pixels wide or high."""
-    found = []
-    for image in prompt.open_images():
-        image.thumbnail((longest, longest))
-        buffer = io.BytesIO()
-        kind = "PNG" if image.width * image.height < 65_536 else "JPEG"
-        image.save(buffer, format=kind)
-        found.append(f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return found
-
-
-def provenance(results: dict) -> list[tuple[str, str]]:
+def provenance(results: Results) -> list[tuple[str, str]]:
     """What made the numbers: code, packages, machine, weights."""
     versions = []
     for name in PACKAGES:
@@ -163,12 +161,12 @@ def provenance(results: dict) -> list[tuple[str, str]]:
         ("Machine of this report", f"{platform.machine()}, Python {platform.python_version()}, {platform.system()}"),
         (
             "Evaluation",
-            ", ".join(f"{name} {value}" for name, value in results["settings"].items() if name != "questions"),
+            ", ".join(f"{name} {value}" for name, value in results.settings.items() if name != "questions"),
         ),
     ]
-    rows += [(f"Questions: {kind}", path) for kind, path in results["settings"].get("questions", {}).items()]
+    rows += [(f"Questions: {kind}", path) for kind, path in results.settings.get("questions", {}).items()]
     rows += [
-        (f"Weights: {arm}", f"{model['path']} (blake2b {model['weights']})") for arm, model in results["models"].items()
+        (f"Weights: {arm}", f"{model.path} (blake2b {model.weights})") for arm, model in results.models.items()
     ]
     return rows
 

@@ -1,20 +1,21 @@
-"""The report, section by section: each function returns the HTML of one, or nothing if there is nothing to show."""
+"""The report, section by section."""
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from vold_nemo.config import Config
 from vold_nemo.config.writing import replace_text, writing
-from vold_nemo.pages.charts import Bar, Series, Stack, bar_chart, line_chart, stacked_rows
+from vold_nemo.evaluation.results import Accuracy, Results
+from vold_nemo.pages import blocks, charts
+from vold_nemo.pages.blocks import Cell, Details, Grid, Items, Section, Table, share, shown
+from vold_nemo.pages.charts import Bar, Series, Stack
+from vold_nemo.pages.render import now, render
 from vold_nemo.pages.report.material import Material, RunRecord, gather
-from vold_nemo.pages.report.verdict import CAVEATS, evidence, headline, label, sentences, tone_of
-from vold_nemo.pages.style import CSS, FURTHER, PHASE_COLOURS, arm_colour
+from vold_nemo.pages.report.verdict import CAVEATS, headline, label, sentences, title_of
 
 KIND_TITLES = {"image": "Image questions (no stage trains on images)", "text": "Text questions"}
 
@@ -44,296 +45,172 @@ SETTINGS = (
 def write_report(config: Config) -> tuple[Path, Material]:
     """Write ``report.path`` whole or not at all; returns it with what it was made from."""
     material = gather(config)
-    page = render(config, material)
-    target = Path(config.report.path)
+    page, target = draw(config, material), Path(config.report.path)
     with writing("report.path", target):
         replace_text(target, page)
     return target, material
 
 
-def render(config: Config, material: Material) -> str:
-    arms = list(material.results["accuracy"])
-    colours = {arm: arm_colour(arm, i) for i, arm in enumerate([*arms, *(a for a in material.runs if a not in arms)])}
-    parts = (
-        top(config, material), accuracy(material.results, colours), examples(material, colours),
-        curves(material, colours), time_spent(material), differences(config), settings(material), sources(material),
+def draw(config: Config, material: Material) -> str:
+    results, arms = material.results, list(material.results.accuracy)
+    colours = charts.arm_colours([*arms, *(arm for arm in material.runs if arm not in arms)])
+    lead = (
+        "A vision-language student learns from a text-only teacher in two stages: first the teacher’s own traces (SFT), then "
+        "its own attempts, with reward for right answers (GRPO) and, where an answer is wrong, a pull towards the teacher’s "
+        "distribution (VOLD). No stage trains on an image."
+    )
+    lost = ["Missing from this page:", Items(material.missing, look="plain small")] if material.missing else []
+    panels = [
+        Items(config.report.differences, "Settings that differ from the paper’s"),
+        Items(config.report.crutches, "What the miniature leans on"),
+    ]
+    sources = [[name, Cell(value, look="wide")] for name, value in material.provenance]
+    method = "Method: VOLD (arXiv 2510.23497). Every answer behind these numbers is in answers/<arm>.jsonl beside results.json."
+    sections = [
+        accuracy(results, colours), examples(material, colours), curves(material, colours), time_spent(material),
+        Section("What to keep in mind", "Nothing here is a benchmark of the paper’s models.", [Grid(panels)]),
+        settings(material), Section("Provenance", method, [Table([], sources)]),
+    ]  # fmt: skip
+    return render(
+        f"VOLD report: {config.name}", "Reasoning learned from text, asked about images", lead, sections,
+        over=f"{config.name} · {now()}", headline=headline(results), sentences=sentences(results),
+        notes=[" ".join(CAVEATS), *lost],
     )  # fmt: skip
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>VOLD report: {escape(config.name)}</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
 
 
-def top(config: Config, material: Material) -> str:
-    results, first = material.results, headline(material.results)
-    says = "".join(
-        f'<li class="{s.tone}">{escape(s.text)}<span class="small">{escape(s.detail)}</span></li>'
-        for s in sentences(results)
-    )
-    lost = "".join(f"<li>{escape(line)}</li>" for line in material.missing)
-    lost = f'<p class="small">Missing from this page:</p><ul class="plain small">{lost}</ul>' if lost else ""
-    return (
-        f'<header><p class="over">{escape(config.name)} · {datetime.now(UTC):%d %B %Y, %H:%M} UTC</p>'
-        "<h1>Reasoning learned from text, asked about images</h1>"
-        '<p class="lead">A vision-language student learns from a text-only teacher in two stages: first the teacher’s own '
-        "traces (SFT), then its own attempts, with reward for right answers (GRPO) and, where an answer is wrong, a pull "
-        "towards the teacher’s distribution (VOLD). No stage trains on an image.</p></header>"
-        f'<section class="verdict {first.tone}"><strong>{escape(first.text)}</strong></section>'
-        f'<ul class="says">{says}</ul><p class="small">{escape(" ".join(CAVEATS))}</p>{lost}'
-    )
-
-
-def section(title: str, lead: str, body: str) -> str:
-    return f'<h2>{escape(title)}</h2><p class="lead">{escape(lead)}</p>{body}' if body else ""
-
-
-def table(head: list[str], rows: list[list[str]], numeric: set[int] = frozenset()) -> str:
-    def line(cells: list[str], tag: str) -> str:
-        return "".join(f"<{tag}{' class=n' if i in numeric else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
-
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{line(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def named(arm: str, colours: dict[str, str]) -> str:
-    return f'<span class="dot" style="background:{colours[arm]}"></span>{escape(label(arm))}'
-
-
-def accuracy(results: dict, colours: dict[str, str]) -> str:
-    kinds = sorted(results["differences"], key=lambda kind: ("image", "text").index(kind) if kind in KIND_TITLES else 2)
-    charts = []
+def accuracy(results: Results, colours: dict[str, str]) -> Section:
+    kinds = sorted(results.differences, key=lambda kind: ("image", "text").index(kind) if kind in KIND_TITLES else 2)
+    drawn = []
     for kind in kinds:
         bars = [
-            Bar(label(arm), e["value"], e["low"], e["high"], colours[arm], f"{e['correct']} of {e['n']}")
-            for arm, by_kind in results["accuracy"].items()
-            if (e := by_kind.get(kind))
+            Bar(label(arm), e.value, e.low, e.high, colours[arm], f"{e.correct} of {e.n}")
+            for arm, sets in results.accuracy.items()
+            if (e := sets.get(kind))
         ]
-        charts.append(bar_chart(KIND_TITLES.get(kind) or title_of(kind), bars))
-    warm = any(e["sampled"] for by_kind in results["accuracy"].values() for e in by_kind.values())
+        drawn.append(charts.bar_chart(KIND_TITLES.get(kind) or title_of(kind), bars))
+    warm = any(e.sampled for sets in results.accuracy.values() for e in sets.values())
     head, rows = ["Model"], []
     for kind in kinds:
         head += [f"{kind.title()}, greedy", *([f"{kind.title()}, temperature 1"] if warm else [])]
     head += [f"{kind.title()}: unread / cut off / tokens" for kind in kinds]
-    for arm, by_kind in results["accuracy"].items():
-        row = [named(arm, colours)]
-        for kind in kinds:
-            e = by_kind.get(kind)
-            row += [share(e), *([share(e and e["sampled"])] if warm else [])]
-        row += [odd_ones(by_kind.get(kind)) for kind in kinds]
-        rows.append(row)
-    body = (
-        f'<div class="grid2">{"".join(charts)}</div>'
-        + table(head, rows, set(range(1, len(head))))
-        + own_scores(results, kinds, colours)
-        + paired(results, kinds)
-    )
-    counts = ", ".join(f"{max(b[k]['n'] for b in results['accuracy'].values() if k in b)} {k}" for k in kinds)
+    arms = [Cell(label(arm), colour=colours[arm]) for arm in results.accuracy]
+    for arm, sets in zip(arms, results.accuracy.values(), strict=True):
+        entries = [sets.get(kind) for kind in kinds]
+        shares = [share(e) for entry in entries for e in ([entry, entry and entry.sampled] if warm else [entry])]
+        rows.append([arm, *shares, *map(odd_ones, entries)])
+    own = blocks.own_scores(list(results.accuracy.values()), kinds, title_of)
+    tables = [
+        Table(head, rows, range(1, len(head))),
+        Table(["Benchmarks’ own scores", *arms], own, range(1, len(arms) + 1)),
+        *paired(results, kinds),
+    ]
+    counts = ", ".join(f"{max(sets[k].n for sets in results.accuracy.values() if k in sets)} {k}" for k in kinds)
     lead = (
         f"Share of questions ({counts}) with the right boxed answer. Whiskers and small print are 95 % intervals (Wilson). "
         "An answer that cannot be read counts as wrong."
     )
-    return section("Accuracy", lead, body)
+    return Section("Accuracy", lead, [Grid(drawn), *tables])
 
 
-def title_of(kind: str) -> str:
-    """A benchmark's own name; the set's, if it is none."""
-    from vold_nemo.evaluation.benchmarks.table import BENCHMARKS
-
-    return BENCHMARKS[kind].title if kind in BENCHMARKS else kind
-
-
-def own_scores(results: dict, kinds: list[str], colours: dict[str, str]) -> str:
-    """Scores that a benchmark defines over groups of questions (We-Math, DynaMath, MME, MMStar)."""
-    arms, rows = list(results["accuracy"]), []
-    for kind in kinds:
-        scores = {arm: results["accuracy"][arm].get(kind, {}).get("own", {}) for arm in arms}
-        for name in next((found for found in scores.values() if found), {}):
-            values = [scores[arm].get(name) for arm in arms]
-            title = escape(f"{title_of(kind)}: {name.replace('_', ' ')}")
-            rows.append([title, *("–" if v is None else f"{v:.1%}" if 0 <= v <= 1 else f"{v:.4g}" for v in values)])
-    head = ["Benchmarks’ own scores", *(named(arm, colours) for arm in arms)]
-    return table(head, rows, set(range(1, len(head)))) if rows else ""
-
-
-def odd_ones(entry: dict | None) -> str:
+def odd_ones(entry: Accuracy | None) -> str:
     """Answers without a box, answers that hit the length limit, mean length."""
-    return f"{entry['no_answer']} / {entry['truncated']} / {entry['tokens_mean']:.1f}" if entry else "–"
+    return f"{entry.no_answer} / {entry.truncated} / {entry.tokens_mean:.1f}" if entry else "–"
 
 
-def share(estimate: dict | None) -> str:
-    if not estimate:
-        return "–"
-    return f"{estimate['value']:.1%}<em>{estimate['low']:.1%} to {estimate['high']:.1%}</em>"
+def paired(results: Results, kinds: list[str]) -> list[Details]:
+    rows = [
+        [blocks.minus(entry), kind, shown(entry), shown(entry.sampled) if entry.sampled else "not asked for",
+         f"{entry.only_first} / {entry.only_second}", blocks.decided(entry)]
+        for kind in kinds
+        for entry in results.differences[kind]
+    ]  # fmt: skip
+    head = ["Difference", "Questions", "Greedy, paired", "Temperature 1, paired", "Only first / only second right", "At 5 %"]
+    return [Details("All paired differences", [Table(head, rows)])] if rows else []
 
 
-def shown(entry: dict) -> str:
-    """A difference with its evidence, as a cell that stays readable on a phone."""
-    return f'<span class="evidence">{escape(evidence(entry))}</span>'
-
-
-def paired(results: dict, kinds: list[str]) -> str:
-    words = {"good": "better", "bad": "worse", "open": "not shown"}
-    rows = []
-    for kind in kinds:
-        for entry in results["differences"][kind]:
-            tone = tone_of(entry)
-            warm = shown(entry["sampled"]) if entry.get("sampled") else "not asked for"
-            rows.append([
-                f"{escape(label(entry['first']))} − {escape(label(entry['second']))}", kind, shown(entry),
-                warm, f"{entry['only_first']} / {entry['only_second']}",
-                f'<span class="tone {tone}">{words[tone]}</span>',
-            ])  # fmt: skip
-    if not rows:
-        return ""
-    head = [
-        "Difference",
-        "Questions",
-        "Greedy, paired",
-        "Temperature 1, paired",
-        "Only first / only second right",
-        "At 5 %",
-    ]
-    return f"<details><summary>All paired differences</summary>{table(head, rows)}</details>"
-
-
-def examples(material: Material, colours: dict[str, str]) -> str:
-    blocks = []
+def examples(material: Material, colours: dict[str, str]) -> Section:
+    cards = []
     for example in material.examples:
-        images = "".join(
-            f'<img{"" if len(source) < 20_000 else " class=large"} src="{source}" alt="image {i + 1} of the question">'
-            for i, source in enumerate(example.images)
-        )
-        cells = []
+        answers = []
         for arm, row in example.answers.items():
-            right = row["reward"] == 1
-            mark = "right" if right else "wrong" if row["extracted"] is not None else "no answer"
-            cells.append(
-                f'<div class="answer" style="border-top-color:{colours[arm]}"><header><span>{escape(label(arm))}</span>'
-                f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {mark}</span></header>'
-                f"<pre>{box_marked(row['text'], right)}</pre></div>"
-            )
-        question = re.sub(r"▢[▢ ]*", "", example.question).strip()
-        blocks.append(
-            f'<div class="example"><div class="cards">{images}</div><p class="small">Question {escape(example.id)}: '
-            f"“{escape(question)}” Right answer: <b>{escape(example.truth)}</b></p>"
-            f'<div class="answers">{"".join(cells)}</div></div>'
-        )
+            mark = "right" if row.right else "wrong" if row.extracted is not None else "no answer"
+            answers.append(blocks.ShownAnswer(label(arm), colours[arm], row.right, mark, row.text))
+        question = blocks.without_marks(example.question)
+        cards.append(blocks.Card(f"Question {example.id}", question, example.truth, example.images, answers))
     lead = (
         "Image questions with each model’s greedy answer. Not picked by hand: the first ones, in the file’s order, on which "
         "the trained models are not all right or all wrong."
     )
-    return section("Side by side", lead, "".join(blocks))
+    return Section("Side by side", lead, [Grid(cards, look="")])
 
 
-def box_marked(text: str, right: bool) -> str:
-    """The answer, its boxes in colour; long ones keep their end, where the answer stands."""
-    text = text if len(text) <= 1500 else "… " + text[-1500:]
-    mark = "right" if right else "wrong"
-    return re.sub(r"\\boxed\{[^{}]*\}", lambda box: f'<b class="{mark}">{box.group()}</b>', escape(text))
-
-
-def curves(material: Material, colours: dict[str, str]) -> str:
-    charts = []
+def curves(material: Material, colours: dict[str, str]) -> Section:
+    drawn = []
     for metric, title, percent, smooth in CURVES:
         series = [
             Series(label(arm), run.curve(metric), colours[arm], smooth, dots=smooth == 1)
             for arm, run in material.runs.items()
             if not (metric in ("kl_mean", "masked_rate") and setting(run, "objective.kl.enabled") is False)
         ]
-        charts.append(line_chart(title, series, percent=percent, zero=not percent or metric == "masked_rate"))
-    sft = [
-        Series(label(a), r.curve("loss"), colours[a], 5) for a, r in material.runs.items() if not r.curve("reward_mean")
-    ]
-    charts.append(line_chart("Loss of stage 1, nats a token", sft))
-    charts = [chart for chart in charts if chart]
+        drawn.append(charts.line_chart(title, series, percent=percent, zero=not percent or metric == "masked_rate"))
+    sft = {arm: run for arm, run in material.runs.items() if not run.curve("reward_mean")}
+    losses = [Series(label(arm), run.curve("loss"), colours[arm], 5) for arm, run in sft.items()]
+    drawn.append(charts.line_chart("Loss of stage 1, nats a token", losses))
     lead = (
         "Over training steps; the thick line is the mean of the last five steps. Steps of different arms may hold different "
         "numbers of prompts (see the settings below)."
     )
-    return section("While training", lead, f'<div class="grid3">{"".join(charts)}</div>' if charts else "")
+    return Section("While training", lead, [Grid(drawn, look="grid3")])
 
 
-def time_spent(material: Material) -> str:
-    rows = []
-    spare: dict[str, str] = {}
+def time_spent(material: Material) -> Section:
+    rows, scored = [], []
+    colours = dict(charts.PHASE_COLOURS)
     for arm, run in material.runs.items():
-        parts = []
-        for phase, seconds in run.seconds().items():
-            if phase not in PHASE_COLOURS and phase not in spare:
-                spare[phase] = FURTHER[len(spare) % len(FURTHER)]
-            parts.append((phase, seconds, PHASE_COLOURS.get(phase) or spare[phase]))
-        if parts:
-            rows.append(Stack(label(arm), parts))
-    body = stacked_rows("Seconds by phase, whole run, rank 0", rows, "s")
-    scored = []
-    for arm, run in material.runs.items():
+        for phase in run.seconds():
+            colours.setdefault(phase, charts.FURTHER[(len(colours) - len(charts.PHASE_COLOURS)) % len(charts.FURTHER)])
+        if run.seconds():
+            rows.append(Stack(label(arm), [(phase, seconds, colours[phase]) for phase, seconds in run.seconds().items()]))
         teacher = sum(value for _, value in run.curve("teacher_tokens"))
-        if teacher:
-            masked = [value for _, value in run.curve("masked_rate")]
+        masked = [value for _, value in run.curve("masked_rate")]
+        if teacher and masked:
             scored.append(
                 f"{label(arm)}: the teacher scored {teacher:,.0f} tokens; "
                 f"the mask kept it from {sum(masked) / len(masked):.0%} of the rollouts."
             )
-    return section("Where the time went", " ".join(scored) or "Measured around each phase, on the device.", body)
+    body = charts.stacked_rows("Seconds by phase, whole run, rank 0", rows, part="{:.1f} s", total="{:,.0f} s")
+    return Section("Where the time went", " ".join(scored) or "Measured around each phase, on the device.", [body])
 
 
-def differences(config: Config) -> str:
-    def panel(title: str, items: list[str]) -> str:
-        listed = "".join(f"<li>{escape(item)}</li>" for item in items)
-        return (
-            f'<div class="panel"><figcaption>{escape(title)}</figcaption><ul class="plain">{listed}</ul></div>'
-            if items
-            else ""
-        )
-
-    body = panel("Settings that differ from the paper’s", config.report.differences)
-    body += panel("What the miniature leans on", config.report.crutches)
-    lead = "Nothing here is a benchmark of the paper’s models."
-    return section("What to keep in mind", lead, f'<div class="grid2">{body}</div>' if body else "")
-
-
-def setting(run: RunRecord, dotted: str):
-    value = run.config
+def setting(run: RunRecord, dotted: str) -> Any:
+    value: Any = run.config
     for key in dotted.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def in_force(run: RunRecord, dotted: str):
+def in_force(run: RunRecord, dotted: str) -> Any:
     """The setting, or None where the term it belongs to is switched off."""
     term = dotted.rsplit(".", 1)[0] if not dotted.startswith("objective.kl.beta") else "objective.kl"
     off = setting(run, f"{term}.enabled") is False and not dotted.endswith(".enabled")
     return None if off else setting(run, dotted)
 
 
-def settings(material: Material) -> str:
+def settings(material: Material) -> Section:
     stage2 = {arm: run for arm, run in material.runs.items() if run.config and run.curve("reward_mean")}
     rows = []
     for title, dotted in SETTINGS:
         values = [in_force(run, dotted) for run in stage2.values()]
         if any(value is not None for value in values):
-            rows.append(
-                [
-                    title,
-                    *(
-                        "yes" if v is True else "no" if v is False else "–" if v is None else escape(f"{v}")
-                        for v in values
-                    ),
-                ]
-            )
-    body = table(["Stage 2", *(escape(label(arm)) for arm in stage2)], rows) if rows else ""
-    for arm, run in material.runs.items():
-        if run.config:
-            text = escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
-            body += (
-                f"<details><summary>Whole configuration of {escape(label(arm))}</summary><pre>{text}</pre></details>"
-            )
-    return section("Configuration", "As resolved when each run started.", body)
+            rows.append([title, *map(in_words, values)])
+    whole = [
+        Details(f"Whole configuration of {label(arm)}", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+        for arm, run in material.runs.items()
+        if run.config
+    ]
+    table = Table(["Stage 2", *map(label, stage2)], rows)
+    return Section("Configuration", "As resolved when each run started.", [table, *whole])
 
 
-def sources(material: Material) -> str:
-    rows = [[escape(name), f'<span class="wide">{escape(value)}</span>'] for name, value in material.provenance]
-    lead = "Method: VOLD (arXiv 2510.23497). Every answer behind these numbers is in answers/<arm>.jsonl beside results.json."
-    return section("Provenance", lead, table(["", ""], rows).replace("<thead><tr><th></th><th></th></tr></thead>", ""))
+def in_words(value: Any) -> str:
+    return "yes" if value is True else "no" if value is False else "–" if value is None else f"{value}"

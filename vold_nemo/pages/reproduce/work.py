@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.writing import replace_text, writing
+from vold_nemo.evaluation.results import Results
 from vold_nemo.pages.reproduce.targets import ARMS, EXPERIMENTS, Arm, Target
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -19,7 +19,7 @@ _OURS = ("reproduce.", "experiment=", "name=")
 
 
 @dataclass(frozen=True)
-class Step:
+class Call:
     """One recipe; ``ranks`` > 1 are started by torchrun."""
 
     recipe: str
@@ -28,20 +28,11 @@ class Step:
 
     def command(self) -> list[str]:
         script = [str(ROOT / "recipes" / f"{self.recipe}.py"), *self.overrides]
-        if self.ranks == 1:
-            return [sys.executable, *script]
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(self.ranks),
-            *script,
-        ]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
+        return [sys.executable, *(launcher if self.ranks > 1 else []), *script]
 
 
-class Plan:
+class Reproduction:
     """The arms of a target under one experiment.  ``overrides`` are the user's, which every step gets."""
 
     def __init__(self, config: Config, target: Target, scale: str, overrides: list[str]):
@@ -72,7 +63,7 @@ class Plan:
             wanted += [one for one in (before, arm) if one is not None and not self.finished(one) and one not in wanted]
         return wanted
 
-    def steps(self, arm: Arm) -> list[Step]:
+    def steps(self, arm: Arm) -> list[Call]:
         """The recipes that make ``arm``, and its export."""
         if arm.name == "base":
             raise ConfigError("student.path", str(self.checkpoint_of(arm)), "a checkpoint folder",
@@ -83,13 +74,13 @@ class Plan:
         own = arm.miniature if self.scale == "miniature" else arm.paper
         found = []
         if self.scale == "miniature" and arm.suffix:
-            found.append(Step("prepare_miniature", (*common, *(o.format(**fill) for o in own))))
+            found.append(Call("prepare_miniature", (*common, *(o.format(**fill) for o in own))))
         for recipe, overrides in arm.recipes:
             filled = tuple(o.format(**fill) for o in (*own, *overrides))
-            found.append(Step(recipe, (*common, *filled), self._ranks(recipe)))
+            found.append(Call(recipe, (*common, *filled), self._ranks(recipe)))
         run = "sft_vold" if arm.suffix else arm.name
         worldly = tuple(o.format(**fill) for o in own if o.startswith("miniature."))
-        found.append(Step("export_hf", (*common, *worldly, f"export.run={self.name_of(arm)}/{run}", "parallel=single")))
+        found.append(Call("export_hf", (*common, *worldly, f"export.run={self.name_of(arm)}/{run}", "parallel=single")))
         return found
 
     def _ranks(self, recipe: str) -> int:
@@ -99,11 +90,8 @@ class Plan:
 
     def listing(self) -> str:
         """The commands that are still to be run, as a shell script."""
-        lines = [
-            "#!/usr/bin/env bash",
-            f"# {self.target.name}: what is missing at {self.scale} scale.",
-            "set -euo pipefail",
-        ]
+        title = f"# {self.target.name}: what is missing at {self.scale} scale."
+        lines = ["#!/usr/bin/env bash", title, "set -euo pipefail"]
         for arm in self.missing():
             lines.append(f"# {arm.name}: {arm.title}")
             lines += [" ".join(shlex.quote(word) for word in step.command()) for step in self.steps(arm)]
@@ -148,22 +136,22 @@ class Plan:
         return written
 
 
-def accuracies(plan: Plan) -> dict | None:
+def accuracies(work: Reproduction) -> Results | None:
     """``results.json`` with all arms of the target; read where it is, else made from the answers (known ones are kept).
 
     None while an arm is missing.
     """
     from vold_nemo.evaluation.benchmark import evaluate
 
-    arms = {arm.name: str(plan.checkpoint_of(arm)) for arm in plan.arms if plan.finished(arm)}
-    if len(arms) < len(plan.arms):
+    arms = {arm.name: str(work.checkpoint_of(arm)) for arm in work.arms if work.finished(arm)}
+    if len(arms) < len(work.arms):
         return None
-    options = plan.config.evaluate
+    options = work.config.evaluate
     file = Path(options.path) / "results.json"
-    known = json.loads(file.read_text()) if file.is_file() else {"accuracy": {}, "differences": {}}
-    sets = plan.target.sets if plan.scale == "paper" else ("text", "image")
-    if all(set(sets) <= set(known["accuracy"].get(arm, {})) for arm in arms):
+    known = Results.of_file(file) if file.is_file() else Results({}, {}, {}, {})
+    sets = work.target.sets if work.scale == "paper" else ("text", "image")
+    if all(set(sets) <= set(known.accuracy.get(arm, {})) for arm in arms):
         return known
-    options.models = {**{name: model["path"] for name, model in known.get("models", {}).items()}, **arms}
-    options.benchmarks = list(dict.fromkeys([*options.benchmarks, *(sets if plan.scale == "paper" else ())]))
-    return evaluate(plan.config)
+    options.models = {**{name: model.path for name, model in known.models.items()}, **arms}
+    options.benchmarks = list(dict.fromkeys([*options.benchmarks, *(sets if work.scale == "paper" else ())]))
+    return evaluate(work.config)
