@@ -12,8 +12,8 @@ from tests.models.stages import make_world
 from tests.slurm.conftest import ROOT
 from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
+from vold_nemo.config.tree import spec_of
 from vold_nemo.planning.launch import nodes, stages, write_chain, write_script
-from vold_nemo.planning.values import CHOICES
 
 OVERRIDES = [
     "experiment=miniature", "parallel=tp2", "traces.shards=3", "cluster.gpus_per_node=2", "cluster.gpus.sft=4",
@@ -65,7 +65,7 @@ def test_a_plan_writes_the_script_that_the_chain_has(chain, tmp_path):
     asked = [*OVERRIDES, "sbatch=my scripts/stage.sbatch", "plan.stage=sft", "explain=true"]
     file = write_script(compose(asked), asked, here)
     assert file == here / "my scripts/stage.sbatch" and file.read_text() == chain["sft"]
-    assert CHOICES["plan.stage"] == tuple(stage.name for stage in stages(compose(asked)))
+    assert spec_of("plan.stage").choices == tuple(stage.name for stage in stages(compose(asked)))
 
 
 def test_a_chain_whose_model_is_no_longer_as_prefetched_is_not_written(tmp_path):
