@@ -6,12 +6,16 @@ import difflib
 import re
 import typing
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vold_nemo.config.errors import ConfigError
 from vold_nemo.config.schema import Config
 from vold_nemo.config.tree import hint_of, hints, section_of, words
+
+if TYPE_CHECKING:
+    from hydra.errors import MissingConfigException
 
 GROUPS = ("student", "teacher", "parallel", "objective", "rollout", "data", "cluster", "experiment")
 
@@ -23,8 +27,8 @@ def as_config_error(error: BaseException, overrides: Sequence[str] = ()) -> list
     if isinstance(error, ConfigError):
         return [error]
     if isinstance(error, ExceptionGroup):
-        found = [as_config_error(inner, overrides) for inner in error.exceptions]
-        return [inner for errors in found for inner in errors] if all(found) else []
+        groups = [as_config_error(inner, overrides) for inner in error.exceptions]
+        return [inner for errors in groups for inner in errors] if all(groups) else []
     if isinstance(error, OverrideParseException):
         reason = first_line(str(error))
         return [ConfigError("command line", error.override, "key=value, group=option, ~key", f"quote it ({reason})")]
@@ -43,7 +47,7 @@ def as_config_error(error: BaseException, overrides: Sequence[str] = ()) -> list
     return []
 
 
-def _missing_option(error) -> ConfigError:
+def _missing_option(error: MissingConfigException) -> ConfigError:
     """``student=qwen9`` where conf/student/qwen9.yaml does not exist."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     return no_such_option(group, option, list(error.options or ()))
@@ -82,7 +86,8 @@ def _omegaconf(error: OmegaConfBaseException, overrides: Sequence[str]) -> Confi
 
 def _owner(key: str) -> tuple[str, list[str] | None]:
     """Longest prefix of ``key`` that is a section, and the section's keys (None where any key may stand)."""
-    section, walked = Config, []
+    section: type = Config
+    walked: list[str] = []
     for part in key.split("."):
         hint = hints(section).get(part)
         if hint is None:

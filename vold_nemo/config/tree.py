@@ -14,7 +14,6 @@ from vold_nemo.config.fields import Spec, spec
 from vold_nemo.config.schema import Config
 
 
-@functools.cache
 def hints(section: type) -> dict[str, Any]:
     """Name: type annotation, of each key of ``section``."""
     return typing.get_type_hints(section)
