@@ -12,6 +12,7 @@ from tests.models.stages import make_world
 from tests.slurm.conftest import ROOT
 from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
+from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.config.tree import spec_of
 from vold_nemo.planning.launch import nodes, stages, write_chain, write_script
 
@@ -91,7 +92,8 @@ def test_a_chain_whose_model_is_no_longer_as_prefetched_is_not_written(tmp_path)
     content[-1] ^= 1
     weights.write_bytes(content)
     refused = call("chain")
-    assert refused.returncode == 2 and "teacher.path" in refused.stderr and "has other contents" in refused.stderr
+    assert refused.returncode == CONFIGURATION_ERROR
+    assert "teacher.path" in refused.stderr and "has other contents" in refused.stderr
 
 
 SRUN = """#!/usr/bin/env bash
