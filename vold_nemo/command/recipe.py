@@ -120,7 +120,7 @@ def _say_what_is_shadowed(folders: list[Path]) -> None:
     for folder in folders:
         names = shadowed(folder)
         if names:
-            print(f"note: {', '.join(names)} of {folder}, not as shipped", file=sys.stderr, flush=True)
+            print(f"note: read from {folder}, not as shipped: {', '.join(names)}", file=sys.stderr, flush=True)
 
 
 def _check(config: Config, verb: str) -> None:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from vold_nemo.config.errors import ConfigError
 from vold_nemo.config.schema import Config
@@ -75,8 +75,13 @@ def _omegaconf(error: OmegaConfBaseException, overrides: Sequence[str]) -> Confi
         return ConfigError(key, message, "an existing key inside ${...}", "correct it")
     value = error.value if getattr(error, "value", None) is not None else _value(key, overrides, message)
     owner, known = _owner(key)
-    if known is None:
+    if known is None and isinstance(error, ConfigKeyError | ConfigAttributeError):
         return ConfigError(key, value, f"any name under {owner}, added with ++", f"++{key}={value}")
+    if known is None:
+        hint = hint_of(owner)
+        if key == owner:
+            return ConfigError(key, value, words(hint), f"give {key}.NAME=...")
+        return ConfigError(key, value, words(typing.get_args(hint)[1]), f"give a value of that type ({message})")
     wrong = key[len(owner) :].lstrip(".").split(".")[0]
     if wrong not in known:
         mend = nearest(wrong, known, prefix=f"{owner}." if owner else "") or "see --help=all for every key"
@@ -86,19 +91,16 @@ def _omegaconf(error: OmegaConfBaseException, overrides: Sequence[str]) -> Confi
 
 def _owner(key: str) -> tuple[str, list[str] | None]:
     """Longest prefix of ``key`` that is a section, and the section's keys (None where any key may stand)."""
-    section: type = Config
-    walked: list[str] = []
-    for part in key.split("."):
-        hint = hints(section).get(part)
-        if hint is None:
-            break
-        inner = section_of(hint)
-        if inner is None:
-            if typing.get_origin(hint) is dict:
-                return ".".join([*walked, part]), None
-            break
-        section, walked = inner, [*walked, part]
-    return ".".join(walked), list(hints(section))
+    parts = key.split(".")
+    for depth in range(len(parts), 0, -1):
+        owner = ".".join(parts[:depth])
+        hint = hint_of(owner)
+        section = section_of(hint)
+        if section is not None:
+            return owner, list(hints(section))
+        if typing.get_origin(hint) is dict:
+            return owner, None
+    return "", list(hints(Config))
 
 
 def type_of(key: str) -> str:

@@ -31,14 +31,16 @@ def mapped_section(hint: object) -> type | None:
 
 
 def hint_of(key: str) -> Any | None:
-    """The type annotation of ``key``; None if the schema has no such key."""
-    section: type | None = Config
+    """The type annotation of ``key`` (``teachers.NAME.precision``: of any name); None if the schema has no such key."""
     hint: Any = Config
     for part in key.split("."):
-        if section is None or part not in hints(section):
-            return None
-        hint = hints(section)[part]
         section = section_of(hint)
+        if mapped_section(hint) is not None:
+            hint = mapped_section(hint)
+        elif section is not None and part in hints(section):
+            hint = hints(section)[part]
+        else:
+            return None
     return hint
 
 
@@ -52,8 +54,10 @@ def words(hint: Any) -> str:
 def spec_of(key: str) -> Spec:
     """What the schema says of ``key``: ``spec_of("plan.stage").choices``."""
     owner, _, name = key.rpartition(".")
-    section = section_of(hint_of(owner)) if owner else Config
-    return next(spec(field) for field in dataclasses.fields(section or Config) if field.name == name)
+    section = section_of(hint_of(owner) if owner else Config)
+    if section is None:
+        raise KeyError(key)
+    return next(spec(field) for field in dataclasses.fields(section) if field.name == name)
 
 
 def values(section: Any, prefix: str = "") -> Iterator[tuple[str, Spec, Any]]:
