@@ -1,6 +1,7 @@
 """Imports run downwards only, and the heavy libraries stay out of what a plan or the objective needs (docs/architecture.md)."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_folders_of_one_floor_do_not_import_each_other_in_a_circle():
     for _ in FLOOR:
         reached = {folder: found | set().union(*(reached[other] for other in found)) for folder, found in reached.items()}
     assert not [folder for folder, found in reached.items() if folder in found]
+
+
+def test_the_configuration_needs_omegaconf_and_the_standard_library_alone():
+    for file in (ROOT / "config").rglob("*.py"):
+        found = imported(file, whole=False)
+        assert {name.split(".")[0] for name in found if name} <= {*sys.stdlib_module_names, "omegaconf", "vold_nemo"}, file
+        assert folders(imported(file, whole=True)) <= {"config"}, file
 
 
 def test_the_objective_knows_torch_and_itself_alone():

@@ -80,6 +80,7 @@ def test_a_config_dir_that_is_not_there_is_named(here):
 def test_what_stands_in_for_a_shipped_file_is_known_unless_it_is_the_same(here):
     write(here / "conf", "experiment/mine.yaml", MINE.format(seed=7))
     write(here / "conf", "parallel/tp4.yaml", (conf() / "parallel/tp4.yaml").read_text())
+    write(here / "conf", "cluster/my_site.yaml", "gpus_per_node: 8\n")  # a form, filled in
     assert shadowed(here / "conf") == []
     write(here / "conf", "parallel/tp4.yaml", "tensor: 3\n")
     assert shadowed(here / "conf") == ["parallel/tp4.yaml"]

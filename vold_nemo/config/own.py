@@ -42,9 +42,9 @@ def shadowed(folder: Path) -> list[str]:
     """Files of ``folder`` that stand in for a shipped one of the same name and other contents.
 
     One that was merely copied changes nothing; one that was changed, or copied from another version, does: worth a word
-    where nobody asked for the folder by name.
+    where nobody asked for the folder by name.  ``my_*.yaml`` ship to be copied and filled in: no word about those.
     """
-    ours = {file.relative_to(conf()): file for file in conf().rglob("*.yaml")}
+    ours = {file.relative_to(conf()): file for file in conf().rglob("*.yaml") if not file.name.startswith("my_")}
     both = (name for name in sorted(ours) if (folder / name).is_file())
     return [str(name) for name in both if (folder / name).read_bytes() != ours[name].read_bytes()]
 
