@@ -69,3 +69,4 @@ test-vllm: $(VLLM_VENV)/.installed
 
 lint: install
 	"$(BIN)/ruff" check .
+	"$(BIN)/mypy"

@@ -16,7 +16,10 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe()
+@recipe(reads=(
+    "cluster", "traces", "sft", "vold", "evaluate", "report", "parallel", "student", "teacher", "teachers",
+    "objective", "data", "prepare", "prefetch",
+))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.config.compose import HydraArguments
     from vold_nemo.planning.launch import refuse_inside_a_step, write_chain

@@ -4,15 +4,16 @@
 #   PARALLEL=tp2 | pp2 | dp2 ...   layout of stage 2 (conf/parallel/); stage 1 runs at tp2, under dp2 at dp2, too
 #   SMOKE=1                        every verb with a few steps: shows that the pipeline holds together, learns nothing
 #   SIDE_BY_SIDE=1                 both arms of stage 2 at once (twice the memory; for machines with more than two cores)
-#   OUTPUTS=folder                 where everything is written (default: outputs/ here)
+#   OUTPUTS=folder                 where everything is written (default: outputs/ in the folder that this is started in)
 #
 # Started again, it reuses what is finished and goes on with the rest; remove OUTPUTS/<name> to train anew.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
 parallel="${PARALLEL:-tp2}"
 outputs="${OUTPUTS:-outputs}"
-python="${PYTHON:-.venv/bin/python}"
+python="${PYTHON:-${root}/.venv/bin/python}"
+[[ -x "${python}" ]] || python="$(command -v python3)"
 experiment="miniature"
 [[ "${SMOKE:-0}" == 1 ]] && experiment="miniature_smoke"
 name="${experiment}_${parallel}"
@@ -38,12 +39,12 @@ phase() { # phase TITLE COMMAND...: run it, say how long it took
   printf -- '-- %s: %d s\n' "${title}" "$((SECONDS - started))"
 }
 verb() { # verb NAME OVERRIDES...: a recipe in one process
-  local script="recipes/$1.py"
+  local script="${root}/recipes/$1.py"
   shift
   "${python}" "${script}" "$@" "${common[@]}"
 }
 launched() { # launched RANKS NAME OVERRIDES...: a recipe that trains
-  local count="$1" script="recipes/$2.py"
+  local count="$1" script="${root}/recipes/$2.py"
   shift 2
   "${python}" -m torch.distributed.run --standalone --nproc-per-node "${count}" "${script}" "$@" "${common[@]}"
 }

@@ -16,7 +16,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe()
+@recipe(reads=("device", "precision", "seed", "parallel", "teacher", "teachers", "objective"))
 def main(config: Config) -> None:
     import torch.distributed as dist
 

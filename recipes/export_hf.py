@@ -18,7 +18,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config, ConfigError
 
 
-@recipe()
+@recipe(reads=("export", "parallel", "seed", "device", "precision"))
 def main(config: Config) -> None:
     import torch
 

@@ -22,7 +22,10 @@ from vold_nemo.config import Config
 from vold_nemo.planning.example import print_example
 
 
-@recipe(plan=print_example("generate_traces"))
+@recipe(
+    reads=("traces", "teacher", "data", "reward", "seed", "device", "precision"),
+    plan=print_example("generate_traces"),
+)
 def main(config: Config) -> None:
     from tqdm import tqdm
 

@@ -20,7 +20,11 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe()
+@recipe(reads=(
+    "plan", "strict", "explain", "search", "sbatch", "cluster", "parallel", "student", "teacher", "teachers",
+    "tokenizer", "objective", "rollout", "data", "traces", "sft", "vold", "checkpoint", "export", "evaluate",
+    "report", "device", "precision",
+))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.config.compose import HydraArguments
     from vold_nemo.pages.plan import write

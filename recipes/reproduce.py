@@ -16,7 +16,10 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe()
+@recipe(reads=(
+    "reproduce", "student", "parallel", "cluster", "evaluate", "reward", "rollout", "data", "seed", "device",
+    "precision",
+))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.config.compose import HydraArguments
     from vold_nemo.config.writing import replace_text, writing

@@ -17,7 +17,10 @@ from vold_nemo.config import Config
 from vold_nemo.planning.example import print_example
 
 
-@recipe(training=True, plan=print_example("sft"))
+@recipe(training=True, plan=print_example("sft"), reads=(
+    "sft", "traces", "data", "student", "teacher", "teachers", "tokenizer", "parallel", "objective", "checkpoint",
+    "limits", "logging", "seed", "device", "precision",
+))  # fmt: skip
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 

@@ -52,6 +52,7 @@ def main() -> int:
     from rich.console import Console
 
     from vold_nemo.config import ConfigError
+    from vold_nemo.config.launcher import CONFIGURATION_ERROR
     from vold_nemo.pages import rollout_view as view
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # a pager has no width of its own
@@ -62,7 +63,7 @@ def main() -> int:
         decode = view.tokenizer_of(file, given.tokenizer)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return CONFIGURATION_ERROR
     wanted = view.Filter(given.reward, given.length, given.kl, given.finish, given.scored, given.id)
     kept = [row for row in rows if wanted.keeps(row)]
     if given.sort:

@@ -14,7 +14,10 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config, ConfigError
 
 
-@recipe(training=True)
+@recipe(training=True, reads=(
+    "drift", "teacher", "teachers", "student", "tokenizer", "parallel", "objective", "vold", "rollout", "data",
+    "limits", "seed", "device", "precision",
+))  # fmt: skip
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 

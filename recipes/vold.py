@@ -19,7 +19,10 @@ from vold_nemo.config import Config
 from vold_nemo.planning.example import print_example
 
 
-@recipe(training=True, plan=print_example("vold"))
+@recipe(training=True, plan=print_example("vold"), reads=(
+    "vold", "objective", "rollout", "reward", "data", "teacher", "teachers", "student", "tokenizer", "parallel",
+    "checkpoint", "limits", "logging", "seed", "device", "precision",
+))  # fmt: skip
 def main(config: Config) -> None:
     from omegaconf import OmegaConf
 

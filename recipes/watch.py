@@ -37,13 +37,14 @@ def main() -> int:
     given = parser.parse_args()
 
     from vold_nemo.config import ConfigError
+    from vold_nemo.config.launcher import CONFIGURATION_ERROR
     from vold_nemo.pages.watch import look, render
 
     if not is_run(given.run):
         inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in given.run.glob(f"{depth}/metrics.jsonl"))
         mend = f"runs inside: {', '.join(inside[:12])}" if inside else "see outputs/<experiment>/"
         print(f"error: {ConfigError('run', str(given.run), 'a run folder', mend)}", file=sys.stderr)
-        return 2
+        return CONFIGURATION_ERROR
     if given.once:
         print(render(look(given.run, now=time.time())))
         return 0

@@ -49,6 +49,13 @@ def test_folders_of_one_floor_do_not_import_each_other_in_a_circle():
     assert not [folder for folder, found in reached.items() if folder in found]
 
 
+def test_the_configuration_needs_omegaconf_and_the_standard_library_alone():
+    for file in (ROOT / "config").rglob("*.py"):
+        found = imported(file, whole=False)
+        assert {name.split(".")[0] for name in found if name} <= {*sys.stdlib_module_names, "omegaconf", "vold_nemo"}, file
+        assert folders(imported(file, whole=True)) <= {"config"}, file
+
+
 @pytest.mark.parametrize(("folder", "known"), [("objective", {"objective"}), ("step", {"objective", "step"})])
 def test_the_objective_and_the_step_know_torch_and_themselves_alone(folder, known):
     for file in (ROOT / folder).glob("*.py"):

@@ -16,7 +16,7 @@ import sys
 from vold_nemo.command import recipe
 from vold_nemo.config import Config, ConfigError
 
-@recipe(training={training})
+@recipe(reads=("sft", "vold", "seed"), training={training})
 def main(config: Config) -> None:
     print("ran", config.sft.steps, config.vold.steps, "nemo" in sys.modules)
     if config.seed == 2:
@@ -151,11 +151,25 @@ def test_dry_run_prints_configuration_and_plan_and_runs_nothing(call, world, poi
     assert list(call.folder.iterdir()) == []
 
 
-def test_help_prints_the_recipes_docstring_and_the_keys(call, poisoned_nemo):
-    done = call("--help", training=True, path=poisoned_nemo)
+@pytest.mark.parametrize("flag, everything", [("--help", False), ("-h", False), ("--help=all", True)])
+def test_help_prints_the_recipes_docstring_and_the_keys_that_it_reads_or_all(call, poisoned_nemo, flag, everything):
+    done = call(flag, "experiment=nobody", training=True, path=poisoned_nemo)
     assert done.returncode == 0
     assert "Stage of a test." in done.stdout
     assert "vold.prompts_per_step (int) = 256" in done.stdout and "ours: it counts prompts" in done.stdout
+    assert ("cluster.launch.account" in done.stdout) == everything
+
+
+def test_files_of_the_working_directory_are_used_and_those_that_replace_a_shipped_one_are_named(call):
+    mine, tp2 = call.folder / "conf/experiment/mine.yaml", call.folder / "conf/parallel/tp2.yaml"
+    for file, text in ((mine, "# @package _global_\ndefaults: [miniature, _self_]\nsft: {steps: 4}\n"), (tp2, "tensor: 4\n")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    done = call("experiment=mine", "parallel=tp2")
+    assert (done.returncode, done.stdout) == (0, "ran 4 70 False\n")
+    assert done.stderr == f"note: read from {call.folder}/conf, not as shipped: parallel/tp2.yaml\n"
+    tp2.unlink()
+    assert call("experiment=mine", "parallel=tp2").stderr == ""
 
 
 def test_a_training_recipe_runs_under_nemos_hydra_runner(call):

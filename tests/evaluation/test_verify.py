@@ -10,6 +10,7 @@ import pytest
 
 from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
+from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.evaluation.verify import verify
 from vold_nemo.step import Step, records
 
@@ -121,4 +122,4 @@ def test_the_command_prints_a_table_and_leaves_with_2_where_there_is_nothing_to_
     assert done.returncode == 0, done.stderr
     assert "boxed" in done.stdout and "3 answers in" in done.stdout
     missing = call()
-    assert missing.returncode == 2 and "verify.answers = None" in missing.stderr
+    assert missing.returncode == CONFIGURATION_ERROR and "verify.answers = None" in missing.stderr

@@ -11,11 +11,11 @@ import pytest
 from tests.pages.test_report import results_with
 from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
+from vold_nemo.config.tree import spec_of
 from vold_nemo.pages.reproduce import paper
 from vold_nemo.pages.reproduce.page import write_page
 from vold_nemo.pages.reproduce.targets import ARMS, EXPERIMENTS, TARGETS, target, with_experiment
 from vold_nemo.pages.reproduce.work import Reproduction
-from vold_nemo.planning.values import CHOICES
 
 
 def work_of(outputs: Path, name: str, scale: str = "miniature") -> Reproduction:
@@ -119,6 +119,7 @@ def test_figures_draw_the_runs_that_are_there_and_name_the_others(tmp_path):
 def test_the_scale_chooses_the_experiment_unless_one_is_named():
     assert with_experiment(["reproduce.scale=paper"]) == ["experiment=paper_3b", "reproduce.scale=paper"]
     assert with_experiment(["experiment=x"]) == ["experiment=x"] and with_experiment([])[0] == "experiment=miniature"
-    assert set(CHOICES["reproduce.target"]) == set(TARGETS) and set(CHOICES["reproduce.scale"]) == set(EXPERIMENTS)
+    assert set(spec_of("reproduce.target").choices) == set(TARGETS)
+    assert set(spec_of("reproduce.scale").choices) == set(EXPERIMENTS)
     with pytest.raises(ConfigError, match=r"table1 \| table2"):
         target("table4")

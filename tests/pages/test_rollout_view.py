@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from vold_nemo.config import ConfigError
+from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.pages import rollout_view as view
 from vold_nemo.step import Step, records
 
@@ -104,9 +105,9 @@ def test_the_command_reads_a_run_folder_and_leaves_with_2_where_there_is_nothing
     short = call(run, "--show", "1")
     assert short.returncode == 0 and "1 more: --show 2" in short.stdout
     refused = call(run, "--show", "-3")
-    assert refused.returncode == 2 and "0 or more" in refused.stderr
+    assert refused.returncode == CONFIGURATION_ERROR and "0 or more" in refused.stderr
     missing = call(run, "--step", "7")
-    assert missing.returncode == 2 and "--step = 7" in missing.stderr and "1, 2" in missing.stderr
+    assert missing.returncode == CONFIGURATION_ERROR and "--step = 7" in missing.stderr and "1, 2" in missing.stderr
 
 
 def test_what_is_no_rollouts_file_and_no_tokenizer_is_refused_by_name(tmp_path):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.pages.watch import look, render
 
 ROOT = Path(__file__).parents[2]
@@ -59,9 +60,9 @@ def test_from_the_command_line_before_the_first_step_and_without_a_run(tmp_path)
     inside = f"runs inside: {run}"
     for folder, mend in (tmp_path / "none", "see outputs"), (run.parent, inside), (tmp_path, inside):
         missing = call(folder, "--once")
-        assert missing.returncode == 2 and "a run folder" in missing.stderr and mend in missing.stderr
+        assert missing.returncode == CONFIGURATION_ERROR and "a run folder" in missing.stderr and mend in missing.stderr
     backwards = call(run, "--every", "-1")
-    assert backwards.returncode == 2 and "more than 0" in backwards.stderr
+    assert backwards.returncode == CONFIGURATION_ERROR and "more than 0" in backwards.stderr
 
 
 def test_a_run_that_has_ended_is_not_silent(tmp_path):

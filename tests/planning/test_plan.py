@@ -10,7 +10,9 @@ import pytest
 
 from tests.megatron import tiny
 from vold_nemo.config import ConfigError
-from vold_nemo.config.compose import CONF, compose
+from vold_nemo.config.compose import compose
+from vold_nemo.config.launcher import CONFIGURATION_ERROR
+from vold_nemo.config.places import conf, root
 from vold_nemo.megatron import architecture
 from vold_nemo.planning import allocation, memory, text, timing
 from vold_nemo.planning.memory import GIB
@@ -28,7 +30,7 @@ HUB = {
     "Qwen/Qwen3-4B": 4_022_468_096, "Qwen/Qwen3-8B": 8_190_735_360, "Qwen/Qwen3-14B": 14_768_307_200,
     "Qwen/Qwen3-32B": 32_762_123_264, "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
 }  # fmt: skip
-EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if not file.stem.startswith("miniature"))
+EXPERIMENTS = sorted(file.stem for file in (conf() / "experiment").glob("*.yaml") if not file.stem.startswith("miniature"))
 
 
 @pytest.mark.parametrize("name", HUB)
@@ -51,7 +53,7 @@ def test_every_experiment_is_valid_fits_and_says_that_it_is_planned(experiment):
     plan = make_plan(config, models)
     assert plan.fits, "\n".join(text.memory_table(plan))
     assert plan.gpu_hours > 0
-    said = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    said = (conf() / "experiment" / f"{experiment}.yaml").read_text()
     assert "planned with recipes/plan.py, never measured" in said.lower()
     fp8 = config.cluster.compute_capability >= 8.9  # bf16 on A100s
     assert memory.teacher_precision(config, models.teacher).weights == ("fp8" if fp8 else "bf16")
@@ -274,7 +276,7 @@ def test_the_command_answers_without_torch_and_leaves_2_where_it_does_not_fit(tm
 
     def run(*overrides):
         command = [sys.executable, "-c", program, "experiment=paper_3b", f"outputs={tmp_path}", *overrides]
-        return subprocess.run(command, capture_output=True, text=True, cwd=CONF.parent, env={**os.environ, "PYTHONPATH": "."})
+        return subprocess.run(command, capture_output=True, text=True, cwd=root(), env={**os.environ, "PYTHONPATH": "."})
 
     before = os.times().children_user
     good = run("explain=true", f"sbatch={tmp_path / 'out.sbatch'}")
@@ -295,12 +297,13 @@ def test_the_command_answers_without_torch_and_leaves_2_where_it_does_not_fit(tm
     page = (tmp_path / "paper_3b" / "plan" / "plan.html").read_text()
     assert "optimizer" in page and "Planned, not measured" in page
     bad = run("vold.micro_batch_tokens=65536")
-    assert bad.returncode == 2 and "micro_batch_tokens=" in bad.stderr.split("mend:")[-1]
-    assert run("strict=true").returncode == 2
+    assert bad.returncode == CONFIGURATION_ERROR and "micro_batch_tokens=" in bad.stderr.split("mend:")[-1]
+    assert run("strict=true").returncode == CONFIGURATION_ERROR
     searched = run("search=true", "vold.micro_batch_tokens=65536", f"sbatch={tmp_path / 'none.sbatch'}")
-    assert searched.returncode == 2 and "fewest: 2 GPU(s)" in searched.stdout and "rollout.sleep=true" in searched.stdout
+    assert searched.returncode == CONFIGURATION_ERROR
+    assert "fewest: 2 GPU(s)" in searched.stdout and "rollout.sleep=true" in searched.stdout
     assert os.times().children_user - before < 60 and not (tmp_path / "none.sbatch").exists()
-    assert run("parallel.tensor=3").returncode == 2
+    assert run("parallel.tensor=3").returncode == CONFIGURATION_ERROR
 
 
 def test_a_cluster_without_rates_gets_memory_and_no_verdict():
@@ -343,6 +346,6 @@ def _kinds(experiments) -> set[str]:
 def test_the_layers_of_every_experiment_are_built_with_the_planned_parameters(experiments):
     kinds = sorted(_kinds(experiments))
     command = [sys.executable, "-m", "tests.planning.meta_stages", *kinds]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CONF.parent, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root(), timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("\n") == len(kinds)

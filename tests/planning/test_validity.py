@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from vold_nemo.config import BetaConfig, Config, ConfigError
 from vold_nemo.config.compose import HydraArguments, compose
 from vold_nemo.config.launcher import launched_world
+from vold_nemo.config.tree import value_at, values
 from vold_nemo.megatron.parallel import launch
 from vold_nemo.planning.resolved import describe, parameters
 from vold_nemo.planning.validity import Pending, findings, planned_world
@@ -132,6 +134,22 @@ def test_all_mistakes_are_found_at_once(configured):
     assert {"parallel.pipeline", "sft.batch", "objective.kl.mask", "vold.updates_per_step"} <= found
 
 
+def test_a_number_out_of_bounds_is_the_one_finding_of_every_verb(configured):
+    config, count = configured(), 0
+    for key, said, value in list(values(config)):
+        if said.bound is None:
+            continue
+        owner, _, name = key.rpartition(".")
+        section = value_at(config, owner) if owner else config
+        for wrong in (next(number for number in (-1, 0, 1, 2) if not said.bound.holds(number)), math.inf, math.nan):
+            setattr(section, name, wrong)
+            for verb in ("plan", "report"):
+                assert [error.key for error in findings(config, verb, 1)] == [key], (verb, wrong)
+        setattr(section, name, value)
+        count += 1
+    assert count > 150 and findings(config, "plan", 1) == []
+
+
 def test_each_stage_wants_what_the_one_before_it_leaves(configured, tmp_path):
     (error,) = findings(configured("vold.start=nowhere"), "vold", 1)
     assert isinstance(error, Pending) and error.key == "vold.start" and "sft.py" in error.mend
@@ -215,11 +233,3 @@ def test_a_config_that_is_not_json_is_a_finding(configured, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (error,) = findings(configured(f"student.path={tmp_path}"), "sft", 1)
     assert error.value == "llama" and "qwen2_5_vl" in error.allowed
-
-
-def test_the_estimators_that_are_checked_are_the_objectives():
-    from vold_nemo.objective import divergence
-    from vold_nemo.planning import values
-
-    assert set(values.CHOICES["objective.kl.estimator"]) == set(divergence.SAMPLED + divergence.EXACT)
-    assert values.EXACT == divergence.EXACT

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.miniature.random_models import write_random_student
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,4 +89,4 @@ def test_a_run_that_does_not_exist_leaves_with_2_and_says_how_to_mend_it(tmp_pat
     done = export(
         f"outputs={tmp_path}", "export.run=nothing", f"export.source={write_random_student(tmp_path / 'base')}"
     )
-    assert done.returncode == 2 and "export.run" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == CONFIGURATION_ERROR and "export.run" in done.stderr and "Traceback" not in done.stderr

@@ -12,8 +12,9 @@ from tests.models.stages import make_world
 from tests.slurm.conftest import ROOT
 from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
+from vold_nemo.config.launcher import CONFIGURATION_ERROR
+from vold_nemo.config.tree import spec_of
 from vold_nemo.planning.launch import nodes, stages, write_chain, write_script
-from vold_nemo.planning.values import CHOICES
 
 OVERRIDES = [
     "experiment=miniature", "parallel=tp2", "traces.shards=3", "cluster.gpus_per_node=2", "cluster.gpus.sft=4",
@@ -65,7 +66,7 @@ def test_a_plan_writes_the_script_that_the_chain_has(chain, tmp_path):
     asked = [*OVERRIDES, "sbatch=my scripts/stage.sbatch", "plan.stage=sft", "explain=true"]
     file = write_script(compose(asked), asked, here)
     assert file == here / "my scripts/stage.sbatch" and file.read_text() == chain["sft"]
-    assert CHOICES["plan.stage"] == tuple(stage.name for stage in stages(compose(asked)))
+    assert spec_of("plan.stage").choices == tuple(stage.name for stage in stages(compose(asked)))
 
 
 def test_a_chain_whose_model_is_no_longer_as_prefetched_is_not_written(tmp_path):
@@ -91,7 +92,8 @@ def test_a_chain_whose_model_is_no_longer_as_prefetched_is_not_written(tmp_path)
     content[-1] ^= 1
     weights.write_bytes(content)
     refused = call("chain")
-    assert refused.returncode == 2 and "teacher.path" in refused.stderr and "has other contents" in refused.stderr
+    assert refused.returncode == CONFIGURATION_ERROR
+    assert "teacher.path" in refused.stderr and "has other contents" in refused.stderr
 
 
 SRUN = """#!/usr/bin/env bash

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 from vold_nemo import __version__
+from vold_nemo.config.places import root
 
 PAPER = "https://arxiv.org/abs/2510.23497"
 _FINAL = ("loss", "reward_mean", "kl_mean", "entropy", "grad_norm", "learning_rate", "response_tokens")
@@ -88,13 +89,13 @@ def _data(configuration: str) -> list[tuple[str, str]]:
 
 def _code() -> str:
     """Version, and the commit where the code is a git checkout; a changed checkout says so."""
-    root = Path(__file__).resolve().parents[2]
+    checkout = root()
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    commit = git("rev-parse", "HEAD") if (root / ".git").exists() else ""
+    commit = git("rev-parse", "HEAD") if (checkout / ".git").exists() else ""
     if not commit:
         return __version__
     return f"{__version__}, commit {commit}{' with local changes' if git('status', '--porcelain', '-uno') else ''}"

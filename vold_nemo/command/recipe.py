@@ -1,6 +1,6 @@
 """The command line of every recipe: ``python recipes/<verb>.py key=value ...``.
 
-    @recipe(training=True)
+    @recipe(reads=("sft", "traces", ...), training=True)
     def main(config: Config) -> None: ...
 
     if __name__ == "__main__":
@@ -32,17 +32,24 @@ from omegaconf import OmegaConf
 
 from vold_nemo.command.quiet import quiet
 from vold_nemo.config import Config, ConfigError, to_config
-from vold_nemo.config.compose import CONF, HydraArguments, as_config_error, compose, register_schema
+from vold_nemo.config.compose import HydraArguments, compose, register_schema
 from vold_nemo.config.launcher import CONFIGURATION_ERROR, INTERRUPTED, is_first_rank, launch
+from vold_nemo.config.own import own_folders, search_first, shadowed
+from vold_nemo.config.places import conf
 from vold_nemo.config.sources import with_local_folders
+from vold_nemo.config.translate import as_config_error
 
 
-def recipe(training: bool = False, plan: Callable[[Config], None] | None = None):
+def recipe(
+    reads: tuple[str, ...] | None = None, training: bool = False, plan: Callable[[Config], None] | None = None
+):
     """Make ``main(config: Config) -> None`` a command.
 
-    ``training``: run under NeMo's ``hydra_runner``, imported only once the configuration is known to be good; otherwise
-    under Hydra alone.  ``plan(config)``: what ``dry_run=true`` prints besides the resolved configuration and the plan
-    of the stages; it must not touch a device.  ``--help`` prints the docstring of the recipe's module and every key.
+    ``reads``: the sections and top-level keys that it reads, its own first: what ``--help`` explains, behind the docstring of
+    the recipe's module, and what :func:`vold_nemo.config.reads.reads_of` says of it; None = any of them.  ``training``: run
+    under NeMo's ``hydra_runner``, imported only once the configuration is known to be good; otherwise under Hydra alone.
+    ``plan(config)``: what ``dry_run=true`` prints besides the resolved configuration and the plan of the stages; it must not
+    touch a device.
     """
 
     def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
@@ -52,7 +59,7 @@ def recipe(training: bool = False, plan: Callable[[Config], None] | None = None)
         def command() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and leaving with 1
             try:
-                _run(main, verb, training, plan)
+                _run(main, verb, reads, training, plan)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr, flush=True)
                 sys.exit(INTERRUPTED)
@@ -68,14 +75,22 @@ def recipe(training: bool = False, plan: Callable[[Config], None] | None = None)
     return decorate
 
 
-def _run(main: Callable[[Config], None], verb: str, training: bool, plan: Callable[[Config], None] | None) -> None:
+def _run(
+    main: Callable[[Config], None], verb: str, reads: tuple[str, ...] | None, training: bool,
+    plan: Callable[[Config], None] | None,
+) -> None:  # fmt: skip
     arguments = HydraArguments.parse(sys.argv[1:])
-    if arguments.help:
+    own = own_folders(arguments.config_dir)
+    if arguments.help is not None:
         from vold_nemo.config.help import help_text
 
-        print(help_text(verb, inspect.getmodule(main).__doc__ or ""))
+        print(help_text(verb, inspect.getmodule(main).__doc__ or "", None if arguments.help == "all" else reads, own))
         return
-    if not arguments.inspects:  # --cfg, --info and the like only ask Hydra to print
+    if is_first_rank():
+        _say_what_is_shadowed(own[1:] if arguments.config_dir else own)
+    if arguments.inspects:  # --cfg, --info and the like only ask Hydra to print
+        search_first(own)
+    else:
         config = with_local_folders(compose(arguments.overrides, arguments.config_dir))
         _check(config, verb)
         if config.dry_run:
@@ -98,6 +113,14 @@ def _run(main: Callable[[Config], None], verb: str, training: bool, plan: Callab
     _runner(training and not arguments.inspects)(task)()
     for error in failed:
         raise error
+
+
+def _say_what_is_shadowed(folders: list[Path]) -> None:
+    """``./conf`` is read because a command was started beside it: what it replaces is said, unless it is the same."""
+    for folder in folders:
+        names = shadowed(folder)
+        if names:
+            print(f"note: read from {folder}, not as shipped: {', '.join(names)}", file=sys.stderr, flush=True)
 
 
 def _check(config: Config, verb: str) -> None:
@@ -130,7 +153,7 @@ def _runner(training: bool):
     if not training:
         import hydra
 
-        return hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+        return hydra.main(version_base="1.3", config_path=str(conf()), config_name="config")
     import hydra.version
 
     hydra.version.setbase("1.3")  # hydra_runner sets none, and Hydra then warns and changes the working directory
@@ -139,7 +162,7 @@ def _runner(training: bool):
     from vold_nemo.command.quiet import quiet_nemo
 
     quiet_nemo()
-    return hydra_runner(config_path=str(CONF), config_name="config")
+    return hydra_runner(config_path=str(conf()), config_name="config")
 
 
 def _report(errors: list[ConfigError]) -> None:

@@ -1,17 +1,22 @@
-"""``--help``: the recipe's docstring, how to write an override, and every key with its type, default and comment.
+"""``--help``: the recipe's docstring, how to write an override, and the keys that the verb reads.
 
-The comments are read from the source of :mod:`vold_nemo.config`, so that a key is explained in one place.
+A key's line has its type, its default, and what the schema says of it (fields.py): choices, help, bound.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import types
-import typing
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from vold_nemo import config as schema
-from vold_nemo.config.compose import CONF, GROUPS
+from vold_nemo.config.fields import Spec, spec
+from vold_nemo.config.places import conf
+from vold_nemo.config.schema import Config
+from vold_nemo.config.translate import GROUPS
+from vold_nemo.config.tree import hints, mapped_section, section_of, words
+
+ALWAYS = ("name", "outputs", "dry_run")  # read by the command line, and by the paths of every section
 
 _GRAMMAR = """\
 Write KEY=VALUE for a key below and GROUP=OPTION for a file in conf/GROUP/. The experiment overrides the groups, the
@@ -21,73 +26,77 @@ command line overrides all. Examples:
   objective=vold objective.kl.mask=none        a group, then one key inside it
   'sft.optimizer={learning_rate: 1e-5}'        several keys of a section; quote what the shell would read
   dry_run=true                                 check everything, print what would run, touch no device
-  --config-dir FOLDER experiment=mine          FOLDER/experiment/mine.yaml beside those of conf/
+  experiment=mine                              conf/experiment/mine.yaml of this folder: yours stand before ours
+  --config-dir FOLDER experiment=mine          FOLDER/experiment/mine.yaml, before both
   --cfg job --resolve                          print the composed configuration
+  --help=all                                   every key and group, not only those that this verb reads
 """
 
 
-def help_text(verb: str, description: str) -> str:
-    """The whole text of ``python recipes/<verb>.py --help``."""
-    options = {group: ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml"))) for group in GROUPS}
-    groups = "\n".join(f"  {group:<12} {names}" for group, names in options.items())
-    keys = "\n".join(_section_lines(schema.Config, "", set()))
+def help_text(verb: str, description: str, reads: Iterable[str] | None = None, own: Iterable[Path] = ()) -> str:
+    """The whole text of ``python recipes/<verb>.py --help``.
+
+    Args:
+        reads: sections and top-level keys, in the order in which they are explained; None = all of the schema.
+        own: folders that stand before the shipped ``conf/``.
+    """
+    names = [field.name for field in dataclasses.fields(Config)] if reads is None else list(dict.fromkeys((*ALWAYS, *reads)))
+    groups = "\n".join(
+        f"  {group:<12} {', '.join(_options(group, own))}" for group in GROUPS if group in names or group == "experiment"
+    )
+    keys = "\n".join(_lines(Config(), "", {}, names))
     return (
         f"usage: python recipes/{verb}.py [KEY=VALUE ...]\n\n{description.strip()}\n\n{_GRAMMAR}\n"
         f"Groups (conf/GROUP/OPTION.yaml):\n{groups}\n\nKeys (defaults; `???` must be given):\n{keys}"
     )
 
 
-def _section_lines(section: type, prefix: str, seen: set[type]) -> list[str]:
-    """One line per key; a section that several keys share is explained where it comes first."""
-    comments, hints = _comments(section), typing.get_type_hints(section)
-    lines, inner = [], []
-    for item in dataclasses.fields(section):
-        name, hint = f"{prefix}{item.name}", hints[item.name]
-        nested = _nested(hint)
-        if nested is None:
-            line = f"  {name} ({_words(hint)}) = {_default(item)}"
-        elif nested in seen:
-            line = f"  {name}.* ({nested.__name__}, as above)"
-        else:
-            inner.append((nested, name))
+def _options(group: str, own: Iterable[Path]) -> list[str]:
+    return sorted({file.stem for folder in (*own, conf()) for file in (folder / group).glob("*.yaml")})
+
+
+def _lines(section: Any, prefix: str, seen: dict[type, str], names: Sequence[str] = ()) -> Iterator[str]:
+    """One line a key of ``section``, an instance with its defaults, then its sections.
+
+    A kind of section that several keys share is explained where it comes first; ``seen``: where that was.
+    """
+    types, fields = hints(type(section)), {field.name: field for field in dataclasses.fields(section)}
+    inner: list[tuple[str, Spec, Any]] = []
+    for name in names or fields:
+        hint, said, default = types[name], spec(fields[name]), getattr(section, name)
+        kind, key = section_of(hint) or mapped_section(hint), f"{prefix}{name}"
+        if kind is None:
+            yield _line(f"{key} ({words(hint)}) = {_plain(default)}", said.describe())
             continue
-        lines.append(f"{line:<58} # {comments[item.name]}" if comments.get(item.name) else line)
-    for nested, name in inner:
-        seen.add(nested)
-        explained = comments.get(name.rpartition(".")[2]) or _first_sentence(nested)
-        lines.append(f"\n{name}: {explained}".rstrip(": "))
-        lines.extend(_section_lines(nested, f"{name}.", seen))
-    return lines
+        key += ".NAME" if isinstance(default, dict) else ""
+        if kind in seen:
+            own = _own_values(default) if dataclasses.is_dataclass(default) else _plain(default)
+            yield _line(f"{key}.* (as {seen[kind]}.*){' = ' if own else ''}{own}", said.help)
+        else:
+            seen[kind] = key
+            inner.append((key, said, default or kind()))
+    for key, said, default in inner:
+        yield f"\n{key}: {said.help or _first_sentence(type(default))}"
+        yield from _lines(default, f"{key}.", seen)
 
 
-def _comments(section: type) -> dict[str, str]:
-    """Comment at the end of each field's line in the source of ``section``."""
-    found = {}
-    for line in inspect.getsource(section).splitlines():
-        code, mark, comment = line.partition("  # ")
-        name, colon, _ = code.strip().partition(":")
-        if mark and colon and name.isidentifier():
-            found[name] = comment.strip()
-    return found
-
-
-def _nested(hint: object) -> type | None:
-    candidates = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((item for item in candidates if dataclasses.is_dataclass(item)), None)
-
-
-def _words(hint: object) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+def _line(code: str, comment: str) -> str:
+    return f"  {code:<56} # {comment}" if comment else f"  {code}"
 
 
 def _first_sentence(section: type) -> str:
-    """First line of the section's docstring; dataclasses make one of their own where none was written."""
-    text = section.__doc__ or ""
-    return "" if text.startswith(f"{section.__name__}(") else text.splitlines()[0]
+    return (section.__doc__ or "").splitlines()[0]
 
 
-def _default(item: dataclasses.Field) -> str:
-    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+def _own_values(section: Any) -> str:
+    """The defaults that this section has and its kind has not: ``{learning_rate: 6e-06, warmup_steps: 5}``."""
+    plain = type(section)()
+    own = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    differing = [f"{name}: {_plain(value)}" for name, value in own.items() if value != getattr(plain, name)]
+    return f"{{{', '.join(differing)}}}" if differing else ""
+
+
+def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vold_nemo.config.schema import ConfigError
+from vold_nemo.config.errors import ConfigError
 
 CONFIGURATION_ERROR = 2  # configuration or input: one message with key, value, what is allowed, how to mend
 STOPPED_BY_SIGNAL = 85  # with a checkpoint written: submit again to go on

@@ -22,7 +22,6 @@ from vold_nemo.data.prompts import Prompt, Wanted, read_prompts
 from vold_nemo.data.rejected import Rejected
 
 SHOWN = 20  # evaluation questions named in the report, those that most prompts met
-SETS = ("prompts", "trace_prompts")
 
 
 @dataclass
@@ -50,11 +49,8 @@ def training_sets(config: Config) -> dict[str, DatasetConfig]:
     """``prompts`` and ``trace_prompts``, whichever ``prepare.sets`` names and the configuration has.
 
     Raises:
-        ConfigError: another name, nothing to do, or a set that would be read from where it is written to.
+        ConfigError: nothing to do, or a set that would be read from where it is written to.
     """
-    for name in config.prepare.sets:
-        if name not in SETS:
-            raise ConfigError("prepare.sets", name, " | ".join(SETS), "correct it")
     found = {name: getattr(config.data, name) for name in config.prepare.sets if getattr(config.data, name) is not None}
     if not found:
         raise ConfigError("prepare.sets", config.prepare.sets, "a set that is configured", "give data.prompts.path")

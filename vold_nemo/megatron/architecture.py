@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError, ParallelConfig
+from vold_nemo.config.check import check
 from vold_nemo.megatron import tensors
 
 
@@ -220,11 +221,7 @@ def check_layout(
 
     ``beside_experts``: another model of the run has experts, so that parallel.expert > 1 is not for nothing.
     """
-    errors = [
-        ConfigError(f"parallel.{key}", getattr(parallel, key), "a positive integer", "set it to 1 or more")
-        for key in ("tensor", "pipeline", "context", "expert")
-        if getattr(parallel, key) < 1
-    ]
+    errors = list(check(parallel, "parallel."))
     if errors:
         return errors
     tensor, pipeline = parallel.tensor, parallel.pipeline

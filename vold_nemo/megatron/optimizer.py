@@ -14,30 +14,9 @@ from typing import Any
 
 import torch
 
-from vold_nemo.config import ConfigError, OptimizerConfig, require_choice
+from vold_nemo.config import OptimizerConfig
 
 logger = logging.getLogger(__name__)
-
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-def check_optimizer(config: OptimizerConfig, key: str) -> None:
-    """Raise :class:`ConfigError` for values that cannot train.  ``key`` names the section: ``sft.optimizer``."""
-    require_choice(f"{key}.schedule", config.schedule, SCHEDULES)
-    bounds = {
-        "learning_rate": (config.learning_rate > 0, "> 0"),
-        "min_learning_rate": (0 <= config.min_learning_rate <= config.learning_rate, "0 ... learning_rate"),
-        "warmup_steps": (config.warmup_steps >= 0, ">= 0"),
-        "weight_decay": (config.weight_decay >= 0, ">= 0"),
-        "beta1": (0 <= config.beta1 < 1, "0 <= beta1 < 1"),
-        "beta2": (0 <= config.beta2 < 1, "0 <= beta2 < 1"),
-        "epsilon": (config.epsilon > 0, "> 0"),
-        "clip_grad": (config.clip_grad >= 0, ">= 0; 0 = never clip"),
-        "max_skipped": (config.max_skipped >= 1, ">= 1"),
-    }
-    for name, (holds, allowed) in bounds.items():
-        if not holds:
-            raise ConfigError(f"{key}.{name}", getattr(config, name), allowed, f"set {key}.{name} inside these bounds")
 
 
 def build_optimizer(config: OptimizerConfig, model):

@@ -12,7 +12,7 @@ tensorwise   the whole tensor                          16                       
 ===========  ========================================  =========================  ==================================
 
 ``delayed``, megatron-core's default, takes its scales from earlier steps and renews them only while gradients are formed:
-a frozen teacher's would stay at 1.0 for ever (Transformer Engine, ``quantization.py: autocast_exit``).  It is refused.
+a frozen teacher's would stay at 1.0 for ever (Transformer Engine, ``quantization.py: autocast_exit``).  The schema refuses it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vold_nemo.config import ConfigError, TeacherConfig
+from vold_nemo.config.check import require
 from vold_nemo.megatron.architecture import Architecture
 
 FIRST_FP8 = (8, 9)  # compute capability: Ada; A100 (8.0) and consumer Ampere (8.6) have no FP8
@@ -27,7 +28,6 @@ OLDEST_ENGINE = (2, 3)  # Transformer Engine from which megatron-core 0.16.1 tak
 MULTIPLE = {"blockwise": 128, "mxfp8": 32, "tensorwise": 16}
 BLOCK: dict[str, tuple[int, int] | None] = {"blockwise": (128, 128), "mxfp8": (1, 32), "tensorwise": None}
 SCALE_BYTES = {"blockwise": 4, "mxfp8": 1, "tensorwise": 4}  # fp32, or mxfp8's exponent byte
-DELAYED = "scales of a frozen model never update under it: they stay at 1.0"
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,10 @@ def choose(teacher: TeacherConfig, student: str, hardware: Hardware, arch: Archi
     ``auto`` takes FP8 where GPU, Transformer Engine and shapes allow it, else bf16; on a CPU the student's.  It never takes
     the emulation.  Nothing that was asked for by name is replaced silently.
 
-    :raises ConfigError: FP8, or a recipe, that this hardware or these shapes do not have.
+    :raises ConfigError: FP8, or a recipe, that this hardware or these shapes do not have; a value that cannot be.
     """
+    require(teacher, "teacher.")
     wanted, fp8 = teacher.precision, teacher.fp8
-    if fp8.recipe == "delayed":
-        raise ConfigError("teacher.fp8.recipe", "delayed", " | ".join(("auto", *MULTIPLE)), DELAYED)
     if wanted in ("fp32", "bf16"):
         return Precision(wanted, "teacher.precision says so")
     if fp8.backend == "emulated":

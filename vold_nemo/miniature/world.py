@@ -21,7 +21,8 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
-from vold_nemo.config import ConfigError, MiniatureConfig
+from vold_nemo.config import MiniatureConfig
+from vold_nemo.config.check import require
 
 RECIPE = 3  # raise it when lessons, cards, tokenizer or training change: worlds on disk are then made again
 PIECES = ("teacher", "base", "data")
@@ -36,7 +37,7 @@ def prepare(config: MiniatureConfig) -> dict[str, str]:
     Raises:
         ConfigError: a number of steps, questions or processes that cannot be.
     """
-    check(config)
+    require(config, "miniature.")
     path = Path(config.path)
     path.mkdir(parents=True, exist_ok=True)
     wanted = {piece: settings_of(piece, config) for piece in PIECES}
@@ -48,17 +49,6 @@ def prepare(config: MiniatureConfig) -> dict[str, str]:
             report["data"] = f"made in {make('data', str(path), wanted['data']):.0f} s"
         report |= {piece: f"made in {job.result():.0f} s" for piece, job in jobs.items()}
     return {piece: report[piece] for piece in PIECES}
-
-
-def check(config: MiniatureConfig) -> None:
-    """Raise :class:`ConfigError` for a number that cannot be."""
-    least = {"teacher_steps": 1, "text_steps": 1, "vision_steps": 1, "joint_steps": 1, "processes": 1}
-    least |= {"sft_prompts": 1, "train_prompts": 1, "test_questions": 1, "dev_questions": 1}
-    for key, minimum in least.items():
-        if getattr(config, key) < minimum:
-            raise ConfigError(
-                f"miniature.{key}", getattr(config, key), f"an integer of at least {minimum}", f"raise miniature.{key}"
-            )
 
 
 def settings_of(piece: str, config: MiniatureConfig) -> dict:

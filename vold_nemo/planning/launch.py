@@ -14,9 +14,9 @@ from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launched_world
+from vold_nemo.config.places import root
 from vold_nemo.config.writing import replace_text, writing
 
-ROOT = Path(__file__).resolve().parents[2]
 _SINGLE = (
     "parallel.tensor=1", "parallel.pipeline=1", "parallel.context=1", "parallel.expert=1", "parallel.sequence=false",
 )  # fmt: skip
@@ -103,7 +103,7 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
     name = f"{stage.name}{'.${SLURM_ARRAY_TASK_ID}' if stage.array else ''}"
     settings = {
         **{key: _quoted(value) for key, value in launch.environment.items()},
-        "VOLD_ROOT": _quoted(ROOT), "VOLD_LOGS": _quoted(logs), "VOLD_SCRIPT": _quoted(folder / f"{stage.name}.sbatch"),
+        "VOLD_ROOT": _quoted(root()), "VOLD_LOGS": _quoted(logs), "VOLD_SCRIPT": _quoted(folder / f"{stage.name}.sbatch"),
         "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', "VOLD_MAX_RESTARTS": launch.max_restarts,
         "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _progress(here / stage.progress) if stage.progress else None,
         "VOLD_SETUP": _quoted("\n".join(launch.setup)) if launch.setup else None,

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vold_nemo.config import Config, TeacherConfig
+from vold_nemo.config.sections.objective import EXACT
 from vold_nemo.megatron import precision
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.precision import Precision
@@ -32,7 +33,7 @@ from vold_nemo.planning.decoding import GIB
 from vold_nemo.planning.residency import here
 
 _SLICE = 64 << 20  # megatron/weights.py: bytes of shards that a stream gathers at a time on a GPU
-EXACT_KL = ("reverse", "forward", "jsd", "topk", "vopd")  # estimators that sum over the vocabulary
+SUMMING = (*EXACT, "vopd")  # estimators that sum over the vocabulary
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ def _work(
         kl = config.objective.kl
         loss = activations.objective(
             arch.hidden, rows, tokens.count, sequence, config.objective.chunk_tokens, teacher_hidden,
-            bool(teacher_hidden) and kl.estimator in EXACT_KL, how, on_cuda(config),
+            bool(teacher_hidden) and kl.estimator in SUMMING, how, on_cuda(config),
         )  # fmt: skip
         added = max(loss.peak, loss.kept + added)  # what the loss keeps is used up before a layer is made again
     added = max(added, behind)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
-from vold_nemo.config import Config, ConfigError, PlanConfig
-from vold_nemo.config.help import _comments
+from vold_nemo.config import Config, ConfigError
+from vold_nemo.config.tree import values
 from vold_nemo.planning import activations, allocation, decoding, memory, residency, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.plan import Plan, StagePlan, figure, places, stage_gpus
@@ -111,10 +110,8 @@ def _layout(layout: Layout) -> str:
 def assumptions(config: Config) -> Iterator[str]:
     """``explain=true``: every supposition with its value, every formula with its source."""
     yield "supposed (plan.*):"
-    comments = _comments(PlanConfig)
-    for item in dataclasses.fields(PlanConfig):
-        why = f"  ({comments[item.name]})" if comments.get(item.name) else ""
-        yield f"  plan.{item.name} = {getattr(config.plan, item.name)}{why}"
+    for key, said, value in values(config.plan, "plan."):
+        yield f"  {key} = {value}  ({said.help})"
     cluster = config.cluster
     yield f"cluster {cluster.name}: " + ", ".join(
         f"{key} {getattr(cluster, key)}"

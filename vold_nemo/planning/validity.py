@@ -1,26 +1,25 @@
 """What can be known to be wrong before a process group is made; every finding at once.
 
-Choices and bounds of single keys are the tables of ``values.py``; what two keys, or a key and a checkpoint's ``config.json``,
-decide together (layouts, schedules, batches) are the functions.  No torch, no device, no launch: a login node finds the
-same.
+Choices and bounds of single keys are the schema's (:mod:`vold_nemo.config.check`); what two keys, or a key and a checkpoint's
+``config.json``, decide together (layouts, schedules, batches) is found here.  No torch, no device, no launch: a login node
+finds the same.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
+from vold_nemo.config.check import check
 from vold_nemo.config.launcher import launched_world
+from vold_nemo.config.sections.objective import ESTIMATORS, EXACT
 from vold_nemo.config.sources import local_folder
+from vold_nemo.config.tree import value_at
 from vold_nemo.data.traces import trace_files
 from vold_nemo.megatron import architecture, precision
 from vold_nemo.planning import published
-from vold_nemo.planning.values import BOUNDS, CHOICES, EXACT, OPTIMIZER_BOUNDS, REFUSED
-
-_TEACHERS = re.compile(r"teachers\.[^.]+\.")  # a named teacher has the keys of the one without a name
 
 
 class Pending(ConfigError):
@@ -44,7 +43,10 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
 
     Keys of single values are checked for every verb; layouts and checkpoints only for the stages that the verb runs.
     """
-    errors = list(_find(config, STAGES.get(verb, ()), planned_world(config, verb) if world is None else world))
+    errors = list(check(config))
+    wrong = {error.key for error in errors}
+    ranks = planned_world(config, verb) if world is None else world
+    errors += [error for error in _find(config, STAGES.get(verb, ()), ranks, wrong) if error.key not in wrong]
     if verb in ("vold", "teacher_drift") and not Path(config.vold.start).is_dir():
         mend = "run recipes/sft.py and recipes/export_hf.py first, or give vold.start=CHECKPOINT"
         errors.append(Pending("vold.start", config.vold.start, "a checkpoint folder", mend))
@@ -80,18 +82,6 @@ def submitted_world(config: Config, stage: str) -> int:
     return getattr(config.cluster.gpus, stage, None) or max(1, config.parallel.model_ranks)
 
 
-def value_at(config: Config, key: str):
-    """``config.a.b`` for ``"a.b"``; None where a section on the way is null."""
-
-
-    def step(node, name: str):
-        if node is None:
-            return None
-        return node.get(name) if isinstance(node, dict) else getattr(node, name)
-
-    return functools.reduce(step, key.split("."), config)
-
-
 def _folders(config: Config) -> Iterator[ConfigError]:
     """Names that become folders below ``outputs``, and nowhere else."""
     if not re.fullmatch(r"\w[\w.+=-]*", config.name):
@@ -102,24 +92,11 @@ def _folders(config: Config) -> Iterator[ConfigError]:
             yield ConfigError(key, run, "a folder below `outputs`", f"give {key}=NAME or {key}=EXPERIMENT/NAME")
 
 
-def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[ConfigError]:
+def _find(config: Config, stages: tuple[str, ...], world: int, wrong: set[str]) -> Iterator[ConfigError]:
+    """What follows from several keys; nothing is concluded from the values of the keys in ``wrong``."""
     yield from _folders(config)
-    own = {key: choices for key, choices in CHOICES.items() if key.startswith("teacher.")}
-    more = {key.replace("teacher.", f"teachers.{name}.", 1): own[key] for name in config.teachers for key in own}
-    for key, choices in (CHOICES | more).items():
-        if value_at(config, key) not in choices:
-            value, plain = value_at(config, key), _TEACHERS.sub("teacher.", key)
-            mend = REFUSED.get((plain, value), f"set {key} to one of these")
-            yield ConfigError(key, value, " | ".join(choices), mend)
-    optimizers = {
-        f"{stage}.optimizer.{name}": bound for stage in ("sft", "vold") for name, bound in OPTIMIZER_BOUNDS.items()
-    }
-    for key, (good, allowed) in {**BOUNDS, **optimizers}.items():
-        value = value_at(config, key)
-        if value is not None and not good(value):
-            yield ConfigError(key, value, allowed, f"set {key} inside these bounds")
     for key, part in (("traces.shard", config.traces), ("evaluate.shard", config.evaluate)):
-        if part.shard >= part.shards:
+        if part.shard >= part.shards and f"{key}s" not in wrong:
             yield ConfigError(key, part.shard, f"0 to {part.shards - 1}", "count shards from 0")
     judge = config.evaluate.judge
     if judge.url is not None and judge.model is None:
@@ -130,12 +107,13 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
     if config.traces.tensor_parallel > 1 and config.traces.engine != "vllm":
         mend = "set traces.engine=vllm, or leave it at 1"
         yield ConfigError("traces.tensor_parallel", config.traces.tensor_parallel, "1 without vllm", mend)
-    if config.cluster.gpus_per_node % config.traces.tensor_parallel and config.cluster.name != "local":
+    if config.cluster.gpus_per_node % max(1, config.traces.tensor_parallel) and config.cluster.name != "local":
         allowed = f"a divisor of cluster.gpus_per_node = {config.cluster.gpus_per_node}"
         yield ConfigError("traces.tensor_parallel", config.traces.tensor_parallel, allowed, "an engine stays on one node")
     for stage in stages:
-        steps = value_at(config, f"{stage}.steps")
-        yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)
+        if f"{stage}.optimizer.learning_rate" not in wrong:
+            steps = value_at(config, f"{stage}.steps")
+            yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)
     if "sft" in stages:
         yield from _packing(config)
     if "vold" in stages:
@@ -143,9 +121,9 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
             allowed = "null: stage 2 trains on text only"
             mend = "leave it out; images belong to vold.validation.data and evaluate.image"
             yield ConfigError("data.prompts.fields.image", config.data.prompts.fields.image, allowed, mend)
-        yield from _objective(config)
+        yield from _objective(config, wrong)
         size = config.rollout.vllm.tensor_parallel
-        if config.rollout.engine == "vllm" and size >= 1 and world % size:
+        if config.rollout.engine == "vllm" and world % max(1, size):
             mend = "one engine takes whole ranks: lower it"
             yield ConfigError("rollout.vllm.tensor_parallel", size, f"a divisor of the {world} ranks", mend)
         yield from _beta(config.objective.kl.beta, config.vold.steps)
@@ -155,7 +133,7 @@ def _find(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Confi
         if isinstance(teacher, ConfigError) and "vold" not in stages:  # stage 2 names it anyway
             yield teacher
     if stages:
-        yield from _layouts(config, stages, world)
+        yield from _layouts(config, stages, world, wrong)
 
 
 def _optimizer(optimizer: OptimizerConfig, key: str, steps: int) -> Iterator[ConfigError]:
@@ -181,7 +159,7 @@ def _packing(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("sft.pack_length", sft.pack_length, allowed, "raise it, or lower sft.max_length")
 
 
-def _objective(config: Config) -> Iterator[ConfigError]:
+def _objective(config: Config, wrong: set[str]) -> Iterator[ConfigError]:
     policy, kl, samples = config.objective.policy, config.objective.kl, config.rollout.samples_per_prompt
     if not policy.enabled and not kl.enabled:
         allowed = "true, or objective.kl.enabled=true"
@@ -191,7 +169,8 @@ def _objective(config: Config) -> Iterator[ConfigError]:
         mend = "raise it, or set objective=distillation_only"
         yield ConfigError("rollout.samples_per_prompt", samples, allowed, mend)
     if kl.enabled and kl.estimator == "k1_reward" and not policy.enabled:
-        allowed = "an estimator with a gradient of its own: k2 | k3 | reverse | forward | jsd | topk | vopd"
+        own = (name for name in ESTIMATORS if name != "k1_reward")
+        allowed = f"an estimator with a gradient of its own: {' | '.join(own)}"
         mend = "k1_reward shapes rewards: enable objective.policy"
         yield ConfigError("objective.kl.estimator", kl.estimator, allowed, mend)
     for name, plain in (("reward_placement", "after"), ("reward_horizon", "immediate")):
@@ -207,7 +186,7 @@ def _objective(config: Config) -> Iterator[ConfigError]:
         allowed = "immediate: a KL inside the reward of a rollout has no position any more"
         mend = "set objective.kl.reward_placement=after for returns-to-go"
         yield ConfigError("objective.kl.reward_horizon", kl.reward_horizon, allowed, mend)
-    if config.vold.updates_per_step > config.vold.prompts_per_step:
+    if config.vold.updates_per_step > config.vold.prompts_per_step and "vold.prompts_per_step" not in wrong:
         allowed = f"at most vold.prompts_per_step = {config.vold.prompts_per_step}: an update takes whole groups"
         yield ConfigError("vold.updates_per_step", config.vold.updates_per_step, allowed, "lower it")
     yield from _sampling(config)
@@ -246,7 +225,7 @@ def _beta(beta: BetaConfig, steps: int) -> Iterator[ConfigError]:
         yield ConfigError(f"{key}.steps", length, allowed, "warm up for fewer steps")
 
 
-def _layouts(config: Config, stages: tuple[str, ...], world: int) -> Iterator[ConfigError]:
+def _layouts(config: Config, stages: tuple[str, ...], world: int, wrong: set[str]) -> Iterator[ConfigError]:
     """Student and teacher share one layout and read the same tokens: both must fit."""
     with_teacher = "vold" in stages and config.objective.kl.enabled
     found: dict[str, ConfigError] = {}
@@ -267,7 +246,7 @@ def _layouts(config: Config, stages: tuple[str, ...], world: int) -> Iterator[Co
         if not isinstance(model, ConfigError):
             errors += architecture.check_layout(model, config.parallel, world, beside_experts=beside)
             errors += _lengths(config, stages, key, model)
-            if key in named:
+            if key in named and "cluster.compute_capability" not in wrong:
                 errors += precision_findings(config, key.removesuffix(".path"), model)
         found.update((str(error), error) for error in errors)  # what both models say the same is said once
     yield from found.values()
@@ -307,9 +286,6 @@ def _may_have_experts(path: str) -> bool:
 def precision_findings(config: Config, section: str, arch: architecture.Architecture) -> list[ConfigError]:
     """Why the teacher of ``section`` (``teacher``, ``teachers.NAME``) cannot be held as it asks, here and in this layout."""
     hardware, asked = precision.of_cluster(config.device, config.cluster.compute_capability), value_at(config, section)
-    own = {key.partition(".")[2]: choices for key, choices in CHOICES.items() if key.startswith("teacher.")}
-    if any(value_at(asked, key) not in choices for key, choices in own.items()):
-        return []  # said already
     try:
         precision.choose(asked, config.precision, hardware, arch, max(1, config.parallel.tensor))
     except ConfigError as error:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError
+from vold_nemo.config.places import recipes, slurm
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.evaluation.results import Results
 from vold_nemo.pages.reproduce.targets import ARMS, EXPERIMENTS, Arm, Target
 
-ROOT = Path(__file__).resolve().parents[3]
 TRAINING = ("generate_traces", "sft", "vold")
 _OURS = ("reproduce.", "experiment=", "name=")
 
@@ -27,7 +27,7 @@ class Call:
     ranks: int = 1
 
     def command(self) -> list[str]:
-        script = [str(ROOT / "recipes" / f"{self.recipe}.py"), *self.overrides]
+        script = [str(recipes() / f"{self.recipe}.py"), *self.overrides]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
         return [sys.executable, *(launcher if self.ranks > 1 else []), *script]
 
@@ -124,7 +124,7 @@ class Reproduction:
                 here.append(f"vold.run={name}/{arm.name}")
                 overrides = [f"name={name}_{arm.name}" if o == f"name={name}" else o for o in here + overrides]
             last = {override.partition("=")[0]: override for override in overrides}  # of one key the last one counts
-            words = ["bash", str(ROOT / "slurm" / "pipeline.sh"), *last.values()]
+            words = ["bash", str(slurm() / "pipeline.sh"), *last.values()]
             file = folder / f"{len(written):02d}_{arm.name}.sh"
             after = f"# Start it when {arm.after} is exported.\n" if arm.after is not None else ""
             line = " ".join(shlex.quote(word) for word in words)

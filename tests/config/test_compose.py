@@ -1,0 +1,71 @@
+"""Bad overrides are refused with a way to mend them, and open sections are filled from the command line."""
+
+import pytest
+
+from vold_nemo.config import ConfigError
+from vold_nemo.config.compose import HydraArguments, compose
+from vold_nemo.config.translate import as_config_error
+
+
+def refused(*overrides: str) -> ConfigError:
+    with pytest.raises(Exception) as caught:  # whatever Hydra raises: the translation is what is tested
+        compose(HydraArguments.parse(list(overrides)).overrides)
+    (error,) = as_config_error(caught.value, list(overrides))
+    return error
+
+
+@pytest.mark.parametrize(
+    "override, key, mend",
+    [
+        ("sft.stps=3", "sft.stps", "did you mean sft.steps?"),
+        ("stf.steps=3", "stf", "did you mean sft?"),
+        ("+sft.new=3", "sft.new", "--help"),
+        ("evaluate.text.pth=x", "evaluate.text.pth", "did you mean evaluate.text.path?"),
+        ("teachers.mine.pth=x", "teachers.mine.pth", "did you mean teachers.mine.path?"),
+        ("teachers.mine={path: x, fp8: {max_drfit: 1}}", "teachers.mine.fp8.max_drfit", "teachers.mine.fp8.max_drift?"),
+        ("teachers.mine={path: x, fp8: {max_drift: low}}", "teachers.mine.fp8.max_drift", "type"),
+        ("data.mixture.maths=much", "data.mixture.maths", "type"),
+        ("evaluate.models=3", "evaluate.models", "evaluate.models.NAME=..."),
+        ("sft.steps=many", "sft.steps", "type"),
+        ("sft.optimizer.learning_rate=fast", "sft.optimizer.learning_rate", "type"),
+        ("parallel.sequence=perhaps", "parallel.sequence", "type"),
+        ("sft=3", "sft", "--help"),
+        ("student=llava", "student", "llava.yaml"),
+        ("experiment=papr_3b", "experiment", "did you mean experiment=paper_3b?"),
+        ("studnet=miniature", "studnet", "did you mean student?"),
+        ("student.path=???", "student.path", "student.path=..."),
+        ("name=${nope}", "name", "nope"),
+        ("sft={steps:3", "command line", "quote it"),
+        ("teacher=null", "command line", ""),
+        ("--multirun", "--multirun", "one process"),
+        ("--config-name=other", "--config-name", "--config-dir"),
+    ],
+)
+def test_a_bad_override_names_key_value_allowed_and_mend(override: str, key: str, mend: str):
+    error = refused(override)
+    assert error.key == key
+    assert error.value not in (None, "")
+    assert error.allowed
+    assert mend in error.mend
+
+
+def test_a_wrong_option_lists_the_options():
+    assert refused("student=llava").allowed .startswith("miniature | qwen2_5_vl_32b | qwen2_5_vl_3b | ")
+
+
+def test_a_null_section_and_a_map_are_filled_from_the_command_line():
+    given = ["evaluate.text.path=a:b/c.jsonl", "evaluate.text.fields.image=pictures", "evaluate.models.mine=folder"]
+    config = compose(HydraArguments.parse(given).overrides)
+    assert config.evaluate.text.path == "a:b/c.jsonl"
+    assert config.evaluate.text.fields.image == "pictures"
+    assert config.evaluate.models == {"mine": "folder"}
+    several = ["teachers.maths.path=a", "teachers.code.path=b", "teachers.maths.offload=true"]
+    teachers = compose(HydraArguments.parse(several).overrides).teachers
+    assert {name: (one.path, one.offload) for name, one in teachers.items()} == {"maths": ("a", True), "code": ("b", False)}
+    kept = compose(HydraArguments.parse(["experiment=miniature", "evaluate.text.limit=3"]).overrides).evaluate.text
+    assert kept.limit == 3 and kept.path.endswith("test_text.jsonl")
+
+
+def test_a_programming_error_is_not_taken_for_a_configuration_error():
+    assert as_config_error(ValueError("a shape is wrong")) == []
+    assert as_config_error(ExceptionGroup("several", [ConfigError("a", 1, "2", "b"), RuntimeError("c")])) == []

@@ -1,0 +1,82 @@
+"""The machine, how its Slurm is asked, and what a plan supposes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vold_nemo.config.fields import ABOVE_ZERO, COUNT, PART, POSITIVE, SHARE, key, section
+
+
+@dataclass
+class GPUsConfig:
+    """GPUs that each stage is submitted with; null = as many as one model copy takes (`traces`: one)."""
+
+    traces: int | None = key(None, "for the teacher's traces", bound=POSITIVE)
+    sft: int | None = key(None, "for stage 1", bound=POSITIVE)
+    vold: int | None = key(None, "for stage 2", bound=POSITIVE)
+
+
+@dataclass
+class LaunchConfig:
+    """How this site's Slurm starts a stage (slurm/README.md); written into the scripts of recipes/chain.py."""
+
+    account: str | None = key(None, "sbatch's --account")
+    partition: str | None = key(None, "sbatch's --partition")
+    qos: str | None = key(None, "sbatch's --qos")
+    constraint: str | None = key(None, "sbatch's --constraint")
+    options: list[str] = key([], 'more of sbatch\'s: ["--exclusive", "--mail-type=FAIL"]')
+    gres: str | None = key(None, "what one GPU is called: gpu, gpu:h100; null = GPUs are not asked for by --gres")
+    cpus_per_task: int | None = key(None, "sbatch's --cpus-per-task", bound=POSITIVE)
+    memory: str | None = key(None, "of a node: 240G, 0 = all of it")
+    time: str = key("24:00:00", "of a stage; it is put back into the queue and goes on behind its checkpoint")
+    signal_seconds: int = key(600, "Slurm's warning before the end: longer than a step and a checkpoint (it may come late)",
+                              bound=COUNT)  # fmt: skip
+    max_restarts: int = key(3, "restarts in a row without a new checkpoint, after which a job stops with 87", bound=COUNT)
+    runtime: str = key("bare", "what a rank runs in", choices=("bare", "pyxis", "apptainer"))
+    container: str | None = key(None, "image of the two latter")
+    mounts: list[str] = key([], '"outside:inside"')
+    setup: list[str] = key([], "shell lines first: module load cuda, source venv/bin/activate")
+    python: str | None = key(None, "interpreter; null = .venv of this repository, else `python`")
+    environment: dict[str, str] = key({}, "NCCL_SOCKET_IFNAME, HF_HOME, HF_HUB_OFFLINE, ...")
+
+
+@dataclass
+class ClusterConfig:
+    """The machine, as recipes/plan.py reckons with it: makers' peak rates of one GPU and its links, one direction."""
+
+    name: str = key("local", "of the machine")
+    gpus_per_node: int = key(1, "as Slurm gives them", bound=POSITIVE)
+    gpus: GPUsConfig = section(GPUsConfig)
+    memory_gib: float | None = key(None, "of one GPU; null = a plan without a verdict on memory", bound=ABOVE_ZERO)
+    compute_capability: float | None = key(None, "8.0 (A100), 9.0 (H100, H200), 10.0 (B200); null = no FP8 is planned",
+                                           bound=ABOVE_ZERO)  # fmt: skip
+    bf16_tflops: float | None = key(None, "dense; null (or one of the four rates in GB/s) = a plan without times",
+                                    bound=ABOVE_ZERO)  # fmt: skip
+    fp8_tflops: float | None = key(None, "dense; null = an FP8 teacher is timed at the bf16 rate", bound=ABOVE_ZERO)
+    memory_gbs: float | None = key(None, "bandwidth of a GPU's own memory, GB/s", bound=ABOVE_ZERO)
+    link_gbs: float | None = key(None, "between GPUs of a node, GB/s a GPU", bound=ABOVE_ZERO)
+    network_gbs: float | None = key(None, "between nodes, GB/s a GPU", bound=ABOVE_ZERO)
+    host_gbs: float | None = key(None, "between a GPU and its host's memory, GB/s", bound=ABOVE_ZERO)
+    launch: LaunchConfig = section(LaunchConfig)
+
+
+@dataclass
+class PlanConfig:
+    """What recipes/plan.py supposes where no other key says it; `explain=true` prints all of it with its use."""
+
+    train_efficiency: float = key(0.35, "share of bf16_tflops reached in forward and backward", bound=PART)
+    forward_efficiency: float = key(0.45, "the same in the teacher's forward, of fp8_tflops too", bound=PART)
+    memory_efficiency: float = key(0.6, "share of memory_gbs reached while decoding", bound=PART)
+    network_efficiency: float = key(0.6, "share of link_gbs, network_gbs and host_gbs reached", bound=PART)
+    layer_ms: float = key(0.6, "launches of a decoder layer in the transformers engine, which has no CUDA graphs", bound=COUNT)
+    straggler: float = key(2.0, "longest answer of a decoded batch over the mean one, before the limit cuts it", bound=POSITIVE)
+    reserve_gib: float = key(5.0, "CUDA context, NCCL buffers, workspaces, fragmentation", bound=COUNT)
+    prompt_tokens: int = key(200, "mean prompt", bound=POSITIVE)
+    response_tokens: int = key(2500, "mean rollout of the student", bound=POSITIVE)
+    trace_tokens: int = key(4000, "mean trace of the teacher", bound=POSITIVE)
+    trace_prompts: int = key(350_000, "paper: Mixture-of-Thoughts", bound=POSITIVE)
+    reward_rate: float = key(0.5, "mean share of right rollouts over stage 2", bound=SHARE)
+    layouts: int = key(8, "lines of search=true", bound=POSITIVE)
+    path: str = key("${outputs}/${name}/plan", "plan.json and plan.html")
+    stage: str = key("vold", "whose script `sbatch` asks for",
+                     choices=("traces", "sft", "export_sft", "vold", "export_vold", "evaluate", "report"))  # fmt: skip
