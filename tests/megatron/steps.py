@@ -49,7 +49,7 @@ def nll_step(arch, layout, poison=None):
     )
 
     from vold_nemo.megatron import build
-    from vold_nemo.megatron.training import unwrap
+    from vold_nemo.megatron.training import summed, unwrap
 
     def step(model, rows):
         ids, targets, weights = collate(rows, layout.tensor)
@@ -64,7 +64,7 @@ def nll_step(arch, layout, poison=None):
             value = (nll * weights.T).sum()
             if poison is not None:
                 value = value * poison(rows)
-            return value, {"tokens": int((weights > 0).sum())}
+            return summed(value, {"tokens": int((weights > 0).sum())})
 
         return output, loss
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vold_nemo.megatron.heads import meet_head
-from vold_nemo.megatron.training import ForwardStep
+from vold_nemo.megatron.training import ForwardStep, Summed
 from vold_nemo.step import MicroBatch
 
 
@@ -71,10 +70,10 @@ def run(model, batch: MicroBatch) -> Tensor:
     )
 
 
-def through(finish: Callable[..., tuple[Tensor, Any]], layout) -> ForwardStep:
+def through(finish: Callable[..., Summed], layout) -> ForwardStep:
     """A step of :func:`training.forward_backward` over micro-batches, numbered in the order they come.
 
-    ``finish(output, batch=, index=)`` gets the last stage's output, and ``batch`` on the device; returns loss and statistics.
+    ``finish(output, batch=, index=)`` gets the last stage's output, and ``batch`` on the device; returns `training.summed`.
     """
     numbers = itertools.count()
 

@@ -26,8 +26,8 @@ import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
 
-Loss = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]  # stage output -> (scalar loss, statistics)
-ForwardStep = Callable[[Any, Any], tuple[torch.Tensor, Loss]]  # (model, micro-batch) -> (stage output, Loss)
+Summed = tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, Any]]  # of :func:`summed`
+ForwardStep = Callable[[Any, Any], tuple[torch.Tensor, Callable[[torch.Tensor], Summed]]]  # see :func:`forward_backward`
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,20 @@ def _finalize_gradients(model, num_tokens=None, **groups) -> None:
     finalize_model_grads(model, None, **groups)
 
 
+def summed(loss: torch.Tensor, statistics: Any = None) -> Summed:
+    """What the function behind a stage's output returns: a scalar that is a weighted sum, and what is wanted besides."""
+    # No token is counted, since weights hold the normalisation; a copy, because schedules divide a returned loss in place.
+    return loss, torch.zeros((), dtype=torch.int), (loss.detach().clone(), statistics)
+
+
 def forward_backward(
     model, micro_batches: Sequence, forward_step: ForwardStep, *, layout, forward_only: bool = False
 ) -> Pass:
     """Run ``micro_batches`` through the pipeline; gradients are left, reduced, in the DDP buffers.
 
     ``forward_step(model, micro_batch)`` calls the model and returns its output with the function that turns the last
-    stage's output into ``(loss, statistics)``; that function runs on the last pipeline stage only, must give the same
-    loss on all tensor-parallel ranks, and must already hold all normalisation (see the module's docstring).  Every
+    stage's output into :func:`summed` of loss and statistics; that function runs on the last pipeline stage only, must give
+    the same loss on all tensor-parallel ranks, and must already hold all normalisation (see the module's docstring).  Every
     rank of a pipeline passes the same number of micro-batches, and at least one.
 
     ``forward_only`` runs without autograd on the bare GPTModel, which ``model`` may then be (the teacher), and touches no
@@ -165,7 +171,6 @@ def forward_backward(
         model.zero_grad_buffer()
         for parameter in model.parameters():
             parameter.grad = None  # after a step it aliases the gradient buffer and would be added to itself
-    losses: list[torch.Tensor] = []
     finite: list[tuple[int, str, torch.Tensor]] = []  # checked once at the end: no synchronisation inside the schedule
 
     def step(iterator, stage):
@@ -177,24 +182,20 @@ def forward_backward(
                 finite.append((index, "gradient", torch.isfinite(gradient).all()))
 
             output.register_hook(watch)
-
-        def loss(output):
-            value, statistics = loss_of(output)
-            losses.append(value.detach().clone())  # a copy: schedules divide a returned loss in place
-            finite.append((index, "loss", torch.isfinite(losses[-1]).all()))
-            return value, torch.zeros((), dtype=torch.int), statistics
-
-        return output, loss
+        return output, loss_of
 
     config.finalize_model_grads_func = finalize
     with torch.no_grad() if forward_only else contextlib.nullcontext():
-        statistics = get_forward_backward_func()(
+        said = get_forward_backward_func()(
             forward_step_func=step, data_iterator=iter(list(enumerate(micro_batches))), model=model,
             num_microbatches=len(micro_batches), forward_only=forward_only,
             seq_length=layout.tensor * layout.context, micro_batch_size=1,  # asked for, and ignored: the stages exchange shapes
         )
     config.finalize_model_grads_func = _finalize_gradients  # the configuration is copied and pickled by others: no closure
-    found = [NonFinite(layout.rank, index, what) for index, what, good in finite if not good.item()]
+    losses = [loss for loss, _ in said] if layout.is_last_stage else []
+    finite += [(index, "loss", torch.isfinite(loss).all()) for index, loss in enumerate(losses)]
+    good = torch.stack([flag for *_, flag in finite]).tolist() if finite else []  # asked once: an answer stalls a GPU's queue
+    found = [NonFinite(layout.rank, index, what) for (index, what, _), fine in zip(finite, good, strict=True) if not fine]
     counted_here = layout.is_last_stage and layout.tensor_rank == 0
     totals = torch.zeros(2, dtype=torch.float64, device=layout.device)
     if counted_here and losses:
@@ -203,7 +204,7 @@ def forward_backward(
     dist.all_reduce(totals)
     return Pass(
         loss=totals[0].item(),
-        statistics=statistics if layout.is_last_stage else [],
+        statistics=[statistics for _, statistics in said] if layout.is_last_stage else [],
         non_finite=_gather(found) if totals[1] > 0 else [],
         seconds=(ready or [_now(layout.device)])[0] - began,
     )

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vold_nemo.megatron import sequences
-from vold_nemo.megatron.training import forward_backward
+from vold_nemo.megatron.training import forward_backward, summed
 from vold_nemo.objective import TokenStatistics, token_logprobs
 from vold_nemo.step import MicroBatch, Step, StepOptions
 from vold_nemo.step.metrics import Totals
@@ -42,7 +42,7 @@ def _fill(model, step: Step, batches: Sequence[MicroBatch], name: str, shard, wh
         hidden = sequences.predicting(output, batch, model.layout)
         logprobs = _score(model, hidden, model.head, batch, shard, model.objective.temperature, step.take(batch, where))
         step.put(batch, name, logprobs)
-        return logprobs.sum(), None
+        return summed(logprobs.sum())
 
     through = sequences.through(keep, model.layout)
     forward_backward(model.stage, list(batches), through, layout=model.layout, forward_only=True)
@@ -105,13 +105,17 @@ def counts_here(layout) -> bool:
     return layout.is_last_stage and layout.tensor_rank == 0
 
 
-def complete(step: Step, totals: Totals, rows: Sequence[int], layout) -> None:
-    """Columns and sums of all ranks on every rank; ``rows``: what this data rank trained on.
+def complete(step: Step, statistics: Sequence[TokenStatistics], rows: Sequence[int], layout) -> Totals:
+    """Columns of all ranks on every rank, and the world's sums; ``rows``, ``statistics``: what this data rank trained on.
 
     Over the world: an all-reduce of [2, N] for each column, two of a few numbers.
     """
     mine = torch.zeros(len(step), dtype=torch.bool, device=step.device)
     mine[list(rows)] = counts_here(layout)
     step.complete(["old" if "old" in step else "trainer", "kl", "advantage"], mine)
+    totals = Totals(step.device)
+    if counts_here(layout):
+        totals.add(statistics)
     dist.all_reduce(totals.sums)
     dist.all_reduce(totals.largest, op=dist.ReduceOp.MAX)
+    return totals

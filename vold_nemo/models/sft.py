@@ -22,7 +22,7 @@ from vold_nemo.data.token_cache import StoredExamples
 from vold_nemo.data.traces import SFTExample
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import sequences
-from vold_nemo.megatron.training import forward_backward
+from vold_nemo.megatron.training import forward_backward, summed
 from vold_nemo.models import heartbeat
 from vold_nemo.models.student import MegatronStudent
 from vold_nemo.objective import nll_loss
@@ -82,7 +82,7 @@ class MegatronSFTModel(MegatronStudent):
                 chunk_tokens=self.config.objective.chunk_tokens,
                 head_gradient=None if forward_only else self.head.main_grad,
             )  # fmt: skip
-            return value, None
+            return summed(value)
 
         through = sequences.through(loss, self.layout)
         passed = forward_backward(self.stage, list(micro_batches), through, layout=self.layout, forward_only=forward_only)

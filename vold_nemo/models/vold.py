@@ -25,7 +25,7 @@ from vold_nemo.config import OptimizerConfig
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import architecture, sequences
 from vold_nemo.megatron.precision import pad_multiple
-from vold_nemo.megatron.training import forward_backward
+from vold_nemo.megatron.training import forward_backward, summed
 from vold_nemo.models import columns
 from vold_nemo.models.clock import PhaseClock
 from vold_nemo.models.handover import handover_of
@@ -35,11 +35,11 @@ from vold_nemo.models.sft import peak_bytes
 from vold_nemo.models.student import MegatronStudent
 from vold_nemo.models.teachers import Teachers
 from vold_nemo.models.terms import objective_of, step_options
-from vold_nemo.objective import BetaSchedule, TokenStatistics, vold_loss
+from vold_nemo.objective import BetaSchedule, vold_loss
 from vold_nemo.rollout.mismatch import MismatchWatch
 from vold_nemo.rollout.sync import SyncReport, compare_logprobs, deliver
 from vold_nemo.step import MicroBatch, Step, batch_of, select, silent_groups, token_batch
-from vold_nemo.step.metrics import Totals, step_metrics, trainers
+from vold_nemo.step.metrics import step_metrics, trainers
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class MegatronVOLDModel(MegatronStudent):
         select(step, self.options, beta)  # advantages; the mask 1 - r
         plan = planned_once(step, self.options)  # what the teacher scores, what is trained on, where
         updates = [self.micro_batches(step, ranks) for ranks in plan.updates]
-        step, totals, losses, done = step.to(self.layout.device), Totals(self.layout.device), 0.0, []
+        step, losses, said, done = step.to(self.layout.device), 0.0, [], []
         with phase("logprobs"):  # of the weights that sampled, where an option needs them after those have moved
             columns.fill_logprobs(self, step, updates)
         for batches, sampled in zip(updates, plan.sampled, strict=True):
@@ -136,16 +136,14 @@ class MegatronVOLDModel(MegatronStudent):
                 passed, statistics = self.get_loss_and_metrics(step, batches, hidden, beta=beta, forward_only=False)
                 self.probe(step, batches)
                 done.append(self.optimizer_step(number, passed, self._name_prompts(step, batches)))
-            losses += passed.loss
-            if columns.counts_here(self.layout):
-                totals.add(statistics)
+            losses, said = losses + passed.loss, said + statistics
             del hidden  # before the engine wakes
         self.teachers.rest()  # where teacher.offload asks for it
         with phase("sync"):
             synced = self.sync(number + 1, self.config.rollout.checksum_parts)
         with phase("validate"):
             validation = self.sampler.validate(number + 1)
-        columns.complete(step, totals, plan.rows(self.layout.data_rank), self.layout)
+        totals = columns.complete(step, said, plan.rows(self.layout.data_rank), self.layout)
         if self.sampler.records(number + 1):
             self.sampler.record(number + 1, step, self.run.folder / "rollouts")
         self.own_seconds["generate"] = report.pop("own_seconds")
@@ -173,7 +171,7 @@ class MegatronVOLDModel(MegatronStudent):
         ``hidden``: the teacher's, by micro-batch.  Writes the columns ``kl`` and, where no ``old`` stands, ``trainer``.
         """
 
-        def loss(output: Tensor, batch: MicroBatch, index: int) -> tuple[Tensor, TokenStatistics]:
+        def loss(output: Tensor, batch: MicroBatch, index: int):
             scored = hidden[index] is not None and not self.options.kl_in_rewards  # else the KL is not in the loss too
             value, said = vold_loss(
                 sequences.predicting(output, batch, self.layout), self.head,
@@ -184,7 +182,7 @@ class MegatronVOLDModel(MegatronStudent):
                 head_gradient=None if forward_only else self.head.main_grad,
             )  # fmt: skip
             columns.record(step, batch, said, self.options)
-            return value, said
+            return summed(value, said)
 
         passed = forward_backward(
             self.stage, list(batches), sequences.through(loss, self.layout), layout=self.layout, forward_only=forward_only
