@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.models.fp8_jobs import drifted
-from tests.models.stages import make_world
 from vold_nemo.models.drift import token_drift
 from vold_nemo.objective.vocabulary import VocabularyShard
 from vold_nemo.pages.drift import draw
@@ -21,13 +20,6 @@ def test_kl_and_first_choices_are_the_dense_ones():
     torch.testing.assert_close(found.kl.double(), (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
     assert found.same_top.tolist() == (p.argmax(-1) == q.argmax(-1)).tolist()
     assert 0 < found.agreement < 1 and found.mean > 0
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 def test_every_layout_reports_the_same_drift(gloo, world):

@@ -1,15 +1,7 @@
 """What stage 2 trained answers image questions alike in the live rollout engine and as an export in plain transformers."""
 
-import pytest
 
-from tests.models.stages import FixedSampler, build_vold, configuration, layout_of, make_world
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
+from tests.models.stages import FixedSampler, build_vold, configuration, layout_of
 
 
 def train_answer_and_export(folder):

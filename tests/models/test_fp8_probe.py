@@ -3,14 +3,6 @@
 import pytest
 
 from tests.models.fp8_jobs import probed
-from tests.models.stages import make_world
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 @pytest.mark.parametrize("ranks, layout", [(1, "single"), (2, "pp2"), (2, "tp2_sp")])

@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.stages import REWARDS, make_world, vold_steps
+from tests.models.stages import REWARDS, vold_steps
 from vold_nemo.models.handover import Handover
 
 ASKED = ["vold.offload.gradients=true", "vold.offload.optimizer=true", "rollout.sleep=true", "vold.updates_per_step=2"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 @pytest.mark.parametrize(

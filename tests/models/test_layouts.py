@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.models.stages import REWARDS, make_world, sft_steps, vold_steps
+from tests.models.stages import REWARDS, sft_steps, vold_steps
 
 LAYOUTS = {
     "tp2": (2, ["parallel=tp2"]),
@@ -14,13 +14,6 @@ LAYOUTS = {
     "tp2pp2_sp": (4, ["parallel=tp2pp2", "parallel.sequence=true"]),
     "dp4": (4, []),
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models.stages import build_sft, build_vold, configuration, layout_of, make_world
+from tests.models.stages import build_sft, build_vold, configuration, layout_of
 
 SLOW = 300
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 def trained_and_saved(folder, stage, pack, *overrides):

@@ -11,16 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.stages import build_sft, configuration, layout_of, make_world
+from tests.models.stages import build_sft, configuration, layout_of
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 def command(world: Path, stage: str, ranks: int, outputs: Path, *overrides: str) -> list[str]:

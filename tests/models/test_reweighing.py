@@ -5,17 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from tests.models.stages import REWARDS, SAMPLES, FixedSampler, build_vold, configuration, layout_of, make_world
+from tests.models.stages import REWARDS, SAMPLES, FixedSampler, build_vold, configuration, layout_of
 
 BETA = 0.05
 SHAPED = ["objective.kl.estimator=k1_reward", "objective.kl.reward_placement=before"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 def weights_of_a_step(folder, *overrides, vocabulary=53):

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from tests.models.stages import configuration, make_world
+from tests.models.stages import configuration
 from vold_nemo.config.compose import compose
 from vold_nemo.data.prompts import Prompt
 from vold_nemo.models.sampling import Sampler
@@ -211,13 +211,6 @@ def test_importance_sampling_by_token_cut_at_two_is_on_by_default_with_vllm_alon
     [transformers] = gloo(1).run(corrections)
     [asked] = gloo(1).run(corrections, "rollout=vllm", "objective.correction.mode=none")
     assert (vllm, transformers, asked[0]) == (("token", 2.0), ("none", 2.0), "none")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 def test_validation_asks_images_and_held_out_text_greedily_and_disturbs_no_rollout(world):

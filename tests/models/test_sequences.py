@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.models.stages import REWARDS, make_world, sft_trained, vold_steps
+from tests.models.stages import REWARDS, sft_trained, vold_steps
 
 PACKED = ["sft.packing=true", "sft.micro_batch=1", "sft.max_length=64", "sft.pack_length=80"]
 CONTEXT = ["parallel.context=2"]
@@ -47,13 +47,6 @@ STAGE_2 = {
     "selective tp2_sp": (2, [REVERSE], ["parallel.recompute=selective", *TP2_SP]),
 }  # fmt: skip
 STAGE_2_LONG = {"context tp2_sp", "context tp2_sp, gspo, returns-to-go", "full"}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

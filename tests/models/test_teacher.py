@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.models.stages import REWARDS, SAMPLES, FixedSampler, make_world, vold_steps
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
+from tests.models.stages import REWARDS, SAMPLES, FixedSampler, vold_steps
 
 
 def test_only_tokens_of_wrong_rollouts_are_scored(gloo, world):

@@ -5,18 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.stages import make_world
 from tests.slurm.conftest import ENDED, ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 STAGES = ["traces", "sft", "export_sft", "vold", "export_vold", "evaluate", "report"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 @pytest.fixture

@@ -6,18 +6,11 @@ import math
 import pytest
 import torch
 
-from tests.models.stages import REWARDS, SAMPLES, make_world, vold_steps
+from tests.models.stages import REWARDS, SAMPLES, vold_steps
 from tests.models.test_reweighing import answers as answers_of
 from tests.models.test_reweighing import log_probs
 from vold_nemo.step import Step, records
 from vold_nemo.step.metrics import gaps
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder)
-    return folder
 
 
 @pytest.mark.parametrize(

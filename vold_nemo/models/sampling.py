@@ -227,7 +227,7 @@ class Sampler:
 
     def text(self, step: Step, row: int) -> str:
         """The response of ``row`` without special tokens."""
-        return self.tokenizer.decode(step.responses[row], skip_special_tokens=True)
+        return self.tokenizer.decode(step.responses[row].tolist(), skip_special_tokens=True)
 
     def validate(self, step: int) -> dict[str, Any]:
         """Greedy accuracy on the held-out questions every ``vold.validation.every`` steps, and at step 0; else nothing.
