@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.stages import build_sft, configuration, layout_of
-from tests.models.test_resume import ROOT, command, curve, environment, rank_states, shards, world  # noqa: F401
+from tests.models.test_resume import ROOT, command, curve, environment, rank_states, shards
 
 
 class Attempts:
