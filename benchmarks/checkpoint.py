@@ -48,7 +48,7 @@ def measure(path: str, folder: str, settings: dict) -> dict:
 
     arch = architecture.read(path)
     layout = parallel.initialize(settings["tensor"], 1, seed=0, device="cpu")
-    padded = build.padded_vocabulary([arch.vocabulary], settings["tensor"])
+    padded = architecture.padded_vocabulary([arch.vocabulary], settings["tensor"])
     model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=torch.float32)
     weights.load_hf(model, arch, layout, path)
     options = OptimizerConfig(learning_rate=1e-5)

@@ -31,7 +31,7 @@ def main(folder: Path, how: str) -> None:
     maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder,))
     maker.start()
     maker.join()
-    from vold_nemo.megatron import build, fp8, parallel, tensors, weights
+    from vold_nemo.megatron import architecture, build, fp8, parallel, tensors, weights
 
     layout = parallel.initialize(1, 1, seed=1, device="cpu")
     precision = fp8_jobs.held(folder, 1, "blockwise") if how == "fp8" else None
@@ -47,7 +47,7 @@ def main(folder: Path, how: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     model = build.build_model(
-        arch, layout, padded_vocabulary=build.padded_vocabulary([arch.vocabulary], 1), dtype=torch.bfloat16,
+        arch, layout, padded_vocabulary=architecture.padded_vocabulary([arch.vocabulary], 1), dtype=torch.bfloat16,
         trainable=False, held=precision,
     )  # fmt: skip
     weights.load_hf(model, arch, layout, folder)

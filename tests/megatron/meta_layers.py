@@ -27,7 +27,7 @@ def check(name: str, tensor: int, expert: int) -> int:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=math.lcm(tensor, expert))
     try:
         layout = parallel.initialize(tensor, 1, expert=expert, sequence=tensor > 1, seed=1, device="cpu")
-        rows = build.padded_vocabulary([arch.vocabulary], tensor)
+        rows = architecture.padded_vocabulary([arch.vocabulary], tensor)
         # fake parameters are on the CPU already, and cannot be moved
         with FakeTensorMode(), mock.patch.object(torch.nn.Module, "to", lambda module, device: module):
             model = build.build_model(arch, layout, padded_vocabulary=rows, dtype=torch.bfloat16)

@@ -80,7 +80,7 @@ def built(path, tensor, pipeline, sequence=False, dtype=torch.float32, expert=1)
 
     layout = parallel.initialize(tensor, pipeline, expert=expert, sequence=sequence, seed=1, device="cpu")
     arch = architecture.read(path)
-    rows = build.padded_vocabulary([arch.vocabulary], tensor)
+    rows = architecture.padded_vocabulary([arch.vocabulary], tensor)
     model = build.build_model(arch, layout, padded_vocabulary=rows, dtype=dtype)
     weights.load_hf(model, arch, layout, path)
     return model, arch, layout

@@ -21,7 +21,8 @@ def check(name: str, tensor: int, pipeline: int, expert: int, stage: int) -> int
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from vold_nemo.megatron import build, parallel
-    from vold_nemo.planning.allocation import Placement, padded_vocabulary, stage_parameters
+    from vold_nemo.megatron.architecture import padded_vocabulary
+    from vold_nemo.planning.allocation import Placement, stage_parameters
     from vold_nemo.planning.published import architecture_of
 
     arch = replace(architecture_of(f"Qwen/{name}"), layers=pipeline)

@@ -71,7 +71,7 @@ def paper():
 def test_stages_add_up_to_the_model(paper):
     models = models_of(compose(["experiment=qwen2_5_vl_7b_from_32b_h100"]))
     for arch in (models.student, models.teacher):
-        padded = allocation.padded_vocabulary(models.padded_rows, 4)
+        padded = architecture.padded_vocabulary(models.padded_rows, 4)
         split = sum(
             allocation.frozen(arch, allocation.Placement(4, 2, 1, stage), padded, "bf16").elements for stage in (0, 1)
         )

@@ -18,12 +18,8 @@ from torch import Tensor
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import fp8, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture, read
-from vold_nemo.megatron.names import Block, Placement, head, placements
+from vold_nemo.megatron.names import SLICE, Block, Placement, head, placements
 from vold_nemo.megatron.parallel import Layout
-
-# Bytes of all tensor ranks' parts that are gathered at a time.  gloo puts them together in memory of its own, which malloc
-# keeps; NCCL does not, and asks for long messages.
-SLICE = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
 class _Files:

@@ -56,7 +56,7 @@ class MegatronStudent(ModelPT):
         self.config = typed(cfg)
         self.layout = parallel.current()
         self.architecture = architecture.read(self.source_path())
-        self.padded_vocabulary = build.padded_vocabulary(self.vocabulary_rows(), self.layout.tensor)
+        self.padded_vocabulary = architecture.padded_vocabulary(self.vocabulary_rows(), self.layout.tensor)
         self.dtype_in_training = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
         self.gpt = build.build_model(
             self.architecture, self.layout, padded_vocabulary=self.padded_vocabulary, dtype=self.dtype_in_training,

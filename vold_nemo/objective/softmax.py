@@ -56,7 +56,8 @@ class Summary:
 
     @property
     def log_ratio(self) -> Tensor:
-        """log p - log q of the target over the shared ids; 0 where it is not shared."""
+        """log p - log q of the target over the shared ids; 0 where it is not shared.  Only with a teacher."""
+        assert self.teacher is not None
         return self.student.target - self.teacher.target
 
 

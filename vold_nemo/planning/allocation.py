@@ -66,12 +66,6 @@ class Allocation:
         return self.parameters + self.gradients + self.optimizer
 
 
-def padded_vocabulary(rows: list[int], tensor: int) -> int:
-    """:func:`vold_nemo.megatron.build.padded_vocabulary`, which needs torch to be imported; a test holds them together."""
-    step = 8 * tensor
-    return -(-max(rows) // step) * step
-
-
 def layer_parameters(arch: Architecture, tensor: int, expert: int = 1) -> list[tuple[str, int]]:
     """(name, elements) of one decoder layer on one tensor-parallel rank.
 

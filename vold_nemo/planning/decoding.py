@@ -15,6 +15,7 @@ from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning import activations
 from vold_nemo.planning.allocation import BYTES
+from vold_nemo.planning.rates import rates
 
 GIB = 1 << 30
 
@@ -40,7 +41,7 @@ class Decoder:
 
     def room(self, capacity: int | None) -> int | None:
         """Bytes of vLLM's cache on one GPU; None where nothing says what it may take."""
-        if self.given is not None or capacity is None:
+        if self.given is not None or self.share is None or capacity is None:
             return self.given
         return int(self.share * capacity) - self.held - self.besides
 
@@ -79,7 +80,7 @@ def memory(decoder: Decoder, rows: int, length: int, capacity: int | None, reser
         return {"engine": engine, "cache": cache, **reserve}
     longest = int(decoder.cache_bytes(length))
     left = decoder.room(capacity)
-    if left is None:
+    if left is None or capacity is None:
         return {"engine": engine, "cache": longest * min(rows, decoder.batch), **reserve}
     if left >= longest:
         return {"engine": engine, "cache": left, **reserve}
@@ -90,23 +91,24 @@ def memory(decoder: Decoder, rows: int, length: int, capacity: int | None, reser
 
 def seconds(config: Config, decoder: Decoder, sequences: int, tokens: float, limit: int, prefill: float) -> float:
     """One engine answers ``sequences`` prompts with ``tokens`` tokens on average; ``prefill``: FLOPs of all prompts."""
-    plan, cluster = config.plan, config.cluster
+    plan, speed = config.plan, rates(config)
     mean = min(tokens, limit)
-    rate = decoder.tensor * cluster.bf16_tflops * 1e12 * plan.forward_efficiency
+    rate = decoder.tensor * speed.bf16_tflops * 1e12 * plan.forward_efficiency
     rows = min(decoder.batch, sequences)
     if decoder.share is not None:
-        left = decoder.room(int(cluster.memory_gib * GIB) if cluster.memory_gib is not None else None)
+        gib = config.cluster.memory_gib
+        left = decoder.room(int(gib * GIB) if gib is not None else None)
         if left is not None:
             rows = max(1, min(rows, int(left / decoder.cache_bytes(plan.prompt_tokens + mean))))
     cache = decoder.cache_bytes(rows * (plan.prompt_tokens + mean / 2))
-    reading = (decoder.size * decoder.weights / decoder.tensor + cache) / (cluster.memory_gbs * 1e9 * plan.memory_efficiency)
+    reading = (decoder.size * decoder.weights / decoder.tensor + cache) / (speed.memory_gbs * 1e9 * plan.memory_efficiency)
     if decoder.share is None:
         step = max(reading, decoder.arch.layers * plan.layer_ms / 1e3)
         steps = -(-sequences // decoder.batch) * min(limit, plan.straggler * mean)
     else:
         volume = 2 * rows * decoder.arch.hidden * decoder.size * decoder.arch.layers * 2 * (decoder.tensor - 1) / decoder.tensor
         step = max(reading, 2 * rows * active_weights(decoder.arch) / rate)
-        step += volume / (cluster.link_gbs * 1e9 * plan.network_efficiency)
+        step += volume / (speed.link_gbs * 1e9 * plan.network_efficiency)
         steps = sequences * mean / rows
     return steps * step + prefill / rate
 
