@@ -191,7 +191,7 @@ def test_loaded_weights_answer_like_a_checkpoint_that_has_them_on_disk(folder, t
     engine = TransformersEngine(folder / name)
     stream = FingerprintedStream(disk_weights(tmp_path / "other").items(), engine.dtype)
     report = engine.load(stream, version=4)
-    stream.confirm(report.held)
+    stream.confirm(report.fingerprints)
     prompts, sampling = prompts_of(folder, "text"), Sampling(samples=2, max_tokens=10)
     expected = TransformersEngine(tmp_path / "other").generate(prompts, sampling)
     assert engine.generate(prompts, sampling, expect_version=4) == expected
@@ -206,7 +206,7 @@ def test_loaded_weights_answer_like_a_checkpoint_that_has_them_on_disk(folder, t
 def test_a_load_casts_to_the_engine_s_dtype_and_the_fingerprints_with_it(folder):
     engine = TransformersEngine(folder / "qwen3", dtype=torch.bfloat16)
     stream = FingerprintedStream(disk_weights(folder / "qwen3").items(), torch.bfloat16)
-    stream.confirm(engine.load(stream, 1).held)
+    stream.confirm(engine.load(stream, 1).fingerprints)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_tied_head_on_disk_and_the_longer_names_of_newer_checkpoints_are_under
     head_first = dict(reversed(weights.items()))
     for named in (weights, newer, head_first):
         stream = FingerprintedStream(named.items(), torch.float32)
-        stream.confirm(engine.load(stream, 1).held)
+        stream.confirm(engine.load(stream, 1).fingerprints)
         engine.sleep()
         engine.wake()
 

@@ -71,9 +71,9 @@ def write_random_teacher(
 def write_questions(path: str | Path, *, count: int = 16, images: bool = False, seed: int = 0) -> Path:
     """``count`` questions: JSONL of text questions, or parquet of image questions with the cards inside."""
     from vold_nemo.miniature.datasets import write_image_questions, write_text_questions
-    from vold_nemo.miniature.task import draw_questions
+    from vold_nemo.miniature.task import draw_exercises
 
-    questions = draw_questions(count, f"write_questions/{seed}")
+    questions = draw_exercises(count, f"write_questions/{seed}")
     if images:
         return write_image_questions(path, questions, name="image", seed=seed)
     return write_text_questions(path, questions, name="text")

@@ -22,7 +22,7 @@ from vold_nemo.data.prompts import Prompt, teacher_number
 from vold_nemo.data.rollouts import Fate, Rollout, write_rollouts
 from vold_nemo.data.templates import render_prompt
 from vold_nemo.rewards import diagnose
-from vold_nemo.rewards.shared import SharedScorer
+from vold_nemo.rewards.node_scorer import NodeScorer
 from vold_nemo.rollout.engine import Completion, EnginePrompt, RolloutEngine, Sampling
 
 
@@ -57,7 +57,7 @@ class Sampler:
             len(prompts), config.vold.prompts_per_step, config.seed, sources=[prompt.source for prompt in prompts],
             mixture=config.data.mixture,
         )  # fmt: skip
-        self.scorer = SharedScorer(config.reward)
+        self.scorer = NodeScorer(config.reward)
         self.scorer.prepare(prompt.verifier for asked in (prompts, *validation.values()) for prompt in asked)
         self.diagnosis: dict[str, Any] = {}  # what the verifiers said of the step, for its metrics
         self.refilled: dict[str, Any] = {}  # and what became of groups without signal (models/refill.py)

@@ -49,7 +49,7 @@ class Placement:
 class Parameter:
     name: str
     numel: int
-    shared: bool = False  # the two copies of a tied embedding, on the first and the last of several stages
+    tied: bool = False  # one of the two copies of a tied embedding, on the first and the last of several stages
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,13 @@ def bucket_ranges(parameters: list[Parameter], data: int) -> tuple[list[tuple[in
     filled = False
     for parameter in reversed(parameters):
         start = -(-start // 64) * 64
-        if parameter.shared and filled:
+        if parameter.tied and filled:
             buckets.append((first, -(-start // step) * step))
             start = first = buckets[-1][1]
         end = start + parameter.numel
         ranges.append((start, end))
         filled = True
-        if parameter.shared:
+        if parameter.tied:
             buckets.append((first, -(-end // step) * step))
             end = first = buckets[-1][1]
             filled = False
@@ -175,7 +175,7 @@ def checkpoint_copy(arch: Architecture, at: Placement, padded: int, precision: s
     state stands whole (parameters among it, in fp32) on every rank: megatron-core gathers it for ``fully_reshardable``.
     """
     parameters = stage_parameters(arch, at, padded)
-    written = sum(p.numel for p in parameters if not (p.shared and at.is_last))  # a tied head is the first stage's to write
+    written = sum(p.numel for p in parameters if not (p.tied and at.is_last))  # a tied head is the first stage's to write
     state = 12 if distributed or precision == "bf16" else 8
     kept = (BYTES[precision] + state) * written if at.data_rank == 0 else 0
     return kept, 12 * bucket_ranges(parameters, at.data)[0][-1][1] if distributed else 0

@@ -35,7 +35,7 @@ class Decoder:
     besides: int = 0  # bytes that vLLM counts into its share beside weights and cache
 
     @property
-    def held(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of weights on one GPU."""
         return self.size * (self.weights + self.vision) // self.tensor
 
@@ -43,7 +43,7 @@ class Decoder:
         """Bytes of vLLM's cache on one GPU; None where nothing says what it may take."""
         if self.given is not None or self.share is None or capacity is None:
             return self.given
-        return int(self.share * capacity) - self.held - self.besides
+        return int(self.share * capacity) - self.weight_bytes - self.besides
 
     def cache_bytes(self, tokens: float) -> float:
         """Keys and values of ``tokens`` tokens on one GPU; fewer key-value heads than GPUs are repeated."""
@@ -74,7 +74,7 @@ def trace_precision(config: Config) -> str:
 
 def memory(decoder: Decoder, rows: int, length: int, capacity: int | None, reserve: dict[str, int]) -> dict[str, int]:
     """Bytes of an engine that has the GPU to itself, for ``rows`` sequences of at most ``length`` tokens."""
-    engine = decoder.held
+    engine = decoder.weight_bytes
     if decoder.share is None:
         cache = activations.decoding(decoder.arch, min(rows, decoder.batch), length, decoder.size)
         return {"engine": engine, "cache": cache, **reserve}

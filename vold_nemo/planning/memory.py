@@ -208,7 +208,7 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
 
 def engine_weights(config: Config, models: Models) -> int:
     """Bytes of the rollout engine's own copy of the student on a rank, vision tower included."""
-    return _rollouts(config, models).held
+    return _rollouts(config, models).weight_bytes
 
 
 def _rollouts(config: Config, models: Models) -> decoding.Decoder:

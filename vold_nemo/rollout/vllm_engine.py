@@ -246,13 +246,13 @@ class VLLMEngine:
         engine.reset_prefix_cache()
         engine.reset_encoder_cache()
         self._streamed = arrivals.names
-        held = self.held(part, totals=True)
-        arrivals.check_finite(held)
+        live = self.fingerprints(part, totals=True)
+        arrivals.check_finite(live)
         self.version = version
-        return LoadReport(arrivals.bytes, time.perf_counter() - began, held, version)
+        return LoadReport(arrivals.bytes, time.perf_counter() - began, live, version)
 
     @torch.no_grad()
-    def held(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
+    def fingerprints(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
         """As in :class:`TransformersEngine`, over what is read back from vLLM's live parameters (``vllm_weights.py``)."""
         sent: dict[str, list[str]] = {}
         for name, held in self._streamed.items():
@@ -265,7 +265,7 @@ class VLLMEngine:
     def sleep(self) -> None:
         """Weights to host memory, the key-value cache given up (vLLM's level 1: level 2 has lost buffers, vLLM #29341)."""
         if self._awake:
-            self._slept_on, self._awake = self.held().checksum(), False
+            self._slept_on, self._awake = self.fingerprints().checksum(), False
             if self._sleeps:
                 self._llm.sleep(level=1)
                 self._cache_awake = False
@@ -278,7 +278,7 @@ class VLLMEngine:
             if self._sleeps:
                 self._llm.wake_up(WEIGHTS)
             self._awake = True
-            if self.held().checksum() != self._slept_on:
+            if self.fingerprints().checksum() != self._slept_on:
                 self.version = None
                 raise RuntimeError("the rollout engine's weights changed while it slept: load() them anew")
 

@@ -33,7 +33,7 @@ def _all_gather(mine) -> list:
     return found
 
 
-class SharedScorer:
+class NodeScorer:
     """Construction and :meth:`score` are collective over the world (one object all-gather each); the rest is local.
 
     Raises:
