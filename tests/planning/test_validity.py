@@ -16,11 +16,11 @@ from vold_nemo.planning.validity import Pending, findings, planned_world
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    from vold_nemo.miniature.random_models import write_random_student, write_random_teacher
+    from vold_nemo.miniature.random_models import TINY_TEACHER, write_random_student, write_random_teacher
 
     folder = tmp_path_factory.mktemp("world")
     write_random_student(folder / "base")  # 2 layers, 4 heads
-    write_random_teacher(folder / "teacher", layers=1)
+    write_random_teacher(folder / "teacher", dataclasses.replace(TINY_TEACHER, layers=1))
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vold_nemo.config import ConfigError, DatasetConfig, PromptFieldsConfig
 from vold_nemo.data.prompts import load_prompts
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import load_tokenizer, render_prompt
-from vold_nemo.miniature.random_models import write_questions, write_random_student, write_random_teacher
+from vold_nemo.miniature.random_models import TINY, write_questions, write_random_student, write_random_teacher
 from vold_nemo.rollout.engine import EnginePrompt, Sampling
 from vold_nemo.rollout.sync import FingerprintedStream
 from vold_nemo.rollout.transformers_engine import TransformersEngine
@@ -25,7 +26,7 @@ from vold_nemo.rollout.transformers_engine import TransformersEngine
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("engines")
     write_random_student(root / "tied")
-    write_random_student(root / "untied", tied=False, seed=3)
+    write_random_student(root / "untied", replace(TINY, tied=False), seed=3)
     write_random_teacher(root / "qwen3")
     write_random_qwen3_vl(root / "qwen3_vl", like=root / "tied")
     write_questions(root / "text.jsonl", count=9)

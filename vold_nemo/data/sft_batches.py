@@ -40,7 +40,6 @@ def sft_batch(
     pack_length: int | None = None,
     sequence_multiple: int = 1,
     pad_multiple: int = 1,
-    pad_id: int = 0,
 ) -> SFTBatch:
     """Cut the global batch ``indices`` and collate the share of ``data_rank``; a pure function, no collectives.
 
@@ -69,8 +68,8 @@ def sft_batch(
     def collated(rows: list[int], length: int) -> MicroBatch:
         traces = [(examples[i].ids, examples[i].prompt_length) for i in rows]
         if pack_length is None:
-            return collate(traces, rows=rows, length=length, pad_id=pad_id)
-        return pack(traces, rows=rows, multiple=sequence_multiple, length=length, pad_id=pad_id)
+            return collate(traces, rows=rows, length=length)
+        return pack(traces, rows=rows, multiple=sequence_multiple, length=length)
 
     trained = sum(examples[i].response_length for i in indices)
     tokens = sum(len(examples[i].ids) for i in indices)

@@ -22,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from vold_nemo.config import ConfigError, MiniatureConfig
+from vold_nemo.config.writing import replace_text
 
 RECIPE = 3  # raise it when lessons, cards, tokenizer or training change: worlds on disk are then made again
 PIECES = ("teacher", "base", "data")
@@ -89,7 +90,7 @@ def make(piece: str, path: str, settings: dict, bar: int = 0) -> float:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     seconds = time.monotonic() - begin
-    stamp.write_text(json.dumps({"settings": settings, "seconds": round(seconds, 1)}, indent=2) + "\n")
+    replace_text(stamp, json.dumps({"settings": settings, "seconds": round(seconds, 1)}, indent=2) + "\n")
     return seconds
 
 
