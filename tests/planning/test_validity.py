@@ -10,7 +10,8 @@ from vold_nemo.config import BetaConfig, Config, ConfigError
 from vold_nemo.config.compose import HydraArguments, compose
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.megatron.parallel import launch
-from vold_nemo.planning.resolved import describe, parameters
+from vold_nemo.planning.allocation import parameter_count
+from vold_nemo.planning.resolved import describe
 from vold_nemo.planning.validity import Pending, findings, planned_world
 
 
@@ -195,7 +196,7 @@ def test_parameters_are_those_in_the_checkpoint(world, model):
         count = sum(
             file.get_tensor(name).size for name in file.keys() if "visual" not in name  # noqa: SIM118
         )
-    assert parameters(architecture.read(world / model)) == count
+    assert parameter_count(architecture.read(world / model)) == count
 
 
 def test_the_plan_counts_micro_batches_and_dummies(configured):

@@ -119,6 +119,12 @@ def stage_parameters(arch: Architecture, at: Placement, padded: int) -> list[Par
     return found
 
 
+@functools.lru_cache(4096)
+def parameter_count(arch: Architecture) -> int:
+    """Parameters of the language backbone."""
+    return sum(parameter.numel for parameter in stage_parameters(arch, Placement(1, 1, 1, 0), arch.vocabulary))
+
+
 def bucket_ranges(parameters: list[Parameter], data: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(buckets, parameters) as element ranges of the distributed optimizer's buffer, which runs from the last parameter back.
 

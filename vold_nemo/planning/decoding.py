@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning import activations
-from vold_nemo.planning.allocation import BYTES
+from vold_nemo.planning.allocation import BYTES, parameter_count
 from vold_nemo.planning.rates import rates
 
 GIB = 1 << 30
@@ -51,16 +51,17 @@ class Decoder:
         return tokens * 2 * self.arch.layers * groups * self.arch.head_dim * self.size
 
 
-def of_traces(config: Config, trace_writer: Architecture, weights: int) -> Decoder:
+def of_traces(config: Config, trace_writer: Architecture) -> Decoder:
     size, vllm = BYTES[trace_precision(config)], config.traces.engine == "vllm"
     return Decoder(
-        trace_writer, weights, size, config.traces.batch, config.traces.tensor_parallel if vllm else 1,
+        trace_writer, parameter_count(trace_writer), size, config.traces.batch, config.traces.tensor_parallel if vllm else 1,
         config.traces.memory_share if vllm else None, besides=int(config.plan.reserve_gib * GIB),
     )  # fmt: skip
 
 
-def of_rollouts(config: Config, student: Architecture, weights: int, vision: int = 0) -> Decoder:
-    vllm, batch, size = config.rollout.vllm, config.rollout.batch, BYTES[config.precision]
+def of_rollouts(config: Config, student: Architecture, vision: int = 0) -> Decoder:
+    vllm, batch = config.rollout.vllm, config.rollout.batch
+    weights, size = parameter_count(student), BYTES[config.precision]
     if config.rollout.engine != "vllm":
         return Decoder(student, weights, size, batch, vision=vision)
     tensor = vllm.tensor_parallel  # ranks in a row bring their batches together

@@ -33,6 +33,8 @@ from vold_nemo.planning.decoding import GIB
 from vold_nemo.planning.residency import here
 from vold_nemo.planning.values import EXACT
 
+SUMMED = (*EXACT, "vopd")  # estimators that sum over the vocabulary; vopd only to centre its coefficient
+
 
 @dataclass(frozen=True)
 class Models:
@@ -43,9 +45,6 @@ class Models:
     vision: int  # parameters of the student's vision tower
     trace_writer: Architecture  # the teacher, with or without a KL
     more: tuple[Architecture, ...] = ()  # the named teachers, where there are several
-
-    def parameters(self, which: Architecture) -> int:
-        return allocation.frozen(which, Placement(1, 1, 1, 0), which.vocabulary, "bf16").elements
 
     @property
     def teachers(self) -> tuple[Architecture, ...]:
@@ -79,10 +78,10 @@ def numerics(config: Config) -> Numerics:
     return Numerics(BYTES[config.precision], on_cuda(config))
 
 
-def teacher_precision(config: Config, teacher: Architecture) -> Precision:
-    """How stage 2 holds the teacher on the cluster's GPUs."""
+def teacher_precision(config: Config, one: TeacherConfig, arch: Architecture) -> Precision:
+    """How stage 2 holds a teacher on the cluster's GPUs."""
     hardware = precision.of_cluster(config.device, config.cluster.compute_capability)
-    return precision.choose(config.teacher, config.precision, hardware, teacher, config.parallel.tensor)
+    return precision.choose(one, config.precision, hardware, arch, config.parallel.tensor)
 
 
 def reserve(config: Config) -> dict[str, int]:
@@ -108,7 +107,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
 
 
 def _traces(config: Config, models: Models) -> Phase:
-    engine = decoding.of_traces(config, models.trace_writer, models.parameters(models.trace_writer))
+    engine = decoding.of_traces(config, models.trace_writer)
     prompt = config.plan.prompt_tokens if engine.share is None else config.traces.max_prompt_tokens
     rows = config.traces.batch * config.traces.samples_per_prompt
     parts = decoding.memory(engine, rows, prompt + config.traces.max_tokens, capacity(config), reserve(config))
@@ -126,7 +125,7 @@ def _export(config: Config, models: Models, stage: str) -> Phase:
     parts = {"parameters": held, "gathered": gathered}
     if config.export.verify:
         whole = allocation.frozen(student, at, padded_vocabulary([student.vocabulary], 1), config.precision)
-        parts = {"parameters": whole.parameters, "engine": size * (models.parameters(student) + models.vision)}
+        parts = {"parameters": whole.parameters, "engine": size * (allocation.parameter_count(student) + models.vision)}
     return Phase(stage, "export", at, parts | reserve(config))
 
 
@@ -192,7 +191,8 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
     count = max(1, -(-update // tokens.count))
     stash, width = {}, 0
     if teacher is not None:
-        width, size = max(arch.hidden for arch in models.teachers), BYTES[teacher_precision(config, teacher).dtype]
+        width = max(arch.hidden for arch in models.teachers)
+        size = BYTES[teacher_precision(config, config.teacher, teacher).dtype]
         if at.is_last:
             split = at.tensor if config.parallel.sequence else 1
             stash = {"hidden states": size * update * width // split}
@@ -212,7 +212,7 @@ def engine_weights(config: Config, models: Models) -> int:
 
 
 def _rollouts(config: Config, models: Models) -> decoding.Decoder:
-    return decoding.of_rollouts(config, models.student, models.parameters(models.student), models.vision)
+    return decoding.of_rollouts(config, models.student, models.vision)
 
 
 def rollout_cache(config: Config, models: Models, rows: int, length: int) -> int:
@@ -236,7 +236,7 @@ def _scoring_width(teacher: Architecture, at: Placement) -> int:
 def scorers(config: Config, models: Models) -> Iterator[tuple[TeacherConfig, Architecture, Precision]]:
     """Each teacher that scores rollouts, with its shape and how it is held."""
     for one, arch in zip((config.teacher, *config.teachers.values()), models.teachers, strict=True):
-        yield one, arch, teacher_precision(replace(config, teacher=one), arch)
+        yield one, arch, teacher_precision(config, one, arch)
 
 
 def teachers_weights(config: Config, models: Models, at: Placement, padded: int) -> list[int]:
@@ -310,7 +310,7 @@ def _work(
     added = activations.layer_backward(arch, tokens, at.tensor, how)
     behind = added + activations.recomputed(arch, tokens, parallel, how)
     if at.is_last:
-        exact = heads.teacher_hidden > 0 and config.objective.kl.estimator in EXACT
+        exact = heads.teacher_hidden > 0 and config.objective.kl.estimator in SUMMED
         loss = activations.objective(
             heads, tokens.count, config.objective.chunk_tokens, how, gathered=parallel.sequence, exact=exact
         )

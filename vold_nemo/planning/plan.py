@@ -141,7 +141,7 @@ def _engine_findings(config: Config, models: Models, gpus: int) -> list[ConfigEr
     if gpus % tensor or arch.heads % tensor:
         allowed = f"a divisor of the {gpus} GPUs of stage 2 and of the student's {arch.heads} heads"
         errors.append(ConfigError("rollout.vllm.tensor_parallel", tensor, allowed, "lower it, or change cluster.gpus.vold"))
-    engine = decoding.of_rollouts(config, arch, models.parameters(arch), models.vision)
+    engine = decoding.of_rollouts(config, arch, models.vision)
     room, longest = engine.room(memory.capacity(config)), engine.cache_bytes(vllm.max_length or arch.max_positions)
     if room is not None and room < longest:
         key, value = "rollout.vllm.memory_share", vllm.memory_share

@@ -40,4 +40,5 @@ def leaving(config: Config) -> frozenset[str]:
 
 def here(config: Config, phase: str, sizes: dict[str, int]) -> dict[str, int]:
     """Of ``sizes``, bytes by holder, what is on the device in ``phase``."""
-    return {name: size for name, size in sizes.items() if name not in leaving(config) or name in NEEDS[phase]}
+    gone = leaving(config) - NEEDS[phase]
+    return {name: size for name, size in sizes.items() if name not in gone}

@@ -70,7 +70,7 @@ def forward_flops(arch: Architecture, tokens: float, context: float) -> float:
 def _trace_seconds(config: Config, models: Models, gpus: int) -> float:
     limit = config.data.trace_prompts.limit if config.data.trace_prompts is not None else config.data.prompts.limit
     prompts = min(config.plan.trace_prompts, limit or config.plan.trace_prompts)
-    engine = decoding.of_traces(config, models.trace_writer, models.parameters(models.trace_writer))
+    engine = decoding.of_traces(config, models.trace_writer)
     each = -(-prompts * config.traces.samples_per_prompt // max(1, gpus // engine.tensor))
     prefill = forward_flops(models.trace_writer, each * config.plan.prompt_tokens, config.plan.prompt_tokens)
     return decoding.seconds(config, engine, each, config.plan.trace_tokens, config.traces.max_tokens, prefill)
@@ -151,7 +151,7 @@ def shares(config: Config, rate: float) -> tuple[float, float]:
 def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     plan, vold, student = config.plan, config.vold, models.student
     sampled = vold.prompts_per_step * config.rollout.samples_per_prompt
-    engine = decoding.of_rollouts(config, student, models.parameters(student), models.vision)
+    engine = decoding.of_rollouts(config, student, models.vision)
     each = -(-sampled // max(1, gpus // engine.tensor))
     prefill = forward_flops(student, each * plan.prompt_tokens, plan.prompt_tokens)
     found = {"generate": decoding.seconds(config, engine, each, plan.response_tokens, config.rollout.max_tokens, prefill)}
@@ -170,7 +170,7 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     if vold.updates_per_step > 1:  # log-probs of the weights that sampled: one forward pass more
         train["compute"] *= 4 / 3
     found["train"] = sum(train.values())
-    weights = BYTES[config.precision] * models.parameters(student)
+    weights = BYTES[config.precision] * allocation.parameter_count(student)
     found["sync"] = weights / bandwidth(config, config.parallel.tensor * config.parallel.pipeline)
     if moved := _moved(config, models, gpus):
         found["offload"] = moved / (rates(config).host_gbs * 1e9 * plan.network_efficiency)
