@@ -33,7 +33,7 @@ from vold_nemo.planning.decoding import GIB
 from vold_nemo.planning.residency import here
 from vold_nemo.planning.values import EXACT
 
-SUMMED = (*EXACT, "vopd")  # estimators that sum over the vocabulary; vopd only to centre its coefficient
+SUMMING = (*EXACT, "vopd")  # estimators that sum over the vocabulary; vopd only to centre its coefficient
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _work(
     added = activations.layer_backward(arch, tokens, at.tensor, how)
     behind = added + activations.recomputed(arch, tokens, parallel, how)
     if at.is_last:
-        exact = heads.teacher_hidden > 0 and config.objective.kl.estimator in SUMMED
+        exact = heads.teacher_hidden > 0 and config.objective.kl.estimator in SUMMING
         loss = activations.objective(
             heads, tokens.count, config.objective.chunk_tokens, how, gathered=parallel.sequence, exact=exact
         )
