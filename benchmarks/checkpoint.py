@@ -48,14 +48,14 @@ def measure(path: str, folder: str, settings: dict) -> dict:
 
     arch = architecture.read(path)
     layout = parallel.initialize(settings["tensor"], 1, seed=0, device="cpu")
-    padded = build.padded_vocabulary([arch.vocabulary], settings["tensor"])
+    padded = architecture.padded_vocabulary([arch.vocabulary], settings["tensor"])
     model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=torch.float32)
     weights.load_hf(model, arch, layout, path)
     options = OptimizerConfig(learning_rate=1e-5)
     model = training.wrap_ddp(model, distributed_optimizer=False)
     optimizer, schedule = build_optimizer(options, model), LearningRate(options, 1000)
     ids = torch.randint(0, arch.vocabulary, (1, settings["tokens"]))
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "layout": layout, "keep": 1}
+    state, newest = loading.TrainingState(model, optimizer, schedule, layout), loading.Retention(1)
 
     def forward(stage, ids):
         hidden = stage(ids, torch.arange(ids.size(1)).expand_as(ids), None)
@@ -75,12 +75,12 @@ def measure(path: str, folder: str, settings: dict) -> dict:
             dist.barrier()
             if number % 2:
                 began = time.perf_counter()
-                saving.write(folder, number, **state)
+                saving.write(folder, number, state, retention=newest)
                 seconds["at_once"].append(time.perf_counter() - began)
                 seconds["step"].append(step())
                 continue
             began = time.perf_counter()
-            writer.save(folder, number, wait=False, **state)
+            writer.save(folder, number, state, wait=False, retention=newest)
             seconds["waited"].append(time.perf_counter() - began)
             seconds["step_with"].append(step())
             writer.settle()

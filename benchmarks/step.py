@@ -29,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +163,7 @@ def measure(s: dict) -> list[dict]:
     import torch
 
     from vold_nemo.megatron import cpu, parallel
-    from vold_nemo.miniature.random_models import write_random_student, write_random_teacher
+    from vold_nemo.miniature.random_models import TINY, write_random_student, write_random_teacher
     from vold_nemo.models import vold
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 
@@ -170,13 +171,10 @@ def measure(s: dict) -> list[dict]:
     cpu.enable()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_random_student(
-            folder / "student", layers=s["layers"], hidden=s["hidden"], ffn=4 * s["hidden"], rows=s["rows"]
-        )
-        write_random_teacher(
-            folder / "teacher", layers=s["teacher_layers"], hidden=s["teacher_hidden"], head_dim=s["teacher_hidden"] // 4,
-            ffn=4 * s["teacher_hidden"], rows=s["rows"],
-        )  # fmt: skip
+        student, hidden = replace(TINY, layers=s["layers"], hidden=s["hidden"], ffn=4 * s["hidden"]), s["teacher_hidden"]
+        teacher = replace(TINY, layers=s["teacher_layers"], hidden=hidden, head_dim=hidden // 4, ffn=4 * hidden)
+        write_random_student(folder / "student", student, rows=s["rows"])
+        write_random_teacher(folder / "teacher", teacher, rows=s["rows"])
         engine = TransformersEngine(
             folder / "student", device=torch.device("cpu"), batch=s["prompts"] * s["samples"], dtype=torch.float32,
             stop_ids=(1,),

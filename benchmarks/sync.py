@@ -29,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ DEFAULTS = {
 
 def write_checkpoint(path: Path, settings: dict) -> None:
     from tests.megatron import tiny
-    from vold_nemo.miniature.random_models import write_random_student
+    from vold_nemo.miniature.random_models import TINY, write_random_student
 
     hidden, layers, rows = settings["hidden"], settings["layers"], settings["rows"]
     if settings.get("experts"):
@@ -54,10 +55,11 @@ def write_checkpoint(path: Path, settings: dict) -> None:
             num_experts=settings["experts"], moe_intermediate_size=hidden * 3 // 8,
         )  # fmt: skip
         return
-    write_random_student(
-        path, hidden=hidden, layers=layers, heads=hidden // 64, kv_heads=max(settings["tensor"], hidden // 256),
-        ffn=hidden * 11 // 4, rows=rows,
+    shape = replace(
+        TINY, hidden=hidden, layers=layers, heads=hidden // 64, kv_heads=max(settings["tensor"], hidden // 256),
+        ffn=hidden * 11 // 4,
     )  # fmt: skip
+    write_random_student(path, shape, rows=rows)
 
 
 class PlainMemory:

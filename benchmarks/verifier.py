@@ -23,7 +23,7 @@ import psutil
 from benchmarks.answer_mix import answers
 from vold_nemo.config import RewardConfig
 from vold_nemo.rewards import Scorer
-from vold_nemo.rewards.registry import questions_in, resolve
+from vold_nemo.rewards.registry import comparisons_in, resolve
 
 MIXES = {
     "orz": "keys as in orz-57k",
@@ -53,7 +53,7 @@ def measure(scorer: Scorer, verifier: str, pairs: list[tuple[str, str]]) -> dict
 
 def asked(pairs: list[tuple[str, str]]) -> float:
     """Share of the answers that are put to a worker: neither decided here nor asked before."""
-    found = {question for pair in pairs for question in questions_in(resolve("math").read(*pair))}
+    found = {comparison for pair in pairs for comparison in comparisons_in(resolve("math").read(*pair))}
     return len(found) / len(pairs)
 
 

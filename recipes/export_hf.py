@@ -41,7 +41,7 @@ def main(config: Config) -> None:
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
 
     def loaded(folder: Path):
-        padded = build.padded_vocabulary([arch.vocabulary], layout.tensor)
+        padded = architecture.padded_vocabulary([arch.vocabulary], layout.tensor)
         model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=dtype, trainable=False)
         sharded.load_model(model, folder)
         return model

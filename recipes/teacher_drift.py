@@ -36,13 +36,13 @@ def main(config: Config) -> None:
     tokenizer = load_tokenizer(config.vold.start)
     layout = parallel.initialize_from(config)
     model = MegatronVOLDModel(OmegaConf.structured(config))
-    shared = dict(padded_vocabulary=model.padded_vocabulary, student_precision=config.precision)
-    fp8 = Teacher(config.teacher, layout, **shared)
+    both = dict(padded_vocabulary=model.padded_vocabulary, student_precision=config.precision)
+    fp8 = Teacher(config.teacher, layout, **both)
     if fp8.precision.recipe is None:
         raise ConfigError("teacher.precision", fp8.precision.describe(), "a teacher in FP8",
                           "set teacher.precision=fp8, without FP8 hardware with teacher.fp8.backend=emulated")
     plain = dataclasses.replace(config.teacher, precision="bf16", fp8=dataclasses.replace(config.teacher.fp8, backend="te"))
-    bf16 = Teacher(plain, layout, **shared)
+    bf16 = Teacher(plain, layout, **both)
     adopted, contract = agree(
         config, tokenizer, model.architecture.vocabulary, [config.teacher], padded=model.padded_vocabulary
     )

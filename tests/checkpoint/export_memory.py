@@ -2,33 +2,24 @@
 
     python -m tests.checkpoint.export_memory FOLDER
 
-As the recipe does in one process: from sharded weights on disk, a layer at a time.  The peak is the growth of the process's
-own memory (anonymous pages: pages of files that the kernel keeps for itself are not the process's to free).
+As the recipe does in one process: from sharded weights on disk, a layer at a time.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import re
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 
+from tests.host_memory import Peak, elsewhere
 from tests.megatron import tiny
 from vold_nemo.checkpoint import export, shard_stream, sharded
 from vold_nemo.megatron import architecture, build, parallel, tensors
 
 SHARD = 40 * 2**20
-
-
-def anonymous() -> int:
-    """Bytes of this process's anonymous memory."""
-    return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def _bytes(entry: tensors.Entry) -> bytes:
@@ -49,33 +40,19 @@ def make(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    # in a process of its own: memory that it freed would be used again here, and the growth not be seen
-    maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder,))
-    maker.start()
-    maker.join()
+    elsewhere(make, folder)
     layout = parallel.initialize(1, 1, seed=1, device="cpu")
     arch = architecture.read(folder / "source")
     build.build_layer(replace(arch, hidden=64, ffn=64), layout, 0, torch.bfloat16)  # megatron-core is imported by now
-    before, peak, running = anonymous(), 0, True
-
-    def watch():
-        nonlocal peak
-        while running:
-            peak = max(peak, anonymous() - before)
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    stream = shard_stream.stream_shards(folder / "shards", arch, layout, torch.bfloat16)
-    export.export_hf(stream, folder / "source", folder / "out", SHARD)
-    running = False
-    watcher.join()
+    with Peak() as memory:
+        stream = shard_stream.stream_shards(folder / "shards", arch, layout, torch.bfloat16)
+        export.export_hf(stream, folder / "source", folder / "out", SHARD)
     parallel.destroy()
     written, source = tensors.index(folder / "out"), tensors.index(folder / "source")
     for name, entry in source.items():
         assert _bytes(entry) == _bytes(written[name]), name
     total = sum(entry.nbytes for entry in tensors.index(folder / "out").values())
-    print(total, SHARD, peak)
+    print(total, SHARD, memory.bytes)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,9 @@ def die_writing(step: int) -> None:
 
 def main(source: str, folder: str, report: str, dies: str = "") -> None:
     parts = steps.trainer(Path(source), 2, 1)
-    model, _, layout, optimizer, schedule = parts
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "layout": layout}
+    state, layout = steps.state(parts), parts[2]
     latest = loading.find_latest(folder)
-    first = 0 if latest is None else loading.load(latest, **state)[0]
+    first = 0 if latest is None else loading.load(latest, state)[0]
 
     def say(line: dict) -> None:
         if layout.rank == 0:
@@ -41,7 +40,7 @@ def main(source: str, folder: str, report: str, dies: str = "") -> None:
         for step in range(first, steps.STEPS):
             loss, norm = steps.train(parts, step, step + 1, 1)[0]
             say({"step": step, "loss": loss, "norm": norm})
-            writer.save(folder, step + 1, wait=False, keep=1, **state)
+            writer.save(folder, step + 1, state, wait=False, retention=loading.Retention(1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class TinyModel(ModelPT):
     def __init__(self, cfg, trainer=None):
         super().__init__(cfg, trainer)
         self.arch = architecture.Architecture(**OmegaConf.to_container(cfg.architecture))
-        rows = build.padded_vocabulary([self.arch.vocabulary], LAYOUT.tensor)
+        rows = architecture.padded_vocabulary([self.arch.vocabulary], LAYOUT.tensor)
         self.model = build.build_model(self.arch, LAYOUT, padded_vocabulary=rows, dtype=torch.float32)
 
     def save_weights(self, folder):

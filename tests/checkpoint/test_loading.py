@@ -39,19 +39,15 @@ def source(tmp_path_factory):
 
 
 def _save(folder, step, parts, keep=2, extra=None):
-    from vold_nemo.checkpoint import saving
+    from vold_nemo.checkpoint import loading, saving
 
-    model, _, layout, optimizer, schedule = parts
-    return saving.write(
-        folder, step, model=model, optimizer=optimizer, schedule=schedule, layout=layout, extra=extra, keep=keep
-    )
+    return saving.write(folder, step, steps.state(parts), extra=extra, retention=loading.Retention(keep))
 
 
 def _load(path, parts):
     from vold_nemo.checkpoint import loading
 
-    model, _, layout, optimizer, schedule = parts
-    return loading.load(path, model=model, optimizer=optimizer, schedule=schedule, layout=layout)
+    return loading.load(path, steps.state(parts))
 
 
 def _draws(layout):
@@ -114,9 +110,7 @@ def _resharded(source, folder, tensor, pipeline, sequence, options):
 
     parts = steps.trainer(source, tensor, pipeline, sequence, **options)
     try:
-        model, _, layout, optimizer, schedule = parts
-        state = {"model": model, "optimizer": optimizer, "schedule": schedule, "layout": layout}
-        step, extra = loading.load(loading.find_latest(folder), reshard=True, **state)
+        step, extra = loading.load(loading.find_latest(folder), steps.state(parts), reshard=True)
         assert step == 2 and extra["position"] == [2, "epoch"]
         return steps.train(parts, 2, 4, 1)
     finally:

@@ -10,6 +10,8 @@ from tests.megatron import steps, tiny
 from tests.megatron.limited import little_room
 from vold_nemo.checkpoint import loading, saving
 
+ALL = loading.Retention(9)
+
 LAYOUTS = {  # name: world, tensor, pipeline, options
     "tp2pp2": (4, 2, 2, {}),
     "dp2 distributed bf16": (2, 1, 1, {"distributed": True, "dtype": torch.bfloat16}),
@@ -21,11 +23,6 @@ def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("qwen2")
     tiny.save("qwen2", path, tied=True)
     return path
-
-
-def _state(parts, **more) -> dict:
-    model, _, layout, optimizer, schedule = parts
-    return {"model": model, "optimizer": optimizer, "schedule": schedule, "layout": layout, "keep": 9, **more}
 
 
 def _held_back(gate: threading.Event):
@@ -48,9 +45,9 @@ def _written_behind_two_steps(source, folder, tensor, pipeline, options):
     saving.Snapshot.write = _held_back(gate)
     try:
         steps.train(parts, 0, 2, 1)
-        saving.write(folder / "at_once", 2, **_state(parts))
+        saving.write(folder / "at_once", 2, steps.state(parts), retention=ALL)
         with saving.Writer(later=True) as writer:
-            writer.save(folder / "behind", 2, wait=False, **_state(parts))
+            writer.save(folder / "behind", 2, steps.state(parts), wait=False, retention=ALL)
             steps.train(parts, 2, 4, 1)
             while_training = loading.find_latest(folder / "behind")
             gate.set()
@@ -81,15 +78,15 @@ def _no_room_in_the_thread(source, folder, limit, full):
     there = []
     try:
         with saving.Writer(later=True) as writer:
-            writer.save(folder, 1, wait=False, **_state(parts))
+            writer.save(folder, 1, steps.state(parts), wait=False, retention=ALL)
             writer.settle()
             with little_room(limit if parts[2].rank == full else None):
-                writer.save(folder, 2, wait=False, **_state(parts))
+                writer.save(folder, 2, steps.state(parts), wait=False, retention=ALL)
                 writer.settle()
             there.append(sorted(path.name for path in Path(folder).iterdir()))
             with little_room(limit if parts[2].rank == full else None), pytest.raises(saving.CheckpointNotWritten):
-                writer.save(folder, 3, wait=True, **_state(parts))
-            writer.save(folder, 4, wait=False, **_state(parts))
+                writer.save(folder, 3, steps.state(parts), wait=True, retention=ALL)
+            writer.save(folder, 4, steps.state(parts), wait=False, retention=ALL)
         return [*there, loading.find_latest(folder).name]
     finally:
         parallel.destroy()
@@ -116,8 +113,8 @@ def _surprised(source, folder):
     saving.Snapshot._write_own = bug
     try:
         with saving.Writer(later=True) as writer:
-            writer.save(folder, 1, wait=False, **_state(parts))
-            writer.save(folder, 2, wait=True, **_state(parts))
+            writer.save(folder, 1, steps.state(parts), wait=False, retention=ALL)
+            writer.save(folder, 2, steps.state(parts), wait=True, retention=ALL)
     except Exception as error:
         return type(error).__name__, str(error), loading.find_latest(folder).name
     finally:
@@ -139,7 +136,7 @@ def _raises_while_its_thread_writes(source, folder):
     saving.Snapshot.write = _held_back(gate)
     try:
         with saving.Writer(later=True) as writer:
-            writer.save(folder, 1, wait=False, **_state(parts))
+            writer.save(folder, 1, steps.state(parts), wait=False, retention=ALL)
             threading.Timer(0.3, gate.set).start()
             raise ZeroDivisionError
     except ZeroDivisionError:
@@ -177,7 +174,7 @@ def _started_again_below(source, folder):
     parts = steps.trainer(source, 1, 1)
     try:
         for step in (8, 9, 3, 4, 5):
-            saving.write(folder, step, **_state(parts) | {"keep": 2})
+            saving.write(folder, step, steps.state(parts), retention=loading.Retention(2))
         return sorted(path.name for path in Path(folder).iterdir()), loading.find_latest(folder).name
     finally:
         parallel.destroy()

@@ -77,7 +77,7 @@ def share(folder, source):
     said = []
     for _ in range(2):
         try:
-            path = token_cache.shared(folder, build, rank=rank, local_rank=rank, named=lambda: fingerprint([source], {}))
+            path = token_cache.cache_folder(folder, build, rank=rank, local_rank=rank, named=lambda: fingerprint([source], {}))
             said.append([example.ids.tolist() for example in StoredExamples(path)])
         except ConfigError as error:
             said.append(str(error))

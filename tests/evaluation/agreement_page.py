@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.evaluation.cases import choice, texts
+from tests.evaluation import cases
 from vold_nemo.config import RewardConfig
 from vold_nemo.evaluation.benchmarks.question import Question
 from vold_nemo.evaluation.scorers import read, score
@@ -37,7 +37,7 @@ def yes_or_no(theirs: list[dict]) -> list[str]:
     """The section on yes and no: how often each reads what a careful reader does, and where it does not."""
     tools, rows = list(theirs[0]), []
     agree: Counter[str] = Counter()
-    for (response, truth, right), found in zip(texts.YES_NO, theirs, strict=True):
+    for (response, truth, right), found in zip(cases.YES_NO, theirs, strict=True):
         other = {"Yes": "no", "No": "yes"}[truth]
         hand = None if right is None else truth.casefold() if right else other
         agree["here"] += read(response, Question("q", [], truth, scorer="yes_no")).extracted == hand
@@ -52,12 +52,12 @@ def yes_or_no(theirs: list[dict]) -> list[str]:
 
 def main() -> None:
     python, lmms, kit = sys.argv[1:4]
-    choices = [(r, choice.LENGTHS, letter) for r, letter in choice.CHOICE] + [
-        (r, choice.COLOURS, letter) for r, letter in choice.TEXTS
+    choices = [(r, cases.LENGTHS, letter) for r, letter in cases.CHOICE] + [
+        (r, cases.COLOURS, letter) for r, letter in cases.OPTION_TEXTS
     ]
-    cases = {"choice": [(r, options) for r, options, _ in choices], "math": [(r, t) for r, t, _ in texts.MATH],
-             "yes_no": [r for r, _, _ in texts.YES_NO]}  # fmt: skip
-    done = subprocess.run([python, str(Path(__file__).with_name("their_verdicts.py")), lmms, kit], input=json.dumps(cases),
+    asked = {"choice": [(r, options) for r, options, _ in choices], "math": [(r, t) for r, t, _ in cases.MATH],
+             "yes_no": [r for r, _, _ in cases.YES_NO]}  # fmt: skip
+    done = subprocess.run([python, str(Path(__file__).with_name("their_verdicts.py")), lmms, kit], input=json.dumps(asked),
                           capture_output=True, text=True, check=True)  # fmt: skip
     theirs = json.loads(done.stdout)
     lines = ["", "### One letter", "", f"{len(choices)} answers to questions of four options, read by hand:", ""]
@@ -86,15 +86,15 @@ def main() -> None:
     ]
     lines += [f"| answer | by hand | {' | '.join(tools)} |", "|---|---|" + "---|" * len(tools), *rows]
     mine = score(
-        [r for r, _, _ in texts.MATH],
-        [Question("q", [], t, scorer="math") for _, t, _ in texts.MATH],
+        [r for r, _, _ in cases.MATH],
+        [Question("q", [], t, scorer="math") for _, t, _ in cases.MATH],
         RewardConfig(workers=1),
     )
-    right = sum((v.reward == 1) == (hand is True) for v, (_, _, hand) in zip(mine, texts.MATH, strict=True))
+    right = sum((v.reward == 1) == (hand is True) for v, (_, _, hand) in zip(mine, cases.MATH, strict=True))
     name = "lmms-eval MathVision"
     others = [found[name] for found in theirs["math"]]
-    equal = sum((other is True) == (hand is True) for other, (_, _, hand) in zip(others, texts.MATH, strict=True))
-    lines += ["", "### Free mathematical answers", "", f"{len(texts.MATH)} answers with their keys:", ""]
+    equal = sum((other is True) == (hand is True) for other, (_, _, hand) in zip(others, cases.MATH, strict=True))
+    lines += ["", "### Free mathematical answers", "", f"{len(cases.MATH)} answers with their keys:", ""]
     lines += [
         "| rules | as by hand |",
         "|---|---|",
@@ -103,7 +103,7 @@ def main() -> None:
         "",
     ]
     lines += ["| answer | key | by hand | " + name + " |", "|---|---|---|---|"]
-    for (response, truth, hand), other in zip(texts.MATH, others, strict=True):
+    for (response, truth, hand), other in zip(cases.MATH, others, strict=True):
         if (other is True) != (hand is True):
             lines.append(f"| {short(response)} | {short(truth)} | {said(hand is True)} | {said(other)} |")
     lines += yes_or_no(theirs["yes_no"])

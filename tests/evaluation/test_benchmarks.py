@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.evaluation.cases import published
+from tests.evaluation.cases import QUIRKS, published
 from tests.evaluation.cases.published import load
-from tests.evaluation.cases.quirks import QUIRKS
 from vold_nemo.config import ConfigError, RewardConfig
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.evaluation.benchmarks.load import load_benchmark

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.evaluation.cases import choice, numbers, texts
+from tests.evaluation import cases
 from vold_nemo.config import RewardConfig
 from vold_nemo.evaluation.benchmarks.question import Question
 from vold_nemo.evaluation.scorers import SCORERS, read, score
@@ -19,27 +19,27 @@ def right_or_wrong(verdict: Verdict) -> bool | None:
     return None if verdict.extracted is None else verdict.reward == 1
 
 
-@pytest.mark.parametrize(("response", "letter"), choice.CHOICE)
+@pytest.mark.parametrize(("response", "letter"), cases.CHOICE)
 def test_a_choice_is_read_as_a_careful_reader_reads_it(response, letter):
-    verdict = read(response, question("choice", "B", options=choice.LENGTHS))
+    verdict = read(response, question("choice", "B", options=cases.LENGTHS))
     assert verdict.extracted == letter, verdict
     assert verdict.reward == (letter == "B")
 
 
-@pytest.mark.parametrize(("response", "letter"), choice.TEXTS)
+@pytest.mark.parametrize(("response", "letter"), cases.OPTION_TEXTS)
 def test_an_option_s_text_stands_for_its_letter_if_only_one_option_has_it(response, letter):
-    verdict = read(response, question("choice", "C", options=choice.COLOURS))
+    verdict = read(response, question("choice", "C", options=cases.COLOURS))
     assert verdict.extracted == letter, verdict
 
 
-@pytest.mark.parametrize(("response", "letters"), choice.LETTERS)
+@pytest.mark.parametrize(("response", "letters"), cases.LETTERS)
 def test_a_set_of_letters_counts_whole_and_in_any_order(response, letters):
     verdict = read(response, question("letters", "BD", letters="ABCDE"))
     assert verdict.extracted == letters, verdict
     assert verdict.reward == (letters == "BD")
 
 
-@pytest.mark.parametrize(("response", "truth", "precision", "tolerance", "right"), numbers.NUMBERS)
+@pytest.mark.parametrize(("response", "truth", "precision", "tolerance", "right"), cases.NUMBERS)
 def test_a_number_is_read_and_rounded_as_the_benchmark_says(response, truth, precision, tolerance, right):
     verdict = read(response, question("number", truth, precision=precision, tolerance=tolerance))
     assert right_or_wrong(verdict) is right, verdict
@@ -49,8 +49,8 @@ def test_a_number_is_read_and_rounded_as_the_benchmark_says(response, truth, pre
     ("scorer", "response", "truth", "right"),
     [
         (scorer, *case)
-        for scorer, cases in (("text", texts.TEXTS), ("list", texts.LISTS), ("yes_no", texts.YES_NO))
-        for case in cases
+        for scorer, answers in (("text", cases.TEXTS), ("list", cases.LISTS), ("yes_no", cases.YES_NO))
+        for case in answers
     ],
 )
 def test_words_lists_and_coordinates_are_compared_by_what_they_say(scorer, response, truth, right):
@@ -59,15 +59,15 @@ def test_words_lists_and_coordinates_are_compared_by_what_they_say(scorer, respo
 
 
 def test_mathematics_is_judged_by_math_verify():
-    questions = [question("math", truth) for _, truth, _ in texts.MATH]
-    verdicts = score([response for response, _, _ in texts.MATH], questions, RewardConfig(workers=1))
-    found = [(response, truth, right_or_wrong(v)) for (response, truth, _), v in zip(texts.MATH, verdicts, strict=True)]
-    assert found == texts.MATH
+    questions = [question("math", truth) for _, truth, _ in cases.MATH]
+    verdicts = score([response for response, _, _ in cases.MATH], questions, RewardConfig(workers=1))
+    found = [(response, truth, right_or_wrong(v)) for (response, truth, _), v in zip(cases.MATH, verdicts, strict=True)]
+    assert found == cases.MATH
 
 
 def test_each_family_has_its_answers():
-    families = (choice.CHOICE, choice.LETTERS, numbers.NUMBERS, texts.TEXTS, texts.LISTS, texts.MATH, texts.YES_NO)
-    assert all(len({case[0] for case in cases}) >= 40 for cases in families)
+    families = (cases.CHOICE, cases.LETTERS, cases.NUMBERS, cases.TEXTS, cases.LISTS, cases.MATH, cases.YES_NO)
+    assert all(len({case[0] for case in family}) >= 40 for family in families)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)

@@ -28,7 +28,7 @@ def built(path, tensor, pipeline, sequence=False, expert=1, precision=None, dtyp
     layout = parallel.initialize(tensor, pipeline, expert=expert, sequence=sequence, seed=1, device="cpu")
     arch = architecture.read(path)
     model = build.build_model(
-        arch, layout, padded_vocabulary=build.padded_vocabulary([arch.vocabulary], tensor), dtype=dtype,
+        arch, layout, padded_vocabulary=architecture.padded_vocabulary([arch.vocabulary], tensor), dtype=dtype,
         trainable=False, held=precision,
     )  # fmt: skip
     weights.load_hf(model, arch, layout, path)

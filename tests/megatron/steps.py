@@ -114,3 +114,11 @@ def fingerprint(model) -> dict[str, torch.Tensor]:
     from vold_nemo.megatron.training import unwrap
 
     return {name: p.detach().clone() for name, p in unwrap(model).named_parameters()}
+
+
+def state(parts):
+    """What :func:`trainer` made, as checkpoints take it."""
+    from vold_nemo.checkpoint.loading import TrainingState
+
+    model, _, layout, optimizer, schedule = parts
+    return TrainingState(model, optimizer, schedule, layout)

@@ -98,7 +98,7 @@ def test_layouts_agree_where_inputs_are_rounded_too(gloo, dense):
 @pytest.mark.parametrize("world, tensor, pipeline", [(1, 1, 1), (2, 2, 1), (2, 1, 2)])
 def test_bytes_are_the_plans_and_a_weight_takes_one(gloo, dense, recipe, world, tensor, pipeline):
     arch = architecture.read(dense)
-    padded = allocation.padded_vocabulary([arch.vocabulary], tensor)
+    padded = architecture.padded_vocabulary([arch.vocabulary], tensor)
     for stage, found, dtypes in gloo(world).run(fp8_jobs.bytes_held, dense, tensor, pipeline, recipe):
         at = Placement(tensor, pipeline, world // (tensor * pipeline), stage)
         plan = allocation.frozen(arch, at, padded, "fp8", recipe)

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from vold_nemo.config import ParallelConfig
-from vold_nemo.megatron.architecture import PUBLISHED, Architecture, check_layout, published
-from vold_nemo.megatron.build import padded_vocabulary
+from vold_nemo.megatron.architecture import PUBLISHED, Architecture, check_layout, padded_vocabulary, published
 from vold_nemo.megatron.names import hf_names, placements
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -40,7 +40,7 @@ METRICS = {10: 0.5, 20: 0.1, 30: 0.9, 40: 0.4, 50: None, 60: "nan", 70: 0.6}
     ],
 )
 def test_newest_each_so_many_steps_and_best_are_kept(tmp_path, rules, steps_kept):
-    kept = loading.retained(written(tmp_path, METRICS), **{"every": 0, "best": 0, "highest": False, **rules})
+    kept = loading.Retention(**rules).kept(written(tmp_path, METRICS))
     assert {int(path.name.removeprefix("step_")) for path in kept} == steps_kept
 
 
@@ -48,20 +48,18 @@ def _save_three(source, folder, limit):
     """Checkpoints at steps 1 and 2, one that rank 1 has no room for, and one with room again."""
     from vold_nemo.megatron import parallel
 
-    model, _, layout, optimizer, schedule = steps.trainer(source, 2, 1)
+    parts = steps.trainer(source, 2, 1)
+    state, retention = steps.state(parts), loading.Retention(1, best=1)
 
     def save(step):
-        saving.write(
-            folder, step, model=model, optimizer=optimizer, schedule=schedule, layout=layout, keep=1, keep_best=1,
-            metric={1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4}[step],
-        )  # fmt: skip
+        saving.write(folder, step, state, retention=retention, metric={1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4}[step])
 
     said = None
     try:
         save(1)
         save(2)
         try:
-            with little_room(limit if layout.rank == 1 else None):
+            with little_room(limit if state.layout.rank == 1 else None):
                 save(3)
         except saving.CheckpointNotWritten as error:
             said = str(error)

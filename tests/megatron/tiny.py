@@ -28,24 +28,16 @@ def save(kind: str, path, *, tied: bool = True, seed: int = 0, dtype: torch.dtyp
             vision_start_token_id=5, vision_end_token_id=6,
         )
         model = hf.Qwen2_5_VLForConditionalGeneration(config)
-    elif kind == "qwen3_vl":
-        text = dict(SHAPE, head_dim=16, rope_parameters=dict(rope, mrope_section=[4, 2, 2]), **ends) | changes
+    elif kind in ("qwen3_vl", "qwen3_vl_moe"):
+        name, mixture = ("Qwen3VLMoe", MIXTURE) if kind == "qwen3_vl_moe" else ("Qwen3VL", {})
+        text = dict(SHAPE, head_dim=16, rope_parameters=dict(rope, mrope_section=[4, 2, 2]), **mixture, **ends) | changes
         vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64,
                       deepstack_visual_indexes=[0], num_position_embeddings=16)
-        config = hf.Qwen3VLConfig(
+        config = getattr(hf, f"{name}Config")(
             text_config=dict(text, tie_word_embeddings=tied), vision_config=vision, tie_word_embeddings=tied,
             image_token_id=3, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6,
         )
-        model = hf.Qwen3VLForConditionalGeneration(config)
-    elif kind == "qwen3_vl_moe":
-        text = dict(SHAPE, head_dim=16, rope_parameters=dict(rope, mrope_section=[4, 2, 2]), **MIXTURE, **ends) | changes
-        vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64,
-                      deepstack_visual_indexes=[0], num_position_embeddings=16)
-        config = hf.Qwen3VLMoeConfig(
-            text_config=dict(text, tie_word_embeddings=tied), vision_config=vision, tie_word_embeddings=tied,
-            image_token_id=3, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6,
-        )
-        model = hf.Qwen3VLMoeForConditionalGeneration(config)
+        model = getattr(hf, f"{name}ForConditionalGeneration")(config)
     elif kind == "qwen3_moe":
         shape = dict(SHAPE, head_dim=16, rope_parameters=rope, tie_word_embeddings=tied, **MIXTURE, **ends)
         config = hf.Qwen3MoeConfig(**shape | changes)
@@ -80,7 +72,7 @@ def built(path, tensor, pipeline, sequence=False, dtype=torch.float32, expert=1)
 
     layout = parallel.initialize(tensor, pipeline, expert=expert, sequence=sequence, seed=1, device="cpu")
     arch = architecture.read(path)
-    rows = build.padded_vocabulary([arch.vocabulary], tensor)
+    rows = architecture.padded_vocabulary([arch.vocabulary], tensor)
     model = build.build_model(arch, layout, padded_vocabulary=rows, dtype=dtype)
     weights.load_hf(model, arch, layout, path)
     return model, arch, layout

@@ -1,11 +1,18 @@
 """The tiny random checkpoints are ordinary checkpoints."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vold_nemo.miniature.random_models import write_questions, write_random_student, write_random_teacher
+from vold_nemo.miniature.random_models import (
+    TINY,
+    TINY_TEACHER,
+    write_questions,
+    write_random_student,
+    write_random_teacher,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +24,11 @@ def student(tmp_path_factory):
 def test_random_checkpoints_load_with_plain_transformers(tmp_path, tied):
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3ForCausalLM
 
-    for write, loader in (
-        (write_random_student, Qwen2_5_VLForConditionalGeneration),
-        (write_random_teacher, Qwen3ForCausalLM),
+    for write, shape, loader in (
+        (write_random_student, TINY, Qwen2_5_VLForConditionalGeneration),
+        (write_random_teacher, TINY_TEACHER, Qwen3ForCausalLM),
     ):
-        path = write(tmp_path / loader.__name__, tied=tied)
+        path = write(tmp_path / loader.__name__, replace(shape, tied=tied))
         model, info = loader.from_pretrained(path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied

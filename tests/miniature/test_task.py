@@ -7,10 +7,10 @@ import torch
 from vold_nemo.miniature.lessons import IGNORE, Classroom, cards_batch, collate, expand_images
 from vold_nemo.miniature.random_models import write_random_student
 from vold_nemo.miniature.renderer import CELL, GLYPHS, CellBank, draw_card, draw_cell
-from vold_nemo.miniature.task import Question, draw_questions
+from vold_nemo.miniature.task import Exercise, draw_exercises
 from vold_nemo.miniature.tokenizer import IM_END, VOCABULARY, build_tokenizer
 
-EXAMPLE = Question(digits=(2, 9, 6, 4, 8), operators=("+", "-", "-", "+"), fillers=("now",))
+EXAMPLE = Exercise(digits=(2, 9, 6, 4, 8), operators=("+", "-", "-", "+"), fillers=("now",))
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +46,20 @@ def test_prompts_are_the_documented_ones(tokenizer):
 
 
 def test_a_text_term_and_its_card_have_equal_token_counts(tokenizer):
-    for question in draw_questions(20, "equal counts"):
+    for question in draw_exercises(20, "equal counts"):
         cards = expand_images(ids_of(tokenizer, question.image_prompt()), [len(term) for term in question.terms])
         assert len(cards) == len(ids_of(tokenizer, question.text_prompt()))
 
 
 def test_no_token_of_a_question_is_unknown(tokenizer):
-    for question in draw_questions(200, "unknown"):
+    for question in draw_exercises(200, "unknown"):
         for ids in (ids_of(tokenizer, question.text_prompt()), tokenizer(question.trace())["input_ids"]):
             assert tokenizer.unk_token_id not in ids
     assert len(tokenizer) == len(set(VOCABULARY)) == 53
 
 
 def test_results_equal_python_arithmetic_modulo_ten():
-    for question in draw_questions(300, "arithmetic"):
+    for question in draw_exercises(300, "arithmetic"):
         expression = str(question.digits[0])
         for term, result in zip(question.terms[1:], question.results, strict=True):
             expression = f"({expression}{term.replace('×', '*')})"
@@ -67,10 +67,10 @@ def test_results_equal_python_arithmetic_modulo_ten():
 
 
 def test_splits_share_no_question_and_streams_are_reproducible():
-    rows = {split: {q.row() for q in draw_questions(3000, "splits", split)} for split in ("train", "dev", "test")}
+    rows = {split: {q.row() for q in draw_exercises(3000, "splits", split)} for split in ("train", "dev", "test")}
     assert not rows["train"] & rows["test"] and not rows["train"] & rows["dev"] and not rows["dev"] & rows["test"]
-    assert draw_questions(50, "a") == draw_questions(50, "a") != draw_questions(50, "b")
-    assert {len(q.digits) for q in draw_questions(50, "a")} == {4, 5, 6}
+    assert draw_exercises(50, "a") == draw_exercises(50, "a") != draw_exercises(50, "b")
+    assert {len(q.digits) for q in draw_exercises(50, "a")} == {4, 5, 6}
 
 
 def test_glyphs_look_different():

@@ -9,10 +9,10 @@ PROMPTS = [[12 + (7 * i + j) % 40 for j in range(9 + i)] for i in range(6)]
 
 
 def teacher_of(config, layout):
-    from vold_nemo.megatron import architecture, build
+    from vold_nemo.megatron import architecture
     from vold_nemo.models.teacher import Teacher
 
-    rows = build.padded_vocabulary([architecture.read(config.teacher.path).vocabulary], layout.tensor)
+    rows = architecture.padded_vocabulary([architecture.read(config.teacher.path).vocabulary], layout.tensor)
     return Teacher(config.teacher, layout, padded_vocabulary=rows, student_precision=config.precision)
 
 

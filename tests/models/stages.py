@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from dataclasses import replace
 from pathlib import Path
 
 SAMPLES = 4
@@ -14,10 +15,16 @@ def make_world(folder: Path) -> None:
     """Tiny student, tiny teacher, questions and traces."""
     import json
 
-    from vold_nemo.miniature.random_models import write_questions, write_random_student, write_random_teacher
+    from vold_nemo.miniature.random_models import (
+        TINY,
+        TINY_TEACHER,
+        write_questions,
+        write_random_student,
+        write_random_teacher,
+    )
 
-    write_random_student(folder / "student", layers=4, heads=4, kv_heads=2)
-    write_random_teacher(folder / "teacher", layers=4, heads=4, kv_heads=2)
+    write_random_student(folder / "student", replace(TINY, layers=4))
+    write_random_teacher(folder / "teacher", replace(TINY_TEACHER, layers=4))
     write_questions(folder / "text.jsonl", count=24)
     write_questions(folder / "image.parquet", count=6, images=True)
     rows = [json.loads(line) for line in (folder / "text.jsonl").read_text().splitlines()]

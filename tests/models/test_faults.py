@@ -16,7 +16,7 @@ from tests.models.test_resume import ROOT, command, curve, environment, rank_sta
 class Attempts:
     """Runs of a recipe one after the other, each killed where the test says (see ``killed_in_phase.py``)."""
 
-    def __init__(self, world: Path, said: Path):  # noqa: F811
+    def __init__(self, world: Path, said: Path):
         self.world, self.said = world, said
         self.server = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "killed_in_phase.py")], env=environment(), text=True,
@@ -42,7 +42,7 @@ class Attempts:
 
 
 @pytest.fixture(scope="module")
-def attempts(world, tmp_path_factory):  # noqa: F811
+def attempts(world, tmp_path_factory):
     running = Attempts(world, tmp_path_factory.mktemp("attempts") / "said.txt")
     yield running
     running.server.stdin.close()
@@ -78,7 +78,7 @@ def test_a_run_killed_at_twenty_random_instants_ends_as_an_undisturbed_one(attem
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_run_folder_that_cannot_be_written_is_an_input_error(world, tmp_path):  # noqa: F811
+def test_a_run_folder_that_cannot_be_written_is_an_input_error(world, tmp_path):
     (tmp_path / "outputs").write_text("a file where a folder should be")
     done = subprocess.run(
         command(world, "sft", 1, tmp_path / "outputs"), env=environment(), capture_output=True, text=True, timeout=400
@@ -86,7 +86,7 @@ def test_a_run_folder_that_cannot_be_written_is_an_input_error(world, tmp_path):
     assert done.returncode == 2 and "outputs" in done.stderr and "can be written" in done.stderr
 
 
-def raising(world, outputs):  # noqa: F811
+def raising(world, outputs):
     from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.megatron import parallel
 
@@ -106,7 +106,7 @@ def raising(world, outputs):  # noqa: F811
         parallel.destroy()
 
 
-def test_a_rank_that_raises_or_waits_in_vain_says_where(world, tmp_path, gloo):  # noqa: F811
+def test_a_rank_that_raises_or_waits_in_vain_says_where(world, tmp_path, gloo):
     assert gloo(1).run(raising, world, tmp_path) == [("no route to rank 1", ["rank 0 of 1: step 1, phase train"])]
 
 

@@ -1,5 +1,7 @@
 """Several teachers, and teachers that leave the device: every rollout is scored by its own, bit for bit as if it stayed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,11 +14,11 @@ KL = "objective=vold_reverse"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    from vold_nemo.miniature.random_models import write_random_teacher
+    from vold_nemo.miniature.random_models import TINY_TEACHER, write_random_teacher
 
     folder = tmp_path_factory.mktemp("world")
     make_world(folder)
-    write_random_teacher(folder / "other", layers=3, hidden=32, rows=72, seed=9)
+    write_random_teacher(folder / "other", replace(TINY_TEACHER, layers=3, hidden=32), rows=72, seed=9)
     return folder
 
 

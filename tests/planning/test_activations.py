@@ -3,11 +3,12 @@
 import pytest
 
 from tests.planning.allocations import training_peak
-from vold_nemo.megatron import weights
+from vold_nemo.config import ParallelConfig
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.objective import head, softmax
-from vold_nemo.planning import activations, memory
-from vold_nemo.planning.activations import Numerics, Tokens
+from vold_nemo.planning import activations
+from vold_nemo.planning.activations import Heads, Numerics, Tokens
+from vold_nemo.planning.allocation import Placement
 
 SHAPE = dict(family="qwen3", layers=2, heads=8, kv_groups=2, head_dim=32, tied=True, qkv_bias=False, rope_theta=1e4,
              rms_eps=1e-6, max_positions=4096)  # fmt: skip
@@ -30,20 +31,19 @@ def test_peaks_are_those_of_the_tracker(gloo, case, precision, size, recompute, 
     args = (shape, tensor, sequence, precision, length, 2, chunk, estimator, recompute)
     measured = max(gloo(tensor).run(training_peak, *args), key=lambda found: found["peak"])
 
-    arch, tokens, how = Architecture(**shape), Tokens(2 * length, length), Numerics(size, fused_norms=False)
-    rows = vocabulary // tensor
-    kept = activations.saved(arch, arch.layers, tokens, tensor, sequence, True, True, how, recompute)
+    arch, tokens, how = Architecture(**shape), Tokens(2 * length, length), Numerics(size, cuda=False)
+    rows, parallel = vocabulary // tensor, ParallelConfig(tensor=tensor, sequence=sequence, recompute=recompute)
+    kept = activations.saved(arch, Placement(tensor, 1, 1, 0), tokens, parallel, how)
     loss = activations.objective(
-        hidden, rows, tokens.count, sequence, chunk, 2 * hidden, estimator == "reverse", how, cuda=False
+        Heads(rows, hidden, 2 * hidden), tokens.count, chunk, how, gathered=sequence, exact=estimator == "reverse"
     )
     behind = activations.layer_backward(arch, tokens, tensor, how)
-    again = behind + activations.recomputed(arch, tokens, tensor, sequence, how, recompute)
+    again = behind + activations.recomputed(arch, tokens, parallel, how)
     peak = max(kept + max(loss.peak, loss.kept + behind, again), activations.embedding_backward(arch, rows, 1, how))
     assert kept == pytest.approx(measured["saved"], rel=0.05)
     assert peak == pytest.approx(measured["peak"], rel=0.10)
 
 
-def test_the_plan_knows_the_stream_s_slice_and_the_objectives_blocks():
-    assert weights.SLICE["cuda"] == memory._SLICE
+def test_the_plan_knows_the_objectives_blocks():
     assert activations._CPU_BLOCK == softmax._CACHE_BYTES and activations._GPU_BLOCK == softmax._GPU_BYTES
     assert activations._HEAD_ROWS == head._ROWS

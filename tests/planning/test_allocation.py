@@ -5,7 +5,6 @@ import pytest
 from tests.megatron import tiny
 from tests.planning.allocations import allocated
 from vold_nemo.megatron import architecture
-from vold_nemo.planning import allocation
 from vold_nemo.planning.allocation import Placement, checkpoint_copy, stage_parameters, trained
 
 KINDS = {"qwen2_5_vl": True, "qwen3": False}  # kind: tied
@@ -27,7 +26,7 @@ def checkpoints(tmp_path_factory):
 def test_bytes_are_megatron_cores(gloo, checkpoints, kind, distributed, precision, tensor, pipeline, world):
     path = checkpoints / kind
     arch = architecture.read(path)
-    padded = allocation.padded_vocabulary([arch.vocabulary], tensor)
+    padded = architecture.padded_vocabulary([arch.vocabulary], tensor)
     found = gloo(world).run(allocated, str(path), tensor, pipeline, precision == "bf16", distributed)
     for stage, data_rank, tensor_rank, named, (*measured, copied, gathered) in found:
         at = Placement(tensor, pipeline, world // (tensor * pipeline), stage, data_rank)

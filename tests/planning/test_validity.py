@@ -12,17 +12,18 @@ from vold_nemo.config.compose import HydraArguments, compose
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.config.tree import value_at, values
 from vold_nemo.megatron.parallel import launch
-from vold_nemo.planning.resolved import describe, parameters
+from vold_nemo.planning.allocation import parameter_count
+from vold_nemo.planning.resolved import describe
 from vold_nemo.planning.validity import Pending, findings, planned_world
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    from vold_nemo.miniature.random_models import write_random_student, write_random_teacher
+    from vold_nemo.miniature.random_models import TINY_TEACHER, write_random_student, write_random_teacher
 
     folder = tmp_path_factory.mktemp("world")
     write_random_student(folder / "base")  # 2 layers, 4 heads
-    write_random_teacher(folder / "teacher", layers=1)
+    write_random_teacher(folder / "teacher", dataclasses.replace(TINY_TEACHER, layers=1))
     return folder
 
 
@@ -213,7 +214,7 @@ def test_parameters_are_those_in_the_checkpoint(world, model):
         count = sum(
             file.get_tensor(name).size for name in file.keys() if "visual" not in name  # noqa: SIM118
         )
-    assert parameters(architecture.read(world / model)) == count
+    assert parameter_count(architecture.read(world / model)) == count
 
 
 def test_the_plan_counts_micro_batches_and_dummies(configured):

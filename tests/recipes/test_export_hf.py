@@ -31,7 +31,7 @@ def write_run(source: str, folder: str, nemo: str) -> None:
     world = dist.get_world_size()
     layout = parallel.initialize(world, 1, seed=1, device="cpu")
     arch = architecture.read(source)
-    padded = build.padded_vocabulary([arch.vocabulary, 64], world)  # padded for a larger teacher, unlike the export's
+    padded = architecture.padded_vocabulary([arch.vocabulary, 64], world)  # padded for a larger teacher, unlike the export's
     model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=torch.float32, trainable=False)
     weights.load_hf(model, arch, layout, source)
     final = Path(folder) / "checkpoints" / "step_3"

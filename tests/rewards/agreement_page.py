@@ -2,7 +2,7 @@
 
     python -m tests.rewards.agreement_page
 
-Rows come from agreement_cases.py; a test keeps the page equal to what this writes.
+Rows come from agreement_cases.jsonl; a test keeps the page equal to what this writes.
 """
 
 from __future__ import annotations

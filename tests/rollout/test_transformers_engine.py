@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vold_nemo.config import ConfigError, DatasetConfig, PromptFieldsConfig
 from vold_nemo.data.prompts import load_prompts
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import load_tokenizer, render_prompt
-from vold_nemo.miniature.random_models import write_questions, write_random_student, write_random_teacher
+from vold_nemo.miniature.random_models import TINY, write_questions, write_random_student, write_random_teacher
 from vold_nemo.rollout.engine import EnginePrompt, Sampling
 from vold_nemo.rollout.sync import FingerprintedStream
 from vold_nemo.rollout.transformers_engine import TransformersEngine
@@ -25,7 +26,7 @@ from vold_nemo.rollout.transformers_engine import TransformersEngine
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("engines")
     write_random_student(root / "tied")
-    write_random_student(root / "untied", tied=False, seed=3)
+    write_random_student(root / "untied", replace(TINY, tied=False), seed=3)
     write_random_teacher(root / "qwen3")
     write_random_qwen3_vl(root / "qwen3_vl", like=root / "tied")
     write_questions(root / "text.jsonl", count=9)
@@ -187,11 +188,11 @@ def disk_weights(path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("tied", [True, False])
 def test_loaded_weights_answer_like_a_checkpoint_that_has_them_on_disk(folder, tmp_path, tied):
     name = "tied" if tied else "untied"
-    write_random_student(tmp_path / "other", tied=tied, seed=9)
+    write_random_student(tmp_path / "other", replace(TINY, tied=tied), seed=9)
     engine = TransformersEngine(folder / name)
     stream = FingerprintedStream(disk_weights(tmp_path / "other").items(), engine.dtype)
     report = engine.load(stream, version=4)
-    stream.confirm(report.held)
+    stream.confirm(report.fingerprints)
     prompts, sampling = prompts_of(folder, "text"), Sampling(samples=2, max_tokens=10)
     expected = TransformersEngine(tmp_path / "other").generate(prompts, sampling)
     assert engine.generate(prompts, sampling, expect_version=4) == expected
@@ -206,7 +207,7 @@ def test_loaded_weights_answer_like_a_checkpoint_that_has_them_on_disk(folder, t
 def test_a_load_casts_to_the_engine_s_dtype_and_the_fingerprints_with_it(folder):
     engine = TransformersEngine(folder / "qwen3", dtype=torch.bfloat16)
     stream = FingerprintedStream(disk_weights(folder / "qwen3").items(), torch.bfloat16)
-    stream.confirm(engine.load(stream, 1).held)
+    stream.confirm(engine.load(stream, 1).fingerprints)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_a_tied_head_on_disk_and_the_longer_names_of_newer_checkpoints_are_under
     head_first = dict(reversed(weights.items()))
     for named in (weights, newer, head_first):
         stream = FingerprintedStream(named.items(), torch.float32)
-        stream.confirm(engine.load(stream, 1).held)
+        stream.confirm(engine.load(stream, 1).fingerprints)
         engine.sleep()
         engine.wake()
 

@@ -70,7 +70,7 @@ def same_as_transformers(path, kind: str, factor: float, tensor_parallel: int = 
             largest, tokens = max(largest, probe.max), tokens + probe.tokens
     return {
         "greedy": [c.ids for c in found], "expected": [c.ids for c in wanted], "largest": largest, "tokens": tokens,
-        "checksum": engine.held().checksum(), "other": other.held().checksum(), "bytes": report.bytes,
+        "checksum": engine.fingerprints().checksum(), "other": other.fingerprints().checksum(), "bytes": report.bytes,
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ import torch
 
 from tests.vllm import engines
 from vold_nemo.config import ConfigError
-from vold_nemo.miniature.random_models import write_questions, write_random_student, write_random_teacher
+from vold_nemo.miniature.random_models import (
+    TINY,
+    TINY_TEACHER,
+    write_questions,
+    write_random_student,
+    write_random_teacher,
+)
 from vold_nemo.rollout.engine import EnginePrompt, Sampling
 from vold_nemo.rollout.sync import deliver
 
@@ -21,9 +28,9 @@ pytestmark = pytest.mark.timeout(600)  # the first batch of a process compiles f
 def folder(tmp_path_factory):
     """Heads of 32 and more: vLLM's CPU attention takes no smaller ones."""
     root = tmp_path_factory.mktemp("engines")
-    write_random_student(root / "tied", hidden=128)
-    write_random_student(root / "untied", tied=False, hidden=128, kv_heads=1, seed=3)
-    write_random_teacher(root / "qwen3", hidden=96, head_dim=32)
+    write_random_student(root / "tied", replace(TINY, hidden=128))
+    write_random_student(root / "untied", replace(TINY, tied=False, hidden=128, kv_heads=1), seed=3)
+    write_random_teacher(root / "qwen3", replace(TINY_TEACHER, hidden=96, head_dim=32))
     write_questions(root / "text.jsonl", count=6)
     write_questions(root / "image.parquet", count=6, images=True)
     return root

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vold_nemo.config import Config, DatasetConfig, PromptFieldsConfig
 from vold_nemo.evaluation.benchmark import evaluate
-from vold_nemo.miniature.random_models import write_questions, write_random_student
+from vold_nemo.miniature.random_models import TINY, write_questions, write_random_student
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,7 +37,7 @@ def second_of_two_ranks(root: Path) -> None:
 
 
 def test_one_rank_of_two_answers_its_part_as_transformers_does(tmp_path):
-    write_random_student(tmp_path / "student", hidden=128)  # vLLM's CPU attention takes no heads below 32
+    write_random_student(tmp_path / "student", replace(TINY, hidden=128))  # vLLM's CPU attention takes no heads below 32
     write_questions(tmp_path / "text.jsonl", count=6)
     write_questions(tmp_path / "image.parquet", count=6, images=True)
     evaluate(configured(tmp_path, "transformers"))

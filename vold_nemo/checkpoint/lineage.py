@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vold_nemo.config.writing import replace_text
+
 IN_RUN, IN_EXPORT = "lineage.json", "vold_lineage.json"
 _SAMPLE = 1 << 16
 
@@ -84,4 +86,4 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def write(lineage: Mapping[str, Any], file: Path) -> None:
-    file.write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_text(file, json.dumps(lineage, indent=1, ensure_ascii=False) + "\n")

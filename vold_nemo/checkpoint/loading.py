@@ -18,6 +18,7 @@ import logging
 import math
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from vold_nemo.checkpoint.sharded import load_model, load_shards, model_state, set_model
-from vold_nemo.config import ConfigError
+from vold_nemo.config import CheckpointConfig, ConfigError
 from vold_nemo.megatron.optimizer import load_state
 
 logger = logging.getLogger(__name__)
@@ -37,15 +38,39 @@ _STEP = re.compile(r"step_(\d+)$")
 OPTIMIZER_LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def retained(complete: list[Path], *, keep: int, every: int, best: int, highest: bool) -> set[Path]:
-    """Which of the ``complete`` checkpoints (newest first) stay.  The newest always does."""
-    kept = set(complete[: max(1, keep)])
-    if every:
-        kept |= {path for path in complete if step_of(path) % every == 0}
-    if best:
-        scores = {path: score for path in complete if (score := _metric(path)) is not None}
-        kept |= set(sorted(scores, key=scores.get, reverse=highest)[:best])
-    return kept
+@dataclass(frozen=True)
+class TrainingState:
+    """What steps change, and how it lies on the ranks."""
+
+    model: Any
+    optimizer: Any
+    schedule: Any
+    layout: Any
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest ``keep``, each whose step is a multiple of ``every``, and the ``best`` with the lowest
+    (``highest``: highest) metric."""
+
+    keep: int
+    every: int = 0
+    best: int = 0
+    highest: bool = False
+
+    @classmethod
+    def of(cls, config: CheckpointConfig) -> Retention:
+        return cls(config.keep, config.keep_every, config.keep_best, highest=config.metric_best == "max")
+
+    def kept(self, complete: list[Path]) -> set[Path]:
+        """Of the ``complete`` ones, newest first.  The newest always stays."""
+        kept = set(complete[: max(1, self.keep)])
+        if self.every:
+            kept |= {path for path in complete if step_of(path) % self.every == 0}
+        if self.best:
+            scores = {path: score for path in complete if (score := _metric(path)) is not None}
+            kept |= set(sorted(scores, key=scores.__getitem__, reverse=self.highest)[: self.best])
+        return kept
 
 
 def _metric(path: Path) -> float | None:
@@ -107,7 +132,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return json.loads((Path(path) / "manifest.json").read_text())
 
 
-def load(path: str | Path, *, model, optimizer, schedule, layout, reshard: bool = False) -> tuple[int, dict[str, Any]]:
+def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tuple[int, dict[str, Any]]:
     """Take up a run where :func:`saving.write` left it; returns ``(step, extra of this rank)``.  Collective.
 
     Bit for bit on the layout that wrote it; another one is a :class:`ConfigError`, unless ``reshard``: then weights, optimizer
@@ -117,26 +142,26 @@ def load(path: str | Path, *, model, optimizer, schedule, layout, reshard: bool 
     """
     path = Path(path)
     manifest = read_manifest(path)
-    before, now = {"context": 1, **manifest["layout"]}, describe_layout(layout)
+    before, now = {"context": 1, **manifest["layout"]}, describe_layout(into.layout)
     if before != now and not reshard:
         raise ConfigError(
             "parallel", now, f"{manifest['layout']}, which wrote {path}",
             "resume with that layout, or set checkpoint.reshard=true (random states start anew), or export the checkpoint and "
             "start a new run from the exported weights",
         )
-    weights = model_state(model)
+    weights = model_state(into.model)
     state = {
         "model": weights,
-        "optimizer": optimizer.sharded_state_dict(weights, is_loading=True, metadata=OPTIMIZER_LAYOUT),
+        "optimizer": into.optimizer.sharded_state_dict(weights, is_loading=True, metadata=OPTIMIZER_LAYOUT),
     }
     loaded = load_shards(state, path / "shards")
-    set_model(model, loaded["model"])
-    mine = torch.load(path / "ranks" / f"rank_{layout.rank if before == now else 0}.pt", weights_only=True)
-    load_state(optimizer, loaded["optimizer"], mine["adam_steps"])
-    schedule.load_state_dict(mine["schedule"])
+    set_model(into.model, loaded["model"])
+    mine = torch.load(path / "ranks" / f"rank_{into.layout.rank if before == now else 0}.pt", weights_only=True)
+    load_state(into.optimizer, loaded["optimizer"], mine["adam_steps"])
+    into.schedule.load_state_dict(mine["schedule"])
     if before == now:
         set_random_state(mine["random"])
-    elif layout.rank == 0:
+    elif into.layout.rank == 0:
         logger.warning("%s was written by %s and is read by %s: random states start anew", path, before, now)
     return manifest["step"], mine["extra"]
 

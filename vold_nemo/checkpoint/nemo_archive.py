@@ -62,7 +62,6 @@ def sharded_connector():
     """The class ``ShardedConnector(SaveRestoreConnector)``; importing NeMo takes seconds, so only on demand."""
     from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
     from nemo.utils.app_state import AppState
-    from omegaconf import DictConfig, OmegaConf, open_dict
 
     class ShardedConnector(SaveRestoreConnector):
         """See the module's docstring."""
@@ -80,29 +79,8 @@ def sharded_connector():
             _barrier()
             model.save_weights(stage / WEIGHTS)
             if _rank() == 0:
-                config = OmegaConf.create(OmegaConf.to_container(model.cfg, resolve=True))
-                origin = getattr(model, "lineage", {})
-                if origin:
-                    lineage.write(origin, stage / lineage.IN_RUN)
-                for key in getattr(model, "nemo_folders", ()):
-                    source = OmegaConf.select(config, key)
-                    if source is not None:
-                        _copy_small_files(Path(source), stage / FOLDERS / key, key)
-                        append_tokens(stage / FOLDERS / key, origin.get("added_tokens", ()))
-                        OmegaConf.update(config, key, f"nemo:{FOLDERS}/{key}")
-                OmegaConf.save(config, stage / CONFIG)
-                if self.pack_nemo_file:
-                    packed = path.with_name(path.name + ".part")
-                    with tarfile.open(packed, "w:") as archive:
-                        archive.add(stage, arcname=".")
-                    os.replace(packed, path)
-                    shutil.rmtree(stage)
-                else:
-                    for entry in sorted(stage.iterdir()):
-                        target = path.parent / entry.name
-                        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-                        entry.rename(target)
-                    stage.rmdir()
+                _stage_beside_weights(model, stage)
+                _pack(stage, path) if self.pack_nemo_file else _move_into(stage, path.parent)
             _barrier()
 
         def restore_from(
@@ -117,15 +95,7 @@ def sharded_connector():
             folder = Path(self.model_extracted_dir or restore_path)
             unpacked = None if folder.is_dir() else _unpack_on_each_node(folder)
             folder = unpacked or folder
-            config = override_config_path
-            if not isinstance(config, DictConfig):
-                config = OmegaConf.load(config or folder / CONFIG)
-            config = config.model if "model" in config else config
-            with open_dict(config):
-                config.pop("target", None)
-            for key, value in _leaves(config):
-                if isinstance(value, str) and value.startswith(f"nemo:{FOLDERS}/"):
-                    OmegaConf.update(config, key, str(folder / value.removeprefix("nemo:")))
+            config = _config_in(folder, override_config_path)
             if return_config:
                 return config
             calling_cls._set_model_restore_state(is_being_restored=True, folder=str(folder))
@@ -141,6 +111,54 @@ def sharded_connector():
             return instance
 
     return ShardedConnector
+
+
+def _stage_beside_weights(model, stage: Path) -> None:
+    """Configuration, lineage and the small files of the folders that the configuration names, into ``stage``."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(OmegaConf.to_container(model.cfg, resolve=True))
+    origin = getattr(model, "lineage", {})
+    if origin:
+        lineage.write(origin, stage / lineage.IN_RUN)
+    for key in getattr(model, "nemo_folders", ()):
+        source = OmegaConf.select(config, key)
+        if source is not None:
+            _copy_small_files(Path(source), stage / FOLDERS / key, key)
+            append_tokens(stage / FOLDERS / key, origin.get("added_tokens", ()))
+            OmegaConf.update(config, key, f"nemo:{FOLDERS}/{key}")
+    OmegaConf.save(config, stage / CONFIG)
+
+
+def _pack(stage: Path, archive: Path) -> None:
+    packed = archive.with_name(archive.name + ".part")
+    with tarfile.open(packed, "w:") as tar:
+        tar.add(stage, arcname=".")
+    os.replace(packed, archive)
+    shutil.rmtree(stage)
+
+
+def _move_into(stage: Path, folder: Path) -> None:
+    """What is staged takes the place of what bears its names in ``folder``."""
+    for entry in sorted(stage.iterdir()):
+        target = folder / entry.name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        entry.rename(target)
+    stage.rmdir()
+
+
+def _config_in(folder: Path, override):
+    """The model's configuration of an unpacked archive (or ``override``, a path or a DictConfig), pointing at its folders."""
+    from omegaconf import DictConfig, OmegaConf, open_dict
+
+    config = override if isinstance(override, DictConfig) else OmegaConf.load(override or folder / CONFIG)
+    config = config.model if "model" in config else config
+    with open_dict(config):
+        config.pop("target", None)
+    for key, value in _leaves(config):
+        if isinstance(value, str) and value.startswith(f"nemo:{FOLDERS}/"):
+            OmegaConf.update(config, key, str(folder / value.removeprefix("nemo:")))
+    return config
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:

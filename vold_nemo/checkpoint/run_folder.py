@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging as log
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 from vold_nemo.checkpoint import lineage
 from vold_nemo.config import LoggingConfig
-from vold_nemo.config.writing import writing
+from vold_nemo.config.writing import replace_text, writing
 
 logger = log.getLogger(__name__)
 
@@ -58,9 +57,7 @@ class Run:
         if self.rank != 0 or not self.metrics.exists():
             return
         kept = [line for line in self.metrics.read_text().splitlines() if step and _step_of(line, below=step)]
-        aside = self.metrics.with_suffix(".part")
-        aside.write_text("".join(line + "\n" for line in kept))
-        os.replace(aside, self.metrics)
+        replace_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def keep(self, origin: dict[str, Any]) -> None:
         """Write ``lineage.json``."""
@@ -133,7 +130,7 @@ def _dump(config: Any, path: Path) -> None:
     node = config if OmegaConf.is_config(config) else OmegaConf.create(config) if isinstance(config, dict) else (
         OmegaConf.structured(config)
     )
-    path.write_text(OmegaConf.to_yaml(node, resolve=True))
+    replace_text(path, OmegaConf.to_yaml(node, resolve=True))
 
 
 def _loggers(folder: Path, settings: LoggingConfig) -> list:

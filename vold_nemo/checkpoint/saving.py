@@ -1,12 +1,12 @@
 """Writing checkpoints: a snapshot while training waits, then its files, in a thread while training goes on.
 
-    write(folder, step, ...)                 both, one after the other
+    write(folder, step, state, ...)          both, one after the other
     with Writer(later=True) as writer:
-        writer.save(folder, step, ...)       training waits for the copy to host memory; the rest is the thread's
+        writer.save(folder, step, state, ...)  training waits for the copy to host memory; the rest is the thread's
 
 What a thread has to agree upon with the other ranks' threads goes through a gloo group of its own: it never meets a
 collective of training.  Files are written aside, the folder renamed when every rank's are on disk, ``latest`` moved last; a run
-that is killed at any moment leaves the checkpoint before (checkpoint.py says what lies where).
+that is killed at any moment leaves the checkpoint before (loading.py says what lies where).
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ import torch.distributed as dist
 from vold_nemo.checkpoint.loading import (
     FORMAT,
     OPTIMIZER_LAYOUT,
+    Retention,
+    TrainingState,
     complete_checkpoints,
     describe_file,
     describe_layout,
     random_state,
-    retained,
     step_of,
 )
 from vold_nemo.checkpoint.sharded import Staged, model_state
@@ -55,11 +56,11 @@ class Snapshot:
 
     Args:
         folder: of all checkpoints of the run, on storage that all ranks share.
+        state: of training, as it is now.
         extra: this rank's own state (data position, engine seed, ...): tensors, numbers, strings, lists and dicts of these,
             as ``torch.load(weights_only=True)`` reads back.
-        metric: what the manifest notes, for ``keep_best``.
-        keep, keep_every, keep_best, highest: which checkpoints stay once this one is there: the newest ``keep``, each whose
-            step is a multiple of ``keep_every``, the ``keep_best`` with the lowest (``highest``: highest) ``metric``.
+        metric: what the manifest notes, for ``retention.best``.
+        retention: which checkpoints stay once this one is there.
         later: training goes on before :meth:`write`: this rank's part is copied to host memory.
 
     Raises:
@@ -67,17 +68,16 @@ class Snapshot:
     """
 
     def __init__(
-        self, folder: str | Path, step: int, *, model, optimizer, schedule, layout, extra: dict[str, Any] | None = None,
-        metric: float | None = None, keep: int, keep_every: int = 0, keep_best: int = 0, highest: bool = False,
-        later: bool = False,
+        self, folder: str | Path, step: int, state: TrainingState, *, retention: Retention,
+        extra: dict[str, Any] | None = None, metric: float | None = None, later: bool = False,
     ):  # fmt: skip
-        self.step, self.rank = step, layout.rank
+        self.step, self.rank = step, state.layout.rank
         self.final = Path(folder) / f"step_{step}"
         self.aside = self.final.with_name(self.final.name + ".tmp")
-        self._rules = {"keep": keep, "every": keep_every, "best": keep_best, "highest": highest}
-        self._says = {"format": FORMAT, "step": step, "layout": describe_layout(layout), "metric": metric}
+        self._retention = retention
+        self._says = {"format": FORMAT, "step": step, "layout": describe_layout(state.layout), "metric": metric}
         mine = {
-            "random": random_state(), "schedule": schedule.state_dict(), "adam_steps": steps_taken(optimizer),
+            "random": random_state(), "schedule": state.schedule.state_dict(), "adam_steps": steps_taken(state.optimizer),
             "extra": extra or {},
         }  # fmt: skip
         self._mine = io.BytesIO()
@@ -85,9 +85,9 @@ class Snapshot:
         self._staged: Staged | None = None
 
         def stage() -> None:
-            weights = model_state(model)
-            state = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=OPTIMIZER_LAYOUT)}
-            self._staged = Staged(state, copied=later)
+            weights = model_state(state.model)
+            optimizer = state.optimizer.sharded_state_dict(weights, metadata=OPTIMIZER_LAYOUT)
+            self._staged = Staged({"model": weights, "optimizer": optimizer}, copied=later)
 
         self._together(self._make_room)
         self._together(stage)
@@ -145,7 +145,7 @@ class Snapshot:
         for later in [path for path in there if step_of(path) > self.step]:
             logger.warning("%s is of a step that this run, started before it, has not done: put aside", _out_of_the_way(later))
         there = [path for path in there if step_of(path) <= self.step]
-        kept = retained(there, **self._rules)
+        kept = self._retention.kept(there)
         for old in [*replaced, *(_set_aside(old) for old in there if old not in kept)]:
             shutil.rmtree(old)
 
@@ -179,9 +179,9 @@ class Snapshot:
         return [result for result, *_ in told]
 
 
-def write(folder: str | Path, step: int, **state: Any) -> Path:
+def write(folder: str | Path, step: int, state: TrainingState, **options: Any) -> Path:
     """Write ``folder/step_<step>`` and come back when it is there.  Collective.  Arguments and errors: :class:`Snapshot`."""
-    return Snapshot(folder, step, **state).write()
+    return Snapshot(folder, step, state, **options).write()
 
 
 class Writer:
@@ -216,17 +216,17 @@ class Writer:
         gone = time.monotonic() - self._began if writing else self._longest
         return max(self._longest, gone) + max(0.0, self._longest - gone)
 
-    def save(self, folder: str | Path, step: int, *, wait: bool, **state: Any) -> None:
+    def save(self, folder: str | Path, step: int, state: TrainingState, *, wait: bool, **options: Any) -> None:
         """Write a checkpoint, after the one before it is done.
 
         ``wait``: it is there when this returns, or :class:`CheckpointNotWritten` is raised, on every rank; without it, too,
-        where nothing is written later.  ``state``: as :class:`Snapshot` has it.
+        where nothing is written later.  ``options``: as :class:`Snapshot` has them.
         """
         self._join()
         if not wait:
             self._raise_surprise()
         later = self._later and not wait
-        snapshot = Snapshot(folder, step, later=later, **state)
+        snapshot = Snapshot(folder, step, state, later=later, **options)
         self._began = time.monotonic()
         if not later:
             snapshot.write()

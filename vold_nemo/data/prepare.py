@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import Config, ConfigError, DatasetConfig
+from vold_nemo.config.writing import replace_text
 from vold_nemo.data.overlap import EvaluationTable, normalised, question_key, question_text
 from vold_nemo.data.prompts import Prompt, Wanted, read_prompts
 from vold_nemo.data.rejected import Rejected
@@ -94,9 +95,7 @@ def prepare(config: Config) -> dict[str, Any]:
         left.bad = dict(folder_rejected.reasons.get(left.path, {}))
         left.rows += sum(left.bad.values())
         report["sets"][name] = {**asdict(left), "written": str(written)}
-    aside = folder / f"report.json.{os.getpid()}"
-    aside.write_text(json.dumps(report, indent=1) + "\n")
-    aside.replace(folder / "report.json")
+    replace_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report
 
 

@@ -106,12 +106,12 @@ def write(folder: Path, examples: Iterable[SFTExample], counts: TraceCounts, rej
 
 
 def stored_traces(
-    config: Config, tokenizer, shares: Sequence[bool], rejected: Path, *, rank: int, local_rank: int
+    config: Config, tokenizer, shared: Sequence[bool], rejected: Path, *, rank: int, local_rank: int
 ) -> StoredExamples:
     """The traces of ``traces.path`` as examples for the student, from ``data.cache``.  Collective over the world.
 
     Args:
-        shares: [V] whether an id means the same to student and teacher.
+        shared: [V] whether an id means the same to student and teacher.
         rejected: where the run's lines that cannot be used are listed, also those of a cache made by another run.
 
     Raises:
@@ -121,24 +121,24 @@ def stored_traces(
     options = {"max_length": config.sft.max_length, "end_ids": ends}
 
     def named() -> str:
-        known = bytes(np.asarray(shares, dtype=bool).data)
+        known = bytes(np.asarray(shared, dtype=bool).data)
         settings = {**options, **tokenizer_settings(tokenizer), "shared": hashlib.sha256(known).hexdigest()}
         return fingerprint(trace_files(source), settings)
 
     def build(folder: Path) -> None:
         counts = TraceCounts()
         bad = Rejected(rejected if rank == 0 else None, config.data.max_rejected_share)
-        found = read_traces(source, tokenizer, counts, rejected=bad, shared=shares, **options)
+        found = read_traces(source, tokenizer, counts, rejected=bad, shared=shared, **options)
         write(folder, found, counts, bad.path)
 
-    folder = shared(Path(config.data.cache), build, rank=rank, local_rank=local_rank, named=named)
+    folder = cache_folder(Path(config.data.cache), build, rank=rank, local_rank=local_rank, named=named)
     if rank == 0 and (folder / "rejected.jsonl").exists():
         rejected.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "rejected.jsonl", rejected)
     return StoredExamples(folder)
 
 
-def shared(folder: Path, build: Callable[[Path], None], *, rank: int, local_rank: int, named: Callable[[], str]) -> Path:
+def cache_folder(folder: Path, build: Callable[[Path], None], *, rank: int, local_rank: int, named: Callable[[], str]) -> Path:
     """The cache folder ``folder / named()``, made by ``build`` where it is missing; collective over the world.
 
     Rank 0 looks at the sources and builds; where a node does not see its folder (a local disk), the node's first rank builds

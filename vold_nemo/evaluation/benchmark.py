@@ -93,7 +93,7 @@ def evaluate(config: Config) -> Results | None:
 
     device = str(pick_device(config.device, launch().local_rank))
     if options.engine == "vllm":
-        from vold_nemo.rollout.vllm_engine import require_vllm
+        from vold_nemo.rollout.vllm_setup import require_vllm
 
         require_vllm("evaluate.engine")
     # a missing checkpoint is found before the first arm has answered for an hour

@@ -265,3 +265,13 @@ def check_layout(
         need(world // pipeline % parallel.expert == 0, "expert", f"a divisor of the {world // pipeline} ranks of a stage",
              "lower parallel.expert, or start more processes")
     return errors
+
+
+def padded_vocabulary(rows: list[int], tensor: int) -> int:
+    """Rows that every LM head of the run is padded to: the largest vocabulary, up to a multiple of 8 x ``tensor``.
+
+    Student and teacher share it, so that shard i of both heads covers the same ids; 8 rows are 16 bytes of bf16, which
+    matrix units ask for.
+    """
+    step = 8 * tensor
+    return -(-max(rows) // step) * step

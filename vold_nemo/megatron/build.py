@@ -22,16 +22,6 @@ from vold_nemo.megatron.parallel import Layout
 from vold_nemo.megatron.precision import Precision
 
 
-def padded_vocabulary(rows: list[int], tensor: int) -> int:
-    """Rows that every LM head of the run is padded to: the largest vocabulary, up to a multiple of 8 x ``tensor``.
-
-    Student and teacher share it, so that shard i of both heads covers the same ids; 8 rows are 16 bytes of bf16, which
-    matrix units ask for.
-    """
-    step = 8 * tensor
-    return -(-max(rows) // step) * step
-
-
 @cache
 def _model_class() -> type:
     """``GPTModel`` whose forward returns hidden states (made late: importing megatron-core takes seconds)."""
@@ -134,7 +124,7 @@ def build_model(
     if padded_vocabulary < arch.vocabulary or padded_vocabulary % layout.tensor:
         raise ConfigError("padded vocabulary", padded_vocabulary,
                           f"at least {arch.vocabulary} rows and a multiple of tensor = {layout.tensor}",
-                          "use vold_nemo.megatron.build.padded_vocabulary over all models of the run")
+                          "use vold_nemo.megatron.architecture.padded_vocabulary over all models of the run")
     cpu.enable()
     config = transformer_config(arch, layout, dtype=dtype, trainable=trainable, recompute=recompute, held=held)
     spec = _layer_spec(arch, layout, config, held)

@@ -44,7 +44,7 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def said_by(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
     """First line that a program prints; None if it is not there or fails."""
     if shutil.which(command[0]) is None:
         return None
@@ -68,7 +68,7 @@ def gpus() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        driver = said_by("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+        driver = output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
         if driver is None:
             return [Finding(NOTE, "GPU", "none visible", "the miniature runs on the CPU; in Slurm ask for --gres=gpu:N")]
         if torch.version.cuda is None:
@@ -85,7 +85,7 @@ def gpus() -> list[Finding]:
         busy = free < 0.95 * total
         follows = "memory is in use by another process" if busy else ""
         found.append(Finding(NOTE if busy else GOOD, "GPU", f"{what}, {'FP8' if fp8 else 'no FP8: a bf16 teacher'}", follows))
-    driver = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     found.append(Finding(GOOD, "CUDA", f"{torch.version.cuda}, driver {driver or 'not told'}, NCCL {nccl}"))
     return found
@@ -122,7 +122,7 @@ def apex() -> Finding:
 
 
 def slurm() -> Finding:
-    there = said_by("sinfo", "--version")
+    there = output_of("sinfo", "--version")
     if there is None and shutil.which("sinfo") is not None:
         return Finding(NOTE, "Slurm", "a client that finds no configuration", "set SLURM_CONF, or use a login node")
     if there is None:

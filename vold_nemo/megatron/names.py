@@ -26,6 +26,10 @@ from vold_nemo.megatron.architecture import HEAD, Architecture
 
 LAYER = "decoder.layers.{layer}."
 
+# Bytes of all tensor ranks' parts that a stream gathers at a time.  gloo puts them together in memory of its own, which malloc
+# keeps; NCCL does not, and asks for long messages.
+SLICE = {"cpu": 1 << 20, "cuda": 64 << 20}
+
 
 @dataclass(frozen=True)
 class Rule:

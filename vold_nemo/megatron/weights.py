@@ -18,12 +18,8 @@ from torch import Tensor
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import fp8, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture, read
-from vold_nemo.megatron.names import Block, Placement, head, placements
+from vold_nemo.megatron.names import SLICE, Block, Placement, head, placements
 from vold_nemo.megatron.parallel import Layout
-
-# Bytes of all tensor ranks' parts that are gathered at a time.  gloo puts them together in memory of its own, which malloc
-# keeps; NCCL does not, and asks for long messages.
-SLICE = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
 class _Files:
@@ -247,11 +243,11 @@ def stream_hf(
     A weight sync, which copies them anyway, then needs one bucket beyond the model: the tensors of the largest parameter
     (embedding, gate and up, a layer's packed experts) and a slice.
     """
-    held = {place.megatron: parameter.detach() for place, parameter in _held(model, arch, layout)}
-    memory = Memory(next(iter(held.values())).dtype, layout.device, reused=borrowed)
+    parameters = {place.megatron: parameter.detach() for place, parameter in _held(model, arch, layout)}
+    memory = Memory(next(iter(parameters.values())).dtype, layout.device, reused=borrowed)
     places = placements(arch, layout.tensor, model.vocab_size)
     for _, group in itertools.groupby(places, key=lambda place: place.hf):
-        yield from emit(list(group), held, arch, layout, memory, views=borrowed)
+        yield from emit(list(group), parameters, arch, layout, memory, views=borrowed)
 
 
 class Memory:
@@ -272,20 +268,21 @@ class Memory:
 
 
 def emit(
-    places: list[Placement], held: Mapping[str, Tensor], arch: Architecture, layout: Layout, memory: Memory, *, views: bool
-) -> Iterator[tuple[str, Tensor]]:
+    places: list[Placement], parameters: Mapping[str, Tensor], arch: Architecture, layout: Layout, memory: Memory, *,
+    views: bool,
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
     """The Hugging Face tensors of one placement, or of all experts that a tensor packs, on every rank.
 
-    ``held``: this rank's parameters under :attr:`Placement.megatron`.  ``views``: where a tensor lies in a parameter as it
-    is, that memory is yielded and not a copy.
+    ``parameters``: this rank's, under :attr:`Placement.megatron`.  ``views``: where a tensor lies in a parameter as it is, that
+    memory is yielded and not a copy.
     """
-    place, tensors = places[0], _everywhere(places, held, arch, layout, memory, views)
+    place, tensors = places[0], _everywhere(places, parameters, arch, layout, memory, views)
     yield from zip(place.hf, tensors, strict=True)
     if arch.tied and arch.head_on_disk and place.hf[0].endswith("embed_tokens.weight"):
         yield HEAD, tensors[0] if views else tensors[0].clone()
 
 
-def _everywhere(places, held, arch: Architecture, layout: Layout, memory: Memory, views: bool) -> list[Tensor]:
+def _everywhere(places, parameters, arch: Architecture, layout: Layout, memory: Memory, views: bool) -> list[Tensor]:
     """:func:`emit`'s tensors: put together on the owning stage, and broadcast over the pipeline."""
     place, owner = places[0], _owner(places[0], arch, layout)
     if layout.pipeline_rank != owner:
@@ -294,19 +291,19 @@ def _everywhere(places, held, arch: Architecture, layout: Layout, memory: Memory
         tensors = memory.take(place.shapes)
         for one in places:
             if _is_mine(one, arch, layout):
-                tensors[0][one.expert].copy_(held[one.megatron].t() if one.transposed else held[one.megatron])
+                tensors[0][one.expert].copy_(parameters[one.megatron].t() if one.transposed else parameters[one.megatron])
             _from_expert_rank(tensors[0][one.expert], one, arch, layout)
     elif place.expert is not None and layout.expert > 1:
         mine = _is_mine(place, arch, layout)
-        tensors = _cut(place, held[place.megatron], memory, views) if mine else memory.take(place.shapes)
+        tensors = _cut(place, parameters[place.megatron], memory, views) if mine else memory.take(place.shapes)
         for tensor in tensors:
             _from_expert_rank(tensor, place, arch, layout)
     elif place.split and layout.tensor > 1:
         tensors = memory.take(place.shapes)
-        for rank, first, rows in _slices(held[place.megatron], layout):
+        for rank, first, rows in _slices(parameters[place.megatron], layout):
             _put(rows, first, place.part(rank, layout.tensor), place.axis, tensors)
     else:
-        tensors = _cut(place, held[place.megatron], memory, views)
+        tensors = _cut(place, parameters[place.megatron], memory, views)
     if layout.pipeline > 1:
         for tensor in tensors:
             dist.broadcast(tensor, dist.get_global_rank(layout.pipeline_group, owner), group=layout.pipeline_group)

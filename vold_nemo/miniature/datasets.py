@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from vold_nemo.miniature.renderer import draw_card
-from vold_nemo.miniature.task import Question
+from vold_nemo.miniature.task import Exercise
 
 
-def write_text_questions(path: str | Path, questions: Sequence[Question], *, name: str) -> Path:
+def write_text_questions(path: str | Path, questions: Sequence[Exercise], *, name: str) -> Path:
     """JSONL with columns ``id, prompt (string), answer, domain``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def write_text_questions(path: str | Path, questions: Sequence[Question], *, nam
     return path
 
 
-def write_image_questions(path: str | Path, questions: Sequence[Question], *, name: str, seed: int) -> Path:
+def write_image_questions(path: str | Path, questions: Sequence[Exercise], *, name: str, seed: int) -> Path:
     """Parquet with columns ``id, prompt (messages), answer, images (list of PNG), domain``.
 
     ``prompt`` is a list of chat messages whose content is a list of parts, ``{"type": "image"}`` once per image; ``images``

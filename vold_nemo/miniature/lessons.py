@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vold_nemo.miniature.renderer import CellBank
-from vold_nemo.miniature.task import OPERATORS, Question, apply, draw_question, ending
+from vold_nemo.miniature.task import OPERATORS, Exercise, apply, draw_exercise, ending
 from vold_nemo.miniature.tokenizer import ENDOFTEXT, ID, IM_END, IMAGE_PAD
 
 IGNORE = -100  # label of a token without loss
@@ -48,24 +48,24 @@ class Classroom:
     def teacher(self, facts_share: float) -> Lesson:
         if self._random.random() < facts_share:
             return self._facts()
-        question = draw_question(self._random)
-        return self._lesson(question, "solve", question.trace(), images=False)
+        exercise = draw_exercise(self._random)
+        return self._lesson(exercise, "solve", exercise.trace(), images=False)
 
     def base(self, images_share: float) -> Lesson:
         """40 % transcription (3 in 4 of it sheets), 40 % facts, 20 % solve with a guess."""
         draw, images = self._random.random(), self._random.random() < images_share
         if draw < 0.4:
             return self._facts()
-        question = draw_question(self._random)
+        exercise = draw_exercise(self._random)
         if draw < 0.6:
             # Not even the first result: with it the base is taught to guess where it cannot compute yet, and whether it can
             # by the end of its few steps hangs on the rounding of the machine; SFT does not mend what it gets wrong there.
-            blanks = ["?"] * len(question.results)
-            return self._lesson(question, "solve", question.sheet(blanks) + ending(question.answer), images)
+            blanks = ["?"] * len(exercise.results)
+            return self._lesson(exercise, "solve", exercise.sheet(blanks) + ending(exercise.answer), images)
         if draw < 0.7:
-            return self._lesson(question, "read", question.row() + IM_END, images)
-        blanks = [str(self._random.randrange(10)) if self._random.random() < 0.5 else "?" for _ in question.results]
-        lesson = self._lesson(question, "sheet", question.sheet(blanks) + IM_END, images)
+            return self._lesson(exercise, "read", exercise.row() + IM_END, images)
+        blanks = [str(self._random.randrange(10)) if self._random.random() < 0.5 else "?" for _ in exercise.results]
+        lesson = self._lesson(exercise, "sheet", exercise.sheet(blanks) + IM_END, images)
         for i, blank in enumerate(blanks):
             if blank != "?":  # a digit between the terms must not disturb transcription, and is not to be predicted
                 lesson.labels[4 * i + 4] = IGNORE
@@ -78,16 +78,16 @@ class Classroom:
             operator = self._random.choice(OPERATORS)
             right = self._random.randrange(10)
             facts.append(f"{left}{operator}{right}={apply(left, operator, right)}")
-        content = " ".join(draw_question(self._random).fillers) + "\nfacts"
+        content = " ".join(draw_exercise(self._random).fillers) + "\nfacts"
         lesson = self._encode(content, "\n".join(facts) + IM_END, [])
         learned = [i for i in range(len(lesson.response)) if i % 6 == 4 or i == len(lesson.response) - 1]
         lesson.labels = [token if i in learned else IGNORE for i, token in enumerate(lesson.response)]
         return lesson
 
-    def _lesson(self, question: Question, task: str, response: str, images: bool) -> Lesson:
+    def _lesson(self, exercise: Exercise, task: str, response: str, images: bool) -> Lesson:
         if images:
-            return self._encode(question.image_prompt(task), response, question.terms)
-        return self._encode(question.text_prompt(task), response, [])
+            return self._encode(exercise.image_prompt(task), response, exercise.terms)
+        return self._encode(exercise.text_prompt(task), response, [])
 
     def _encode(self, content: str | list[dict], response: str, cells: list[str]) -> Lesson:
         messages = [{"role": "user", "content": content}]

@@ -34,7 +34,7 @@ def apply(left: int, operator: str, right: int) -> int:
 
 
 @dataclass(frozen=True)
-class Question:
+class Exercise:
     """``digits`` has k entries, ``operators`` k - 1; ``fillers`` are 0 to 2 words without meaning before the terms."""
 
     digits: tuple[int, ...]
@@ -87,25 +87,25 @@ def ending(digit: str) -> str:
     return f"\n\\boxed{{{digit}}}{IM_END}"
 
 
-def split_of(question: Question) -> str:
-    """``test``, ``dev`` (an eighth of all questions each) or ``train``, by a checksum of the terms: no question is in two."""
-    return {0: "test", 1: "dev"}.get(zlib.crc32(question.row().encode()) % 8, "train")
+def split_of(exercise: Exercise) -> str:
+    """``test``, ``dev`` (an eighth of all exercises each) or ``train``, by a checksum of the terms: none is in two."""
+    return {0: "test", 1: "dev"}.get(zlib.crc32(exercise.row().encode()) % 8, "train")
 
 
-def draw_question(generator: random.Random, split: str = "train") -> Question:
+def draw_exercise(generator: random.Random, split: str = "train") -> Exercise:
     """k uniform in 4..6, digits and operators uniform, 0 to 2 fillers; of ``split``."""
     while True:
         k = generator.randint(SHORTEST, LONGEST)
-        question = Question(
+        exercise = Exercise(
             digits=tuple(generator.randrange(10) for _ in range(k)),
             operators=tuple(generator.choice(OPERATORS) for _ in range(k - 1)),
             fillers=tuple(generator.choice(FILLERS) for _ in range(generator.randint(0, 2))),
         )
-        if split_of(question) == split:
-            return question
+        if split_of(exercise) == split:
+            return exercise
 
 
-def draw_questions(count: int, stream: str, split: str = "train") -> list[Question]:
-    """``count`` questions of a named stream: equal names give equal questions, different names independent ones."""
+def draw_exercises(count: int, stream: str, split: str = "train") -> list[Exercise]:
+    """``count`` exercises of a named stream: equal names give equal exercises, different names independent ones."""
     generator = random.Random(stream)
-    return [draw_question(generator, split) for _ in range(count)]
+    return [draw_exercise(generator, split) for _ in range(count)]

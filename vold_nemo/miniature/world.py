@@ -23,6 +23,7 @@ from pathlib import Path
 
 from vold_nemo.config import MiniatureConfig
 from vold_nemo.config.check import require
+from vold_nemo.config.writing import replace_text
 
 RECIPE = 3  # raise it when lessons, cards, tokenizer or training change: worlds on disk are then made again
 PIECES = ("teacher", "base", "data")
@@ -79,7 +80,7 @@ def make(piece: str, path: str, settings: dict, bar: int = 0) -> float:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     seconds = time.monotonic() - begin
-    stamp.write_text(json.dumps({"settings": settings, "seconds": round(seconds, 1)}, indent=2) + "\n")
+    replace_text(stamp, json.dumps({"settings": settings, "seconds": round(seconds, 1)}, indent=2) + "\n")
     return seconds
 
 
@@ -100,7 +101,7 @@ def _base(folder: Path, settings: dict, bar: int) -> None:
 
 def _data(folder: Path, settings: dict, _bar: int) -> None:
     from vold_nemo.miniature.datasets import write_image_questions, write_text_questions
-    from vold_nemo.miniature.task import draw_questions
+    from vold_nemo.miniature.task import draw_exercises
 
     # A new recipe asks new questions: none of those that it was tuned on or looked at with.
     stream = f"{settings['seed']}/{settings['recipe']}"
@@ -110,12 +111,12 @@ def _data(folder: Path, settings: dict, _bar: int) -> None:
         ("dev_text", "dev", settings["dev_questions"]),
         ("test_text", "test", settings["test_questions"]),
     ):
-        write_text_questions(folder / f"{name}.jsonl", draw_questions(count, f"{stream}/{name}", split), name=name)
+        write_text_questions(folder / f"{name}.jsonl", draw_exercises(count, f"{stream}/{name}", split), name=name)
     for name, split, count in (
         ("dev_image", "dev", settings["dev_questions"]),
         ("test_image", "test", settings["test_questions"]),
     ):
-        questions = draw_questions(count, f"{stream}/{name}", split)
+        questions = draw_exercises(count, f"{stream}/{name}", split)
         write_image_questions(folder / f"{name}.parquet", questions, name=name, seed=settings["seed"])
 
 

@@ -23,7 +23,7 @@ from vold_nemo.data.order import Order
 from vold_nemo.data.prompts import Prompt, question_text, teacher_number
 from vold_nemo.data.templates import render_prompt
 from vold_nemo.rewards import diagnose
-from vold_nemo.rewards.shared import SharedScorer
+from vold_nemo.rewards.node_scorer import NodeScorer
 from vold_nemo.rollout.engine import Completion, EnginePrompt, RolloutEngine, Sampling
 from vold_nemo.step import Step, records
 
@@ -66,7 +66,7 @@ class Sampler:
             len(prompts), config.vold.prompts_per_step, config.seed, sources=[prompt.source for prompt in prompts],
             mixture=config.data.mixture,
         )  # fmt: skip
-        self.scorer = SharedScorer(config.reward)
+        self.scorer = NodeScorer(config.reward)
         self.scorer.prepare(prompt.verifier for asked in (prompts, *validation.values()) for prompt in asked)
         for prompt in prompts if config.teachers else ():  # a name that nobody bears is found before the first step
             teacher_number(prompt, config.teachers)

@@ -55,7 +55,7 @@ class MegatronStudent(ModelPT):
         self.config = typed(cfg)
         self.layout = parallel.current()
         self.architecture = architecture.read(self.source_path())
-        self.padded_vocabulary = build.padded_vocabulary(self.vocabulary_rows(), self.layout.tensor)
+        self.padded_vocabulary = architecture.padded_vocabulary(self.vocabulary_rows(), self.layout.tensor)
         self.dtype_in_training = torch.float32 if self.config.precision == "fp32" else torch.bfloat16
         self.gpt = build.build_model(
             self.architecture, self.layout, padded_vocabulary=self.padded_vocabulary, dtype=self.dtype_in_training,
@@ -227,6 +227,10 @@ class MegatronStudent(ModelPT):
         """What the progress bar shows."""
         return f"loss {metrics['loss']:.4f}"
 
+    @property
+    def training_state(self) -> loading.TrainingState:
+        return loading.TrainingState(self.stage, self.optimizer_in_training, self.schedule, self.layout)
+
     def save_checkpoint(self, run: Run, done: int, metrics: dict[str, Any], *, needed: bool) -> None:
         """Write the state after ``done`` steps, behind training's back unless this one is ``needed``.
 
@@ -236,11 +240,9 @@ class MegatronStudent(ModelPT):
         options, wait = self.config.checkpoint, needed or not self.writer.measured
         try:
             self.writer.save(
-                run.checkpoints, done, wait=wait, model=self.stage, optimizer=self.optimizer_in_training,
-                schedule=self.schedule, layout=self.layout,
+                run.checkpoints, done, self.training_state, wait=wait, retention=loading.Retention.of(options),
                 extra={"data_position": done, "data": self.data_name(), **self.extra_state()},
-                keep=options.keep, keep_every=options.keep_every, keep_best=options.keep_best,
-                metric=number_at(metrics, options.metric), highest=options.metric_best == "max",
+                metric=number_at(metrics, options.metric),
             )  # fmt: skip
         except saving.CheckpointNotWritten as error:
             if needed:
@@ -264,10 +266,7 @@ class MegatronStudent(ModelPT):
                 )  # fmt: skip
             run.resume_at(0)
             return 0
-        step, extra = loading.load(
-            found, model=self.stage, optimizer=self.optimizer_in_training, schedule=self.schedule, layout=self.layout,
-            reshard=self.config.checkpoint.reshard,
-        )  # fmt: skip
+        step, extra = loading.load(found, self.training_state, reshard=self.config.checkpoint.reshard)
         if extra.get("data", self.data_name()) != self.data_name():
             raise ConfigError(
                 "data", "not what this run began with", "the same rows, seed, batch size and mixture to go on with",

@@ -42,11 +42,8 @@ def on_vllm(config: Config, local_rank: int):
     if config.device != "cpu" and torch.cuda.is_available():
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
-    traces = config.traces
     return VLLMTeacher(
-        config.teacher.path, dtype={"fp32": "float32", "bf16": "bfloat16"}[trace_precision(config)],
-        tensor_parallel=traces.tensor_parallel, memory_share=traces.memory_share,
-        max_length=traces.max_tokens + traces.max_prompt_tokens, batch=traces.batch,
+        config.teacher.path, config.traces, dtype={"fp32": "float32", "bf16": "bfloat16"}[trace_precision(config)],
         stop_ids=eos_ids(config.teacher.path, load_tokenizer(config.teacher.path, config.teacher.revision)),
         local_rank=local_rank, visible=visible,
     )  # fmt: skip

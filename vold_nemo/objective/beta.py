@@ -25,7 +25,7 @@ class BetaSchedule:
 
     def __init__(self, config, steps: int | None = None):
         self._start, self._final, self._schedule = config.value, config.final, config.schedule
-        self._steps = steps if config.steps is None else config.steps
+        self._steps: Any = steps if config.steps is None else config.steps  # None only where nothing anneals
         self._warmup, self._off = config.warmup_steps, config.off_step
         anneals = self._schedule in ("linear", "exponential")
         positive = self._start > 0 and (self._final or 0) > 0

@@ -100,10 +100,10 @@ class Divergence:
     sampled: Tensor | None  # [c]
     estimator: str
     active: Tensor  # bool [c], tokens that carry a KL
-    mean: Tensor | None = None  # [c], the p-mean of g_j in a gradient p_j (g_j - mean)
-    threshold: Tensor | None = None  # [c], topk: smallest teacher log-prob that is kept
-    tail: Tensor | None = None  # [c], topk: log-ratio of the tail bucket
-    jsd_weight: float = 0.5
+    mean: Tensor  # [c], the p-mean of g_j in a gradient p_j (g_j - mean); unread by the sampled estimators
+    threshold: Tensor  # [c], topk: smallest teacher log-prob that is kept
+    tail: Tensor  # [c], topk: log-ratio of the tail bucket
+    jsd_weight: float
 
     def write(self, student: Distribution, teacher: Distribution, rows: slice, p: Tensor, weight: Tensor) -> Tensor:
         """weight·∂value/∂z over ``rows``, [b, v], into the teacher's logits; ``p`` [b, v] is the student's probability."""
@@ -129,7 +129,7 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
 
 def _jensen_shannon(summary: Summary, weight: float, group) -> tuple[Tensor, Tensor]:
     """Value and KL(p‖m).  Collectives: one SUM all-reduce."""
-    student, teacher = summary.student, summary.teacher
+    student, teacher = summary.both
     sums = student.norm.new_zeros(2, len(student.norm))
     for rows in row_blocks(student.logits):
         log_p, log_q = student.logprobs(rows), teacher.logprobs(rows)
@@ -146,7 +146,7 @@ def _top_k(summary: Summary, k: int, group) -> tuple[Tensor, Tensor, Tensor]:
     The tail is the log-sum-exp of its own ids, never 1 - Σ_top, so that it cannot be lost to rounding or underflow.
     Collectives: one all-gather of [c, k], one MAX and one SUM all-reduce.
     """
-    student, teacher = summary.student, summary.teacher
+    student, teacher = summary.both
     kept = torch.topk(teacher.logits, min(k, teacher.logits.shape[1]), dim=1).values - teacher.norm[:, None]
     if group is not None and group.size() > 1:
         parts = [torch.empty_like(kept) for _ in range(group.size())]
@@ -177,9 +177,17 @@ def clamped_k1(k1: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:
     return k1.clamp(-bound, bound), k1.abs() > bound
 
 
+def _asked_for(summary: Summary) -> Tensor:
+    """The full-vocabulary sum of :attr:`KLTerm.summary`."""
+    assert summary.divergence is not None
+    return summary.divergence
+
+
 def diverge(term: KLTerm, summary: Summary, group: dist.ProcessGroup | None) -> Divergence:
     """KL of a chunk by ``term.estimator``; zero, with zero gradient, where a token carries none."""
-    log_ratio, extra, sampled = summary.log_ratio, {}, None
+    log_ratio = summary.log_ratio
+    value = mean = threshold = tail = torch.zeros_like(log_ratio)
+    sampled: Tensor | None = None
     match term.estimator:
         case "k2":
             value, sampled = 0.5 * log_ratio.square(), log_ratio
@@ -189,20 +197,21 @@ def diverge(term: KLTerm, summary: Summary, group: dist.ProcessGroup | None) -> 
         case "k1_reward":
             value, sampled = log_ratio, torch.zeros_like(log_ratio)
         case "vopd":
-            value, sampled = summary.divergence, log_ratio - summary.divergence
+            value = _asked_for(summary)
+            sampled = log_ratio - value
         case "reverse" | "forward":
-            value, extra = summary.divergence, {"mean": summary.divergence}
+            value = mean = _asked_for(summary)
         case "jsd":
             value, to_p = _jensen_shannon(summary, term.jsd_weight, group)
-            extra = {"mean": (1.0 - term.jsd_weight) * to_p, "jsd_weight": term.jsd_weight}
+            mean = (1.0 - term.jsd_weight) * to_p
         case "topk":
             value, threshold, tail = _top_k(summary, term.top_k, group)
-            extra = {"mean": value, "threshold": threshold, "tail": tail}
+            mean = value
     clamped = torch.zeros_like(summary.shared)
     if term.clamp is not None:
         if term.estimator == "k1_reward":
             value, clamped = clamped_k1(value, term.clamp)
-        elif term.estimator == "vopd":
+        elif term.estimator == "vopd" and sampled is not None:
             clamped, sampled = sampled.abs() > term.clamp, sampled.clamp(-term.clamp, term.clamp)
         else:
             clamped, value = value > term.clamp, value.clamp(max=term.clamp)
@@ -210,4 +219,6 @@ def diverge(term: KLTerm, summary: Summary, group: dist.ProcessGroup | None) -> 
     active = torch.ones_like(summary.shared) if term.one_sided else summary.shared
     value = value.masked_fill(~active, 0.0)
     sampled = None if sampled is None else sampled.masked_fill(~active, 0.0)
-    return Divergence(value, clamped & active, sampled, term.estimator, active, **extra)
+    return Divergence(
+        value, clamped & active, sampled, term.estimator, active, mean, threshold, tail, term.jsd_weight
+    )

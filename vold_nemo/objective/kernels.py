@@ -96,7 +96,7 @@ def normalise(
 ) -> Tensor:
     """As `softmax.normalise`: both [c, v] are scaled, filled and centred in place; sums [6, c]."""
     teacher = teacher_logits is not None
-    for table in (logits, teacher_logits) if teacher else (logits,):
+    for table in (logits,) if teacher_logits is None else (logits, teacher_logits):
         _check(table)
         if len(unshared):
             table.index_fill_(1, unshared, FILL)
@@ -118,6 +118,7 @@ def gradient(student, teacher, column: Tensor, weight: Tensor | None = None, div
     direction = 0 if divergence is None else _DIRECTIONS[divergence.estimator]
     other, mean = (teacher, divergence.mean) if direction else (student, column)
     weight = weight if direction else column
+    assert weight is not None, "a divergence comes with its weights"
     _check(student.logits)
     rows, columns = student.logits.shape
     _gradient[(rows, triton.cdiv(columns, _BLOCK))](

@@ -62,7 +62,7 @@ def nll_loss(
         raise ValueError(f"weight {tuple(weight.shape)} must be {tuple(targets.shape)}, one per target")
     if not bool(weight.isfinite().all()):
         raise ValueError("a token weight is not finite")
-    nll = None
+    nll: Tensor  # set by `run`
 
     def run(need_hidden: bool, need_head: bool):
         nonlocal nll

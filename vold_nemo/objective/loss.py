@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vold_nemo.objective.divergence import Divergence, KLTerm, diverge
+from vold_nemo.objective.head import working_type
 from vold_nemo.objective.policy import CorrectionTerm, PolicyTerm, surrogate
 from vold_nemo.objective.sequences import Sequences
 from vold_nemo.objective.vocabulary import VocabularyShard
@@ -164,18 +165,15 @@ def vold_loss(
     _check(hidden, head, batch, objective, teacher)
     if teacher is not None:
         teacher = TeacherStates(teacher.hidden.detach(), teacher.head.detach()) if objective.kl is not None else None
-    statistics = None
+    statistics = TokenStatistics.empty(batch.policy_weight.detach().to(working_type(hidden)))
 
     def run(need_hidden: bool, need_head: bool):
-        nonlocal statistics
         walk = Walk(
             hidden.detach(), head.detach(), batch.targets, shard,
             temperature=objective.temperature, chunk_tokens=objective.chunk_tokens, kernels=objective.kernels,
         )  # fmt: skip
         walk.form_gradients(need_hidden, need_head, head_gradient)
-        step = _Step(walk, batch, objective, teacher, context)
-        statistics = step.statistics
-        step.run()
+        _Step(walk, batch, objective, teacher, context, statistics).run()
         return (statistics.policy_loss + statistics.kl_loss).sum(), *walk.gradients()
 
     return formed_in_forward(hidden, head, run), statistics
@@ -184,33 +182,41 @@ def vold_loss(
 class _Step:
     """One evaluation of the objective: coefficients of tokens and the chunks that use them."""
 
-    def __init__(self, walk: Walk, batch: TokenBatch, objective: Objective, teacher: TeacherStates | None, context):
+    def __init__(
+        self, walk: Walk, batch: TokenBatch, objective: Objective, teacher: TeacherStates | None,
+        context: dist.ProcessGroup | None, statistics: TokenStatistics,
+    ):  # fmt: skip
         self.walk, self.objective, self.teacher = walk, objective, teacher
         self.policy, self.kl, self.correction = objective.policy, objective.kl, objective.correction
-        optional = lambda t: None if t is None else t.detach().to(walk.dtype)  # noqa: E731
-        self.batch, self.context, self.advantages = batch, context, optional(batch.advantages)
-        self.policy_weight, self.kl_weight = optional(batch.policy_weight), optional(batch.kl_weight)
-        self.old, self.rollout = optional(batch.old_logprobs), optional(batch.rollout_logprobs)
+
+        def plain(values: Tensor) -> Tensor:
+            return values.detach().to(walk.dtype)
+
+        self.batch, self.context, self.statistics = batch, context, statistics
+        self.advantages, self.policy_weight, self.kl_weight = map(
+            plain, (batch.advantages, batch.policy_weight, batch.kl_weight)
+        )
+        self.old = None if batch.old_logprobs is None else plain(batch.old_logprobs)
+        self.rollout = None if batch.rollout_logprobs is None else plain(batch.rollout_logprobs)
         self.reward_kl = self.kl is not None and self.kl.estimator == "k1_reward"
-        self.statistics = TokenStatistics.empty(self.policy_weight)
+        self.to_go = self.kl is not None and self.reward_kl and self.kl.reward_horizon == "return_to_go"
         weighted = (self.policy_weight != 0) | (self.kl_weight != 0)
         self.statistics.active = weighted if batch.response is None else batch.response
         self.rows = self.statistics.active.nonzero().flatten()
 
     def run(self) -> None:
         gspo = self.policy is not None and self.policy.loss == "gspo"
-        horizon = self.reward_kl and self.kl.reward_horizon == "return_to_go"
         by_sequence = self.correction.whole_sequence
-        whole = gspo or horizon  # a token's coefficient depends on other tokens of its sequence
+        whole = gspo or self.to_go  # a token's coefficient depends on other tokens of its sequence
         if whole or by_sequence:
             position = None if self.batch.position is None else self.batch.position[self.rows]
             self.sequences = Sequences(self.batch.sequence[self.rows], position, self.context)
         # on-policy and uncorrected, gspo's ratio is 1: its coefficients follow from the advantages without a pass
         moving = self.old is not None or self.reward_kl or self.correction.mode != "none"
-        with_kl = (self.kl_weight[self.rows] != 0) & (self.kl is not None)
+        with_kl = self.kl_weight[self.rows] != 0  # only with a KL term, as was checked
         kl_rows, other_rows = self.rows[with_kl], self.rows[~with_kl]
         slopes, logprob, k1 = (torch.zeros_like(self.policy_weight) for _ in range(3))
-        if horizon or (gspo and moving) or (by_sequence and self.old is None):
+        if self.to_go or (gspo and moving) or (by_sequence and self.old is None):
             first, second = (kl_rows, other_rows) if whole and self.reward_kl else (kl_rows[:0], self.rows)
             for rows, teacher in ((first, self.teacher), (second, None)):
                 for chunk in self._chunks(rows, teacher):
@@ -218,7 +224,7 @@ class _Step:
                     if teacher is not None:
                         k1[chunk.rows] = self._k1(chunk)
         if by_sequence:
-            gap = ((logprob if self.old is None else self.old) - self.rollout)[self.rows]
+            gap = self._engine_gap(self.rows, (logprob if self.old is None else self.old)[self.rows])
             self.sequence_importance = torch.ones_like(logprob)
             self.sequence_importance[self.rows] = self.correction.weight(self.sequences.sum(gap))
         if whole:
@@ -226,7 +232,7 @@ class _Step:
             if self.reward_kl:  # by now part of the advantages: the second pass needs no teacher
                 kl_rows, other_rows = kl_rows[:0], self.rows
         for rows, teacher in ((kl_rows, self.teacher), (other_rows, None)):
-            for chunk in self._chunks(rows, teacher, self.kl.summary if teacher else None):
+            for chunk in self._chunks(rows, teacher, self.kl.summary if self.kl is not None else None):
                 self._chunk(chunk, slopes if whole else None)
 
     def _chunks(self, rows: Tensor, teacher: TeacherStates | None, divergence: str | None = None) -> Iterator[Chunk]:
@@ -239,10 +245,9 @@ class _Step:
         if summary.teacher is not None and self.reward_kl:
             k1 = self._k1(chunk)
         elif summary.teacher is not None:
-            divergence, weight = diverge(self.kl, summary, self.walk.shard.group), self.kl_weight[rows]
+            divergence, weight = self._diverge(chunk), self.kl_weight[rows]
             if self.correction.on_kl:
                 weight = weight * self._importance(rows, summary.logprob)
-            self._record_kl(chunk, divergence)
             self.statistics.kl_loss[rows] = weight * divergence.value
         slope = self._policy(rows, summary.logprob, k1) if slopes is None else slopes[rows]
         self.walk.backward(chunk, slope, divergence, weight)
@@ -269,7 +274,7 @@ class _Step:
             cost = self.kl_weight[rows] * k1
             if self.correction.on_kl:
                 cost = cost * importance
-            if self.kl.reward_horizon == "return_to_go":
+            if self.to_go:
                 cost = self.sequences.to_go(cost)
             without, out = out, surrogate(self.policy, log_ratio, advantage - cost)
             statistics.kl_loss[rows] = out.loss - without.loss  # what the penalty adds
@@ -282,17 +287,23 @@ class _Step:
         if self.correction.whole_sequence:
             return self.sequence_importance[rows]
         old = logprob if self.old is None else self.old[rows]
-        return self.correction.weight(old - self.rollout[rows])
+        return self.correction.weight(self._engine_gap(rows, old))
+
+    def _engine_gap(self, rows: Tensor, old: Tensor) -> Tensor:
+        assert self.rollout is not None  # checked where a correction is asked for
+        return old - self.rollout[rows]
 
     def _k1(self, chunk: Chunk) -> Tensor:
-        divergence = diverge(self.kl, chunk.summary, self.walk.shard.group)
-        self._record_kl(chunk, divergence)
-        return divergence.value
+        return self._diverge(chunk).value
 
-    def _record_kl(self, chunk: Chunk, divergence: Divergence) -> None:
+    def _diverge(self, chunk: Chunk) -> Divergence:
+        """The KL of a chunk, which its tokens' statistics take down."""
+        assert self.kl is not None
+        divergence = diverge(self.kl, chunk.summary, self.walk.shard.group)
         self.statistics.kl[chunk.rows] = divergence.value
         self.statistics.kl_clamped[chunk.rows] = divergence.clamped
         self.statistics.kl_active[chunk.rows] = divergence.active
+        return divergence
 
 
 def _check(

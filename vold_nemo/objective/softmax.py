@@ -54,9 +54,16 @@ class Summary:
     divergence: Tensor | None  # [c], KL in the direction asked for
 
     @property
+    def both(self) -> tuple[Distribution, Distribution]:
+        """Student and teacher.  Only with a teacher."""
+        assert self.teacher is not None
+        return self.student, self.teacher
+
+    @property
     def log_ratio(self) -> Tensor:
-        """log p - log q of the target over the shared ids; 0 where it is not shared."""
-        return self.student.target - self.teacher.target
+        """log p - log q of the target over the shared ids; 0 where it is not shared.  Only with a teacher."""
+        student, teacher = self.both
+        return student.target - teacher.target
 
 
 def _centre(logits: Tensor, scale: float, unshared: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Walk:
             self.hidden_gradient = torch.zeros_like(self.hidden)
         if of_head and into is None:
             self._head_gradient = self.head.new_empty(self.head.shape, dtype=self.dtype)
-        elif of_head:
+        elif of_head and into is not None:
             if into.shape != self.head.shape or into.dtype != self.dtype:
                 found = f"{into.dtype} {tuple(into.shape)}"
                 raise ValueError(f"head_gradient is {found}; it must be {self.dtype} {tuple(self.head.shape)}")
@@ -105,7 +105,9 @@ class Walk:
             at = int(rows[torch.cat(unsampleable)][0])
             raise ValueError(f"target id {int(self.targets[at])} of token {at} is not among the sampleable ids")
 
-    def backward(self, chunk: Chunk, slope: Tensor, divergence: Divergence | None = None, weight: Tensor | None = None):
+    def backward(
+        self, chunk: Chunk, slope: Tensor, divergence: Divergence | None = None, weight: Tensor | None = None
+    ) -> None:
         """Add the gradient of ``slope``·logprob + ``weight``·KL, [c] each, to both gradients (the chunk is used up).
 
         On shared ids ∂/∂z_j = slope (δ_jy - π_j) + weight (sampled (δ_jy - p_j) + exact_j), with π_j = shared_mass·p_j;
@@ -116,7 +118,7 @@ class Walk:
         summary = chunk.summary
         slope = slope / self.temperature  # logits are hidden · head / temperature
         sampled, exact = torch.zeros_like(slope), None
-        if divergence is not None:
+        if divergence is not None and weight is not None:
             weight = (weight / self.temperature).masked_fill(~divergence.active, 0.0)
             if divergence.sampled is not None:
                 sampled = weight * divergence.sampled
@@ -137,19 +139,21 @@ class Walk:
 
     def _over_vocabulary(self, summary: Summary, column: Tensor, divergence: Divergence | None, exact: Tensor | None) -> Tensor:
         """``column``·p + ``exact``·∂KL, [c, v], written over the logits; ``exact`` None = the KL has no such part."""
-        student, teacher = summary.student, summary.teacher
-        if self.kernels == "triton" and (exact is None or divergence.estimator in ("reverse", "forward")):
+        student = summary.student
+        if self.kernels == "triton" and (exact is None or divergence is None or divergence.estimator in ("reverse", "forward")):
             from vold_nemo.objective import kernels
 
-            return kernels.gradient(student, teacher, column, exact, None if exact is None else divergence)
-        gradient, column = student.logits if exact is None else teacher.logits, column[:, None]
-        for rows in row_blocks(gradient):
-            if exact is None:
-                gradient[rows].sub_(student.norm[rows, None]).exp_().mul_(column[rows])
-            else:
-                p = student.logprobs(rows).exp_()
-                divergence.write(student, teacher, rows, p, exact[rows]).addcmul_(p, column[rows])
-        return gradient
+            return kernels.gradient(student, summary.teacher, column, exact, None if exact is None else divergence)
+        column = column[:, None]
+        if exact is None or divergence is None:
+            for rows in row_blocks(student.logits):
+                student.logits[rows].sub_(student.norm[rows, None]).exp_().mul_(column[rows])
+            return student.logits
+        student, teacher = summary.both
+        for rows in row_blocks(teacher.logits):
+            p = student.logprobs(rows).exp_()
+            divergence.write(student, teacher, rows, p, exact[rows]).addcmul_(p, column[rows])
+        return teacher.logits
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """∂/∂hidden (this rank's partial sum) and ∂/∂head (whole; None where it went elsewhere), in their inputs' types."""

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vold_nemo.config import ParallelConfig
 from vold_nemo.megatron.architecture import Architecture
-from vold_nemo.planning.allocation import FP32
+from vold_nemo.planning.allocation import FP32, Placement
 
 # The objective's own, said again because a plan is made without torch; a test keeps them equal.
 _CPU_BLOCK, _GPU_BLOCK = 1 << 20, 64 << 20  # objective/softmax.py: logits that one element-wise pass works on
@@ -30,10 +31,10 @@ _HEAD_ROWS = 8192  # objective/head.py: head rows converted, or summed into a gr
 
 @dataclass(frozen=True)
 class Numerics:
-    """How layers run: bytes an element, and whether Transformer Engine's fused norms do (CUDA) or plain torch's (CPU)."""
+    """How layers run: bytes an element, and with Transformer Engine's fused norms (``cuda``) or plain torch's (a CPU)."""
 
     size: int
-    fused_norms: bool
+    cuda: bool
 
 
 @dataclass(frozen=True)
@@ -46,48 +47,49 @@ class Tokens:
 
 def _norm(tokens: int, width: int, rows: int, how: Numerics, output: bool = True) -> int:
     """Saved by RMSNorm over ``rows`` rows a token of ``width`` elements altogether."""
-    if how.fused_norms:
+    if how.cuda:
         return tokens * (width * how.size * (2 if output else 1) + FP32 * rows)
     return tokens * (2 * FP32 * width + FP32 * rows + (how.size * width if output else 0))
 
 
-def layer(arch: Architecture, tokens: Tokens, tensor: int, sequence: bool, how: Numerics) -> int:
-    """Saved by one decoder layer."""
-    n, e = tokens.count, how.size
+def _norm_tokens(tokens: Tokens, parallel: ParallelConfig) -> int:
+    """Tokens that a rank norms, and hands from layer to layer."""
+    return tokens.count // parallel.tensor if parallel.sequence else tokens.count
+
+
+def layer(arch: Architecture, tokens: Tokens, parallel: ParallelConfig, how: Numerics) -> int:
+    """Saved by one decoder layer where nothing is recomputed."""
+    n, e, tensor = tokens.count, how.size, parallel.tensor
     heads, groups = arch.heads // tensor, max(1, arch.kv_groups // tensor)
     query, key, ffn = heads * arch.head_dim, groups * arch.head_dim, arch.ffn // tensor
-    total = 2 * _norm(n // tensor if sequence else n, arch.hidden, 1, how)
+    total = 2 * _norm(_norm_tokens(tokens, parallel), arch.hidden, 1, how)
     total += e * n * (query + 2 * key) + e * n * (query + key) + e * n * query + FP32 * n * heads
     total += 4 * e * tokens.length * arch.head_dim
     if arch.qk_norm:
         total += _norm(n, query, heads, how, output=False) + _norm(n, key, groups, how, output=False)
-        if how.size == FP32 and not how.fused_norms:  # in fp32 the key norm's input is the qkv tensor that is kept anyway
+        if how.size == FP32 and not how.cuda:  # in fp32 the key norm's input is the qkv tensor that is kept anyway
             total -= FP32 * n * key
     return total + 5 * e * n * ffn
 
 
-def recomputed(arch: Architecture, tokens: Tokens, tensor: int, sequence: bool, how: Numerics, recompute: str) -> int:
-    """What ``recompute`` does not keep of one layer, and makes again for its backward pass."""
-    if recompute == "selective":
-        return 5 * how.size * tokens.count * (arch.ffn // tensor)
-    if recompute == "full":
-        slices = tokens.count // tensor if sequence else tokens.count
-        return layer(arch, tokens, tensor, sequence, how) - how.size * slices * arch.hidden
+def recomputed(arch: Architecture, tokens: Tokens, parallel: ParallelConfig, how: Numerics) -> int:
+    """What ``parallel.recompute`` does not keep of one layer, and makes again for its backward pass."""
+    if parallel.recompute == "selective":
+        return 5 * how.size * tokens.count * (arch.ffn // parallel.tensor)
+    if parallel.recompute == "full":
+        return layer(arch, tokens, parallel, how) - how.size * _norm_tokens(tokens, parallel) * arch.hidden
     return 0
 
 
-def saved(
-    arch: Architecture, layers: int, tokens: Tokens, tensor: int, sequence: bool, first: bool, last: bool, how: Numerics,
-    recompute: str = "none",
-) -> int:  # fmt: skip
-    """Saved by a stage of ``layers`` layers for one micro-batch: its layers, ids and rotary angles; the embedding's output
+def saved(arch: Architecture, at: Placement, tokens: Tokens, parallel: ParallelConfig, how: Numerics) -> int:
+    """Saved by the stage of ``at`` for one micro-batch: its layers, ids and rotary angles; the embedding's output
     before it is split along the sequence, on the first stage; the final norm, on the last."""
-    kept = layer(arch, tokens, tensor, sequence, how) - recomputed(arch, tokens, tensor, sequence, how, recompute)
-    total = layers * kept + 8 * tokens.count + FP32 * tokens.length * arch.head_dim
-    if first and sequence:
+    kept = layer(arch, tokens, parallel, how) - recomputed(arch, tokens, parallel, how)
+    total = arch.stages(at.pipeline)[at.stage] * kept + 8 * tokens.count + FP32 * tokens.length * arch.head_dim
+    if at.is_first and parallel.sequence:
         total += how.size * tokens.count * arch.hidden
-    if last:
-        total += _norm(tokens.count // tensor if sequence else tokens.count, arch.hidden, 1, how)
+    if at.is_last:
+        total += _norm(_norm_tokens(tokens, parallel), arch.hidden, 1, how)
     return total
 
 
@@ -118,11 +120,17 @@ class Objective:
     peak: int
 
 
-def objective(
-    hidden: int, rows: int, tokens: int, gathered: bool, chunk: int, teacher_hidden: int, exact: bool, how: Numerics,
-    cuda: bool,
-) -> Objective:
-    """The chunked loss over ``tokens`` predicted tokens and ``rows`` vocabulary rows (v) of this rank.
+@dataclass(frozen=True)
+class Heads:
+    """The LM heads that the loss meets: ``rows`` (v) of each on this rank, and their widths; no teacher: 0."""
+
+    rows: int
+    hidden: int
+    teacher_hidden: int = 0
+
+
+def objective(heads: Heads, tokens: int, chunk: int, how: Numerics, *, gathered: bool, exact: bool) -> Objective:
+    """The chunked loss over ``tokens`` predicted tokens; ``exact``: with a KL that sums over the vocabulary.
 
     Two [c, v] fp32 logit buffers (one without a teacher), ∂head [v, H] in fp32 and then in the weights' type, ∂hidden, the
     chosen rows of hidden, the all-gathered hidden under sequence parallelism, and the teacher's chosen rows.  Besides, the
@@ -130,15 +138,16 @@ def objective(
     live at once; or, with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits and 8192 rows
     of ∂head, on a CPU at most 8192 head rows and what they meet, converted.
     """
+    rows, hidden, teacher_hidden = heads.rows, heads.hidden, heads.teacher_hidden
     e, c = how.size, min(chunk, tokens)
     selected = e * tokens * hidden
     held = 2 * selected + (selected if gathered else 0) + e * tokens * teacher_hidden
     head, chunk_bytes = FP32 * rows * hidden, FP32 * c * rows
     temporaries, converted = 2 if exact else 1, 0
-    passes = temporaries * min(chunk_bytes, 2 * (_GPU_BLOCK if cuda else _CPU_BLOCK))
+    passes = temporaries * min(chunk_bytes, 2 * (_GPU_BLOCK if how.cuda else _CPU_BLOCK))
     if e != FP32:
         block, wide = min(_HEAD_ROWS, rows), max(hidden, teacher_hidden)
-        converted = e * c * rows + FP32 * block * hidden if cuda else FP32 * (block * (wide + c) + c * wide)
+        converted = e * c * rows + FP32 * block * hidden if how.cuda else FP32 * (block * (wide + c) + c * wide)
     logits = chunk_bytes * (2 if teacher_hidden else 1)
     running = held + head + max(logits + passes, logits + converted, 0 if e == FP32 else e * rows * hidden)
     return Objective(held + e * rows * hidden, running)

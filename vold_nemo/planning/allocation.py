@@ -49,7 +49,7 @@ class Placement:
 class Parameter:
     name: str
     numel: int
-    shared: bool = False  # the two copies of a tied embedding, on the first and the last of several stages
+    tied: bool = False  # one of the two copies of a tied embedding, on the first and the last of several stages
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,6 @@ class Allocation:
     @property
     def total(self) -> int:
         return self.parameters + self.gradients + self.optimizer
-
-
-def padded_vocabulary(rows: list[int], tensor: int) -> int:
-    """:func:`vold_nemo.megatron.build.padded_vocabulary`, which needs torch to be imported; a test holds them together."""
-    step = 8 * tensor
-    return -(-max(rows) // step) * step
 
 
 def layer_parameters(arch: Architecture, tensor: int, expert: int = 1) -> list[tuple[str, int]]:
@@ -125,6 +119,12 @@ def stage_parameters(arch: Architecture, at: Placement, padded: int) -> list[Par
     return found
 
 
+@functools.lru_cache(4096)
+def parameter_count(arch: Architecture) -> int:
+    """Parameters of the language backbone."""
+    return sum(parameter.numel for parameter in stage_parameters(arch, Placement(1, 1, 1, 0), arch.vocabulary))
+
+
 def bucket_ranges(parameters: list[Parameter], data: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(buckets, parameters) as element ranges of the distributed optimizer's buffer, which runs from the last parameter back.
 
@@ -138,13 +138,13 @@ def bucket_ranges(parameters: list[Parameter], data: int) -> tuple[list[tuple[in
     filled = False
     for parameter in reversed(parameters):
         start = -(-start // 64) * 64
-        if parameter.shared and filled:
+        if parameter.tied and filled:
             buckets.append((first, -(-start // step) * step))
             start = first = buckets[-1][1]
         end = start + parameter.numel
         ranges.append((start, end))
         filled = True
-        if parameter.shared:
+        if parameter.tied:
             buckets.append((first, -(-end // step) * step))
             end = first = buckets[-1][1]
             filled = False
@@ -181,7 +181,7 @@ def checkpoint_copy(arch: Architecture, at: Placement, padded: int, precision: s
     state stands whole (parameters among it, in fp32) on every rank: megatron-core gathers it for ``fully_reshardable``.
     """
     parameters = stage_parameters(arch, at, padded)
-    written = sum(p.numel for p in parameters if not (p.shared and at.is_last))  # a tied head is the first stage's to write
+    written = sum(p.numel for p in parameters if not (p.tied and at.is_last))  # a tied head is the first stage's to write
     state = 12 if distributed or precision == "bf16" else 8
     kept = (BYTES[precision] + state) * written if at.data_rank == 0 else 0
     return kept, 12 * bucket_ranges(parameters, at.data)[0][-1][1] if distributed else 0

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.planning import activations
-from vold_nemo.planning.allocation import BYTES
+from vold_nemo.planning.allocation import BYTES, parameter_count
+from vold_nemo.planning.rates import rates
 
 GIB = 1 << 30
 
@@ -34,15 +35,15 @@ class Decoder:
     besides: int = 0  # bytes that vLLM counts into its share beside weights and cache
 
     @property
-    def held(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of weights on one GPU."""
         return self.size * (self.weights + self.vision) // self.tensor
 
     def room(self, capacity: int | None) -> int | None:
         """Bytes of vLLM's cache on one GPU; None where nothing says what it may take."""
-        if self.given is not None or capacity is None:
+        if self.given is not None or self.share is None or capacity is None:
             return self.given
-        return int(self.share * capacity) - self.held - self.besides
+        return int(self.share * capacity) - self.weight_bytes - self.besides
 
     def cache_bytes(self, tokens: float) -> float:
         """Keys and values of ``tokens`` tokens on one GPU; fewer key-value heads than GPUs are repeated."""
@@ -50,16 +51,17 @@ class Decoder:
         return tokens * 2 * self.arch.layers * groups * self.arch.head_dim * self.size
 
 
-def of_traces(config: Config, trace_writer: Architecture, weights: int) -> Decoder:
+def of_traces(config: Config, trace_writer: Architecture) -> Decoder:
     size, vllm = BYTES[trace_precision(config)], config.traces.engine == "vllm"
     return Decoder(
-        trace_writer, weights, size, config.traces.batch, config.traces.tensor_parallel if vllm else 1,
+        trace_writer, parameter_count(trace_writer), size, config.traces.batch, config.traces.tensor_parallel if vllm else 1,
         config.traces.memory_share if vllm else None, besides=int(config.plan.reserve_gib * GIB),
     )  # fmt: skip
 
 
-def of_rollouts(config: Config, student: Architecture, weights: int, vision: int = 0) -> Decoder:
-    vllm, batch, size = config.rollout.vllm, config.rollout.batch, BYTES[config.precision]
+def of_rollouts(config: Config, student: Architecture, vision: int = 0) -> Decoder:
+    vllm, batch = config.rollout.vllm, config.rollout.batch
+    weights, size = parameter_count(student), BYTES[config.precision]
     if config.rollout.engine != "vllm":
         return Decoder(student, weights, size, batch, vision=vision)
     tensor = vllm.tensor_parallel  # ranks in a row bring their batches together
@@ -73,13 +75,13 @@ def trace_precision(config: Config) -> str:
 
 def memory(decoder: Decoder, rows: int, length: int, capacity: int | None, reserve: dict[str, int]) -> dict[str, int]:
     """Bytes of an engine that has the GPU to itself, for ``rows`` sequences of at most ``length`` tokens."""
-    engine = decoder.held
+    engine = decoder.weight_bytes
     if decoder.share is None:
         cache = activations.decoding(decoder.arch, min(rows, decoder.batch), length, decoder.size)
         return {"engine": engine, "cache": cache, **reserve}
     longest = int(decoder.cache_bytes(length))
     left = decoder.room(capacity)
-    if left is None:
+    if left is None or capacity is None:
         return {"engine": engine, "cache": longest * min(rows, decoder.batch), **reserve}
     if left >= longest:
         return {"engine": engine, "cache": left, **reserve}
@@ -90,23 +92,24 @@ def memory(decoder: Decoder, rows: int, length: int, capacity: int | None, reser
 
 def seconds(config: Config, decoder: Decoder, sequences: int, tokens: float, limit: int, prefill: float) -> float:
     """One engine answers ``sequences`` prompts with ``tokens`` tokens on average; ``prefill``: FLOPs of all prompts."""
-    plan, cluster = config.plan, config.cluster
+    plan, speed = config.plan, rates(config)
     mean = min(tokens, limit)
-    rate = decoder.tensor * cluster.bf16_tflops * 1e12 * plan.forward_efficiency
+    rate = decoder.tensor * speed.bf16_tflops * 1e12 * plan.forward_efficiency
     rows = min(decoder.batch, sequences)
     if decoder.share is not None:
-        left = decoder.room(int(cluster.memory_gib * GIB) if cluster.memory_gib is not None else None)
+        gib = config.cluster.memory_gib
+        left = decoder.room(int(gib * GIB) if gib is not None else None)
         if left is not None:
             rows = max(1, min(rows, int(left / decoder.cache_bytes(plan.prompt_tokens + mean))))
     cache = decoder.cache_bytes(rows * (plan.prompt_tokens + mean / 2))
-    reading = (decoder.size * decoder.weights / decoder.tensor + cache) / (cluster.memory_gbs * 1e9 * plan.memory_efficiency)
+    reading = (decoder.size * decoder.weights / decoder.tensor + cache) / (speed.memory_gbs * 1e9 * plan.memory_efficiency)
     if decoder.share is None:
         step = max(reading, decoder.arch.layers * plan.layer_ms / 1e3)
         steps = -(-sequences // decoder.batch) * min(limit, plan.straggler * mean)
     else:
         volume = 2 * rows * decoder.arch.hidden * decoder.size * decoder.arch.layers * 2 * (decoder.tensor - 1) / decoder.tensor
         step = max(reading, 2 * rows * active_weights(decoder.arch) / rate)
-        step += volume / (cluster.link_gbs * 1e9 * plan.network_efficiency)
+        step += volume / (speed.link_gbs * 1e9 * plan.network_efficiency)
         steps = sequences * mean / rows
     return steps * step + prefill / rate
 

@@ -145,13 +145,14 @@ def write_chain(config: Config, overrides: list[str], here: Path) -> list[tuple[
 
 
 def write_script(config: Config, overrides: list[str], here: Path) -> Path:
-    """``config.sbatch``: the script of ``plan.stage`` as the chain has it.  That is written, too: logs and marks are shared."""
+    """``config.sbatch``: the script of ``plan.stage`` as the chain has it.  That is written, too: its logs and marks serve."""
+    if config.sbatch is None:
+        raise ConfigError("sbatch", None, "the name of a file", "give sbatch=FILE")
     scripts = {stage.name: path for stage, path in write_chain(config, _without_planning(overrides), here)}
     file = here / config.sbatch
     text = scripts[config.plan.stage].read_text()
     with writing("sbatch", file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        replace_text(file, text)
     return file
 
 

@@ -24,16 +24,16 @@ from dataclasses import dataclass, replace
 from vold_nemo.config import Config, TeacherConfig
 from vold_nemo.config.sections.objective import EXACT
 from vold_nemo.megatron import precision
-from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.architecture import Architecture, padded_vocabulary
+from vold_nemo.megatron.names import SLICE
 from vold_nemo.megatron.precision import Precision
 from vold_nemo.planning import activations, allocation, decoding
-from vold_nemo.planning.activations import Numerics, Tokens
+from vold_nemo.planning.activations import Heads, Numerics, Tokens
 from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.decoding import GIB
 from vold_nemo.planning.residency import here
 
-_SLICE = 64 << 20  # megatron/weights.py: bytes of shards that a stream gathers at a time on a GPU
-SUMMING = (*EXACT, "vopd")  # estimators that sum over the vocabulary
+SUMMING = (*EXACT, "vopd")  # estimators that sum over the vocabulary; vopd only to centre its coefficient
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,17 @@ class Models:
     student: Architecture
     teacher: Architecture | None
     vision: int  # parameters of the student's vision tower
-    trace_writer: Architecture | None = None  # who writes the traces: the teacher, with or without a KL
+    trace_writer: Architecture  # the teacher, with or without a KL
     more: tuple[Architecture, ...] = ()  # the named teachers, where there are several
 
-    def parameters(self, which: Architecture) -> int:
-        return allocation.frozen(which, Placement(1, 1, 1, 0), which.vocabulary, "bf16").elements
+    @property
+    def teachers(self) -> tuple[Architecture, ...]:
+        """All that score rollouts."""
+        return () if self.teacher is None else (self.teacher, *self.more)
 
     @property
     def padded_rows(self) -> list[int]:
-        return [arch.vocabulary for arch in (self.student, self.teacher, *self.more) if arch is not None]
+        return [arch.vocabulary for arch in (self.student, *self.teachers)]
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def on_cuda(config: Config) -> bool:
 
 
 def numerics(config: Config) -> Numerics:
-    return Numerics(BYTES[config.precision], fused_norms=on_cuda(config))
+    return Numerics(BYTES[config.precision], on_cuda(config))
 
 
-def teacher_precision(config: Config, teacher: Architecture) -> Precision:
-    """How stage 2 holds the teacher on the cluster's GPUs."""
+def teacher_precision(config: Config, one: TeacherConfig, arch: Architecture) -> Precision:
+    """How stage 2 holds a teacher on the cluster's GPUs."""
     hardware = precision.of_cluster(config.device, config.cluster.compute_capability)
-    return precision.choose(config.teacher, config.precision, hardware, teacher, config.parallel.tensor)
+    return precision.choose(one, config.precision, hardware, arch, config.parallel.tensor)
 
 
 def reserve(config: Config) -> dict[str, int]:
@@ -88,7 +90,8 @@ def reserve(config: Config) -> dict[str, int]:
 
 def capacity(config: Config) -> int | None:
     """Bytes of one GPU; None where there is none, or none is named."""
-    return int(config.cluster.memory_gib * GIB) if on_cuda(config) else None
+    gib = config.cluster.memory_gib
+    return int(gib * GIB) if gib is not None and on_cuda(config) else None
 
 
 def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Phase]:
@@ -104,7 +107,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
 
 
 def _traces(config: Config, models: Models) -> Phase:
-    engine = decoding.of_traces(config, models.trace_writer, models.parameters(models.trace_writer))
+    engine = decoding.of_traces(config, models.trace_writer)
     prompt = config.plan.prompt_tokens if engine.share is None else config.traces.max_prompt_tokens
     rows = config.traces.batch * config.traces.samples_per_prompt
     parts = decoding.memory(engine, rows, prompt + config.traces.max_tokens, capacity(config), reserve(config))
@@ -121,8 +124,8 @@ def _export(config: Config, models: Models, stage: str) -> Phase:
     held, gathered = streamed(student, size, on_cuda(config))
     parts = {"parameters": held, "gathered": gathered}
     if config.export.verify:
-        whole = allocation.frozen(student, at, allocation.padded_vocabulary([student.vocabulary], 1), config.precision)
-        parts = {"parameters": whole.parameters, "engine": size * (models.parameters(student) + models.vision)}
+        whole = allocation.frozen(student, at, padded_vocabulary([student.vocabulary], 1), config.precision)
+        parts = {"parameters": whole.parameters, "engine": size * (allocation.parameter_count(student) + models.vision)}
     return Phase(stage, "export", at, parts | reserve(config))
 
 
@@ -147,7 +150,7 @@ def checkpoint_copy(config: Config, models: Models, stage: str, gpus: int) -> tu
     """:func:`allocation.checkpoint_copy` of the fullest rank of a training stage."""
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     rows = [models.student.vocabulary] if stage == "sft" else models.padded_rows
-    padded, distributed = allocation.padded_vocabulary(rows, tensor), getattr(config, stage).optimizer.distributed
+    padded, distributed = padded_vocabulary(rows, tensor), getattr(config, stage).optimizer.distributed
     ends = [Placement(tensor, pipeline, gpus // (tensor * pipeline), number) for number in range(pipeline)]
     return max(allocation.checkpoint_copy(models.student, at, padded, config.precision, distributed) for at in ends)
 
@@ -155,24 +158,23 @@ def checkpoint_copy(config: Config, models: Models, stage: str, gpus: int) -> tu
 def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:
     """Stage 1: no teacher stands beside the student, so the vocabulary is padded to the student's rows alone."""
     student, how = models.student, numerics(config)
-    padded = allocation.padded_vocabulary([student.vocabulary], at.tensor)
+    padded = padded_vocabulary([student.vocabulary], at.tensor)
     held = allocation.trained(student, at, padded, config.precision, config.sft.optimizer.distributed)
     tokens = _slice(config, sft_tokens(config), config.sft.max_length)
     count = sft_micro_batches(config, at.data // config.parallel.context)
-    work = _work(config, student, at, tokens, count, padded, 0, how)
+    work = _work(config, student, at, tokens, count, Heads(padded // at.tensor, student.hidden), how)
     yield Phase("sft", "train", at, {**_student(held), **work, **reserve(config)})
 
 
 def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[Phase]:
     student, teacher, how = models.student, models.teacher, numerics(config)
-    padded = allocation.padded_vocabulary(models.padded_rows, at.tensor)
+    padded = padded_vocabulary(models.padded_rows, at.tensor)
     held = allocation.trained(student, at, padded, config.precision, config.vold.optimizer.distributed)
     resident = _student(held)
-    scores, lends = {}, {}
+    lends = {}
     if teacher is not None:
-        held_in = teacher_precision(config, teacher)
         scoring, lending, resident["teacher"] = teachers_bytes(config, models, at, padded)
-        scores, lends = {"teacher": scoring}, {"teacher": lending}
+        lends = {"teacher": lending}
     resident["engine"] = engine_weights(config, models)
     resident |= reserve(config)
 
@@ -189,28 +191,28 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
     count = max(1, -(-update // tokens.count))
     stash, width = {}, 0
     if teacher is not None:
-        teachers = (teacher, *models.more)
-        width = max(arch.hidden for arch in teachers)
+        width = max(arch.hidden for arch in models.teachers)
+        size = BYTES[teacher_precision(config, config.teacher, teacher).dtype]
         if at.is_last:
             split = at.tensor if config.parallel.sequence else 1
-            stash = {"hidden states": BYTES[held_in.dtype] * update * width // split}
-        work = BYTES[held_in.dtype] * tokens.count * max(_scoring_width(arch, at) for arch in teachers)
-        scoring = here(config, "teacher", resident) | scores | stash | stays
-        yield Phase("vold", "teacher", at, scoring | {"activations": work})
-    work = _work(config, student, at, tokens, count, padded, width, how)
+            stash = {"hidden states": size * update * width // split}
+        layers = size * tokens.count * max(_scoring_width(arch, at) for arch in models.teachers)
+        parts = here(config, "teacher", resident) | {"teacher": scoring} | stash | stays | {"activations": layers}
+        yield Phase("vold", "teacher", at, parts)
+    work = _work(config, student, at, tokens, count, Heads(padded // at.tensor, student.hidden, width), how)
     yield Phase("vold", "train", at, here(config, "train", resident) | lends | stash | work | stays)
     bucket = how.size * _largest(student, padded)
-    gathered = bucket + min(_SLICE, bucket)
+    gathered = bucket + min(SLICE["cuda"], bucket)
     yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered} | stays)
 
 
 def engine_weights(config: Config, models: Models) -> int:
     """Bytes of the rollout engine's own copy of the student on a rank, vision tower included."""
-    return _rollouts(config, models).held
+    return _rollouts(config, models).weight_bytes
 
 
 def _rollouts(config: Config, models: Models) -> decoding.Decoder:
-    return decoding.of_rollouts(config, models.student, models.parameters(models.student), models.vision)
+    return decoding.of_rollouts(config, models.student, models.vision)
 
 
 def rollout_cache(config: Config, models: Models, rows: int, length: int) -> int:
@@ -231,13 +233,17 @@ def _scoring_width(teacher: Architecture, at: Placement) -> int:
     return 5 * wide + 2 * teacher.hidden
 
 
-def teachers_weights(config: Config, models: Models, at: Placement, padded: int) -> list[tuple[TeacherConfig, int]]:
-    """Each teacher with the bytes of its weights on a rank."""
-    found = []
-    for one, arch in zip((config.teacher, *config.teachers.values()), (models.teacher, *models.more), strict=True):
-        held = teacher_precision(replace(config, teacher=one), arch)
-        found.append((one, allocation.frozen(arch, at, padded, held.weights, held.recipe).parameters))
-    return found
+def scorers(config: Config, models: Models) -> Iterator[tuple[TeacherConfig, Architecture, Precision]]:
+    """Each teacher that scores rollouts, with its shape and how it is held."""
+    for one, arch in zip((config.teacher, *config.teachers.values()), models.teachers, strict=True):
+        yield one, arch, teacher_precision(config, one, arch)
+
+
+def teachers_weights(config: Config, models: Models, at: Placement, padded: int) -> list[int]:
+    """Bytes of each scorer's weights on a rank."""
+    return [
+        allocation.frozen(arch, at, padded, held.weights, held.recipe).parameters for _, arch, held in scorers(config, models)
+    ]
 
 
 def teachers_bytes(config: Config, models: Models, at: Placement, padded: int) -> tuple[int, int, int]:
@@ -245,17 +251,15 @@ def teachers_bytes(config: Config, models: Models, at: Placement, padded: int) -
 
     With ``teacher.offload`` a teacher is whole while it scores, its LM head stays for the loss, and then nothing of it.
     """
-    whole, heads, stay = [], [], 0
-    for (one, size), arch in zip(
-        teachers_weights(config, models, at, padded), (models.teacher, *models.more), strict=True
-    ):
+    comes, heads, stay = [], [], 0
+    weights = teachers_weights(config, models, at, padded)
+    for (one, arch, held), size in zip(scorers(config, models), weights, strict=True):
         if one.offload:
-            whole.append(size)
-            kept = BYTES[teacher_precision(replace(config, teacher=one), arch).dtype]
-            heads.append(kept * padded // at.tensor * arch.hidden if at.is_last else 0)
+            comes.append(size)
+            heads.append(BYTES[held.dtype] * padded // at.tensor * arch.hidden if at.is_last else 0)
         else:
             stay += size
-    most = max((size + sum(heads) - head for size, head in zip(whole, heads, strict=True)), default=0)
+    most = max((size + sum(heads) - head for size, head in zip(comes, heads, strict=True)), default=0)
     return stay + most, stay + sum(heads), stay
 
 
@@ -297,27 +301,23 @@ def _largest(arch: Architecture, padded: int) -> int:
 
 
 def _work(
-    config: Config, arch: Architecture, at: Placement, tokens: Tokens, count: int, padded: int, teacher_hidden: int,
-    how: Numerics,
-) -> dict[str, int]:  # fmt: skip
-    """Activations in flight, and what the loss or the backward pass adds at their height."""
-    tensor, sequence = at.tensor, config.parallel.sequence
-    rows, layers = padded // tensor, arch.stages(at.pipeline)[at.stage]
-    flying = activations.in_flight(at.pipeline, at.stage, count)
-    again = config.parallel.recompute
-    kept = flying * activations.saved(arch, layers, tokens, tensor, sequence, at.is_first, at.is_last, how, again)
-    added = activations.layer_backward(arch, tokens, tensor, how)
-    behind = added + activations.recomputed(arch, tokens, tensor, sequence, how, again)
+    config: Config, arch: Architecture, at: Placement, tokens: Tokens, count: int, heads: Heads, how: Numerics
+) -> dict[str, int]:
+    """Activations of ``count`` micro-batches as far as they are in flight at once, and what the loss or the backward pass
+    adds at their height."""
+    parallel, flying = config.parallel, activations.in_flight(at.pipeline, at.stage, count)
+    kept = flying * activations.saved(arch, at, tokens, parallel, how)
+    added = activations.layer_backward(arch, tokens, at.tensor, how)
+    behind = added + activations.recomputed(arch, tokens, parallel, how)
     if at.is_last:
-        kl = config.objective.kl
+        exact = heads.teacher_hidden > 0 and config.objective.kl.estimator in SUMMING
         loss = activations.objective(
-            arch.hidden, rows, tokens.count, sequence, config.objective.chunk_tokens, teacher_hidden,
-            bool(teacher_hidden) and kl.estimator in SUMMING, how, on_cuda(config),
-        )  # fmt: skip
+            heads, tokens.count, config.objective.chunk_tokens, how, gathered=parallel.sequence, exact=exact
+        )
         added = max(loss.peak, loss.kept + added)  # what the loss keeps is used up before a layer is made again
     added = max(added, behind)
     if at.is_first:
-        added = max(added, activations.embedding_backward(arch, rows, at.pipeline, how) - kept)
+        added = max(added, activations.embedding_backward(arch, heads.rows, at.pipeline, how) - kept)
     return {"activations": kept, "objective": added}
 
 

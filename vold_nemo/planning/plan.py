@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.megatron import architecture
-from vold_nemo.planning import decoding, memory, timing
+from vold_nemo.planning import decoding, memory, rates, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.published import architecture_of, vision_parameters
 from vold_nemo.planning.timing import Duration
@@ -36,8 +36,13 @@ class StagePlan:
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
+    def free(self) -> int | None:
+        """Bytes that the peak leaves of a GPU, below 0 where it does not fit; None where nothing says how large one is."""
+        return None if self.capacity is None else self.capacity - self.peak.total
+
+    @property
     def fits(self) -> bool:
-        return self.capacity is None or self.peak.total <= self.capacity
+        return self.free is None or self.free >= 0
 
     def worst(self) -> Iterator[Phase]:
         """The fullest rank of each phase, in the order of the phases."""
@@ -54,9 +59,13 @@ class Plan:
         return all(stage.fits for stage in self.stages)
 
     @property
+    def times(self) -> list[Duration]:
+        """Of all stages; empty where no rates are known."""
+        return [stage.time for stage in self.stages if stage.time is not None]
+
+    @property
     def gpu_hours(self) -> float | None:
-        times = [stage.time for stage in self.stages]
-        return None if None in times else sum(time.gpu_hours for time in times)
+        return sum(time.gpu_hours for time in self.times) if self.times else None
 
 
 def models_of(config: Config) -> Models:
@@ -81,7 +90,7 @@ def stage_gpus(config: Config, stage: str) -> int:
 
 
 def plan_stage(config: Config, models: Models, stage: str, gpus: int) -> StagePlan:
-    time = timing.duration(config, models, stage, gpus) if timing.is_timed(config) else None
+    time = None if rates.missing(config) else timing.duration(config, models, stage, gpus)
     return StagePlan(stage, gpus, tuple(memory.phases(config, models, stage, gpus)), time, memory.capacity(config))
 
 
@@ -110,16 +119,15 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
             return []
         allowed = f"a divisor of the {gpus} GPUs of the traces and of the teacher's {heads} heads"
         return [ConfigError("traces.tensor_parallel", engine, allowed, "lower it, or change cluster.gpus.traces")]
-    teachers = [models.teacher, *models.more] if models.teacher is not None else []
-    used = [models.student] if stage == "sft" else [models.student, *teachers]
-    beside = any(arch.experts for arch in teachers)
+    used = [models.student] if stage == "sft" else [models.student, *models.teachers]
+    beside = any(arch.experts for arch in models.teachers)
     errors = [
         error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus, beside_experts=beside)
     ]
     if stage != "sft":
         errors += _engine_findings(config, models, gpus)
         sections = ("teacher", *(f"teachers.{name}" for name in config.teachers))
-        for section, arch in zip(sections, teachers, strict=False):  # without a KL there are none
+        for section, arch in zip(sections, models.teachers, strict=False):  # without a KL there are none
             errors += precision_findings(config, section, arch)
     return errors
 
@@ -133,7 +141,7 @@ def _engine_findings(config: Config, models: Models, gpus: int) -> list[ConfigEr
     if gpus % tensor or arch.heads % tensor:
         allowed = f"a divisor of the {gpus} GPUs of stage 2 and of the student's {arch.heads} heads"
         errors.append(ConfigError("rollout.vllm.tensor_parallel", tensor, allowed, "lower it, or change cluster.gpus.vold"))
-    engine = decoding.of_rollouts(config, arch, models.parameters(arch), models.vision)
+    engine = decoding.of_rollouts(config, arch, models.vision)
     room, longest = engine.room(memory.capacity(config)), engine.cache_bytes(vllm.max_length or arch.max_positions)
     if room is not None and room < longest:
         key, value = "rollout.vllm.memory_share", vllm.memory_share
@@ -149,20 +157,18 @@ def places(config: Config, models: Models, gpus: int) -> list[str]:
     """Which ranks hold what: megatron-core numbers tensor fastest, then context, then data, then pipeline."""
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     each, lines = gpus // pipeline, []
-    named = [("student", models.student)]
-    if models.teacher is not None:
-        named += [("teacher", models.teacher), *zip(config.teachers, models.more, strict=True)]
+    named = [("student", models.student), *zip(("teacher", *config.teachers), models.teachers, strict=False)]
     for stage in range(pipeline):
         held = []
         for name, arch in named:
-            split = arch.stages(pipeline)
-            first = sum(split[:stage])
-            held.append(f"{name} layers {first}-{first + split[stage] - 1}")
+            layers = arch.stages(pipeline)
+            first = sum(layers[:stage])
+            held.append(f"{name} layers {first}-{first + layers[stage] - 1}")
         ends = ["embeddings"] * (stage == 0) + ["final norms, LM heads, objective"] * (stage == pipeline - 1)
         ranks = f"ranks {stage * each}-{(stage + 1) * each - 1}" if each > 1 else f"rank {stage * each}"
         copies = "1 copy" if each == tensor else f"{each // tensor} copies"
-        shared = f", {config.parallel.context} of them share each sequence" if config.parallel.context > 1 else ""
+        split = f", {config.parallel.context} of them share each sequence" if config.parallel.context > 1 else ""
         if config.parallel.expert > 1:
-            shared += f"; a rank has 1/{config.parallel.expert} of the experts of its layers, whole ones"
-        lines.append(f"{ranks}: 1/{tensor} of {', '.join([*held, *ends])}; {copies}{shared}")
+            split += f"; a rank has 1/{config.parallel.expert} of the experts of its layers, whole ones"
+        lines.append(f"{ranks}: 1/{tensor} of {', '.join([*held, *ends])}; {copies}{split}")
     return lines

@@ -22,17 +22,20 @@ def _config(name: str) -> dict | None:
     return json.loads(file.read_text())["config"] if file.is_file() else None
 
 
+def _published(path: str) -> dict | None:
+    is_hub_id = path.count("/") == 1 and not Path(path).is_dir()
+    return _config(path.rpartition("/")[2]) if is_hub_id else None
+
+
 def is_published(path: str) -> bool:
     """Whether ``path`` is the hub id of a known model and not a folder here."""
-    return path.count("/") == 1 and not Path(path).is_dir() and _config(path.rpartition("/")[2]) is not None
+    return _published(path) is not None
 
 
 def config_of(path: str) -> dict | None:
     """``config.json`` of a folder or of a published hub id; None if it is neither."""
-    if is_published(path):
-        return _config(path.rpartition("/")[2])
     file = Path(path) / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return _published(path) or (json.loads(file.read_text()) if file.is_file() else None)
 
 
 def architecture_of(path: str) -> Architecture:
@@ -41,7 +44,8 @@ def architecture_of(path: str) -> Architecture:
     Raises:
         ConfigError: neither, or a family that the Megatron side does not have.
     """
-    return Architecture.from_hf(config_of(path), source=path) if is_published(path) else architecture.read(path)
+    known = _published(path)
+    return architecture.read(path) if known is None else Architecture.from_hf(known, source=path)
 
 
 def vision_parameters(path: str) -> int:

@@ -38,6 +38,7 @@ def leaving(config: Config) -> frozenset[str]:
     return frozenset(name for name, wanted in asked.items() if wanted)
 
 
-def here(config: Config, phase: str, held: dict[str, int]) -> dict[str, int]:
-    """Of ``held``, bytes by holder, what is on the device in ``phase``."""
-    return {name: size for name, size in held.items() if name not in leaving(config) or name in NEEDS[phase]}
+def here(config: Config, phase: str, sizes: dict[str, int]) -> dict[str, int]:
+    """Of ``sizes``, bytes by holder, what is on the device in ``phase``."""
+    gone = leaving(config) - NEEDS[phase]
+    return {name: size for name, size in sizes.items() if name not in gone}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from vold_nemo.config import Config, OptimizerConfig
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.planning.allocation import parameter_count
 from vold_nemo.planning.memory import teacher_precision
 from vold_nemo.planning.published import architecture_of
 from vold_nemo.planning.validity import STAGES, planned_world, submitted_world
@@ -31,7 +31,7 @@ def describe(config: Config, verb: str) -> str:
             said = f"{one.path}: {_model(arch)}, frozen"
             said += f", for prompts that name {name}" if name else ""
             lines.append(f"teacher  {said}" + (f", in turn on the device (else {one.offload_to})" if one.offload else ""))
-            lines.append(f"         {teacher_precision(replace(config, teacher=one), arch).describe()}")
+            lines.append(f"         {teacher_precision(config, one, arch).describe()}")
     for stage, described in (("sft", _sft), ("vold", _vold)):
         if stage in stages:
             world = submitted_world(config, stage) if verb == "plan" else planned_world(config, verb)
@@ -40,23 +40,10 @@ def describe(config: Config, verb: str) -> str:
     return "\n".join(lines)
 
 
-def parameters(arch: Architecture) -> int:
-    """Parameters of the language backbone: embedding (twice if untied), and in each layer
-
-    query, key and value rows, the output projection, three feed-forward matrices (of every expert, and the router), and
-    the norms.
-    """
-    qkv = (arch.heads + 2 * arch.kv_groups) * arch.head_dim
-    layer = qkv * (arch.hidden + arch.qkv_bias) + arch.heads * arch.head_dim * arch.hidden
-    forward = 3 * arch.ffn if not arch.experts else arch.experts * (3 * arch.expert_ffn + 1)
-    layer += forward * arch.hidden + 2 * arch.hidden + 2 * arch.head_dim * arch.qk_norm
-    return arch.vocabulary * arch.hidden * (1 if arch.tied else 2) + arch.layers * layer + arch.hidden
-
-
 def _model(arch: Architecture) -> str:
     head = "tied" if arch.tied else "own"
     return (
-        f"{arch.family}, {_amount(parameters(arch))} parameters of text backbone ({arch.layers} layers x "
+        f"{arch.family}, {_amount(parameter_count(arch))} parameters of text backbone ({arch.layers} layers x "
         f"{arch.hidden}, {arch.heads} heads / {arch.kv_groups} KV, {arch.vocabulary} rows, {head} LM head)"
     )
 

@@ -43,8 +43,8 @@ def assign(config, key: str, value):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One candidate of :func:`ranked`: what to write on the command line, and what comes of it."""
+class Ranked:
+    """One place of :func:`ranked`: what to write on the command line, and what comes of it."""
 
     overrides: tuple[str, ...]
     plan: StagePlan
@@ -52,8 +52,8 @@ class Layout:
     @property
     def reason(self) -> str:
         """What decides its place."""
-        if not self.plan.fits:
-            return f"{(self.plan.peak.total - self.plan.capacity) / GIB:.1f} GiB too much in {self.plan.peak.name}"
+        if self.plan.free is not None and self.plan.free < 0:
+            return f"{-self.plan.free / GIB:.1f} GiB too much in {self.plan.peak.name}"
         if self.plan.time is None:
             return f"fits, {self.plan.peak.total / GIB:.0f} GiB"
         name, seconds = max(self.plan.time.seconds.items(), key=lambda item: item[1])
@@ -99,14 +99,14 @@ def _choices(config: Config, models: Models, stage: str, gpus: int) -> Iterator[
         yield chosen | {"parallel.sequence": chosen["parallel.tensor"] > 1, f"{stage}.optimizer.distributed": True}
 
 
-def ranked(config: Config, models: Models, stage: str, gpus: int) -> list[Layout]:
+def ranked(config: Config, models: Models, stage: str, gpus: int) -> list[Ranked]:
     """Layouts that fit, fastest first (without rates: emptiest first), then those that do not, nearest first."""
     found = []
     for changed in candidates(config, models, stage, gpus):
         changed, plan = _fitted(changed, models, stage, gpus)
-        found.append(Layout(_names(config, changed, stage), plan))
+        found.append(Ranked(_names(config, changed, stage), plan))
 
-    def order(layout: Layout):
+    def order(layout: Ranked):
         return (not layout.plan.fits, _seconds(layout.plan) if layout.plan.fits else 0.0, layout.plan.peak.total)
 
     return sorted(found, key=order)
@@ -182,7 +182,7 @@ def _upto(most: int) -> tuple[int, ...]:
     return tuple(1 << n for n in range(most.bit_length())) if most else ()
 
 
-def fewest_gpus(config: Config, models: Models, stage: str) -> Layout | None:
+def fewest_gpus(config: Config, models: Models, stage: str) -> Ranked | None:
     """The fastest layout on the smallest power of two of GPUs on which any layout fits; None beyond 1024."""
     gpus = 1
     while gpus <= _MOST_GPUS:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.tree import values
-from vold_nemo.planning import activations, allocation, decoding, memory, residency, timing
+from vold_nemo.planning import activations, allocation, decoding, memory, rates, residency, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.plan import Plan, StagePlan, figure, places, stage_gpus
-from vold_nemo.planning.search import Layout, cheapest_changes, fewest_gpus, ranked
+from vold_nemo.planning.search import Ranked, cheapest_changes, fewest_gpus, ranked
 
 PARTS = (
     "parameters", "gradients", "optimizer", "teacher", "engine", "hidden states", "activations", "objective", "cache",
@@ -26,8 +26,8 @@ def memory_table(plan: Plan) -> Iterator[str]:
     for stage in plan.stages:
         peak, where = stage.peak, f" of pipeline stage {stage.peak.at.stage}" if stage.peak.at.pipeline > 1 else ""
         verdict = ""
-        if stage.capacity is not None:
-            free = (stage.capacity - peak.total) / GIB
+        if stage.free is not None:
+            free = stage.free / GIB
             verdict = f", {free:.1f} GiB free" if stage.fits else f": DOES NOT FIT, {-free:.1f} GiB too much"
         gpus = peak.at.tensor if peak.name == "export" else stage.gpus
         yield f"  {stage.stage}: peak {peak.total / GIB:.2f} GiB in {peak.name}{where} on each of {gpus} GPU(s){verdict}"
@@ -55,28 +55,26 @@ def _row(phase: Phase, capacity: int | None) -> str:
 def time_table(plan: Plan, config: Config) -> Iterator[str]:
     """Seconds of a step and hours of each stage, and what dominates."""
     if plan.gpu_hours is None:
-        missing = [f"cluster.{rate}" for rate in timing.RATES if getattr(config.cluster, rate) is None]
-        yield f"time: unknown; not given: {', '.join(missing)}"
+        yield f"time: unknown; not given: {', '.join(f'cluster.{name}' for name in rates.missing(config))}"
         return
     yield "time (planned, not measured)"
-    for stage in plan.stages:
-        time = stage.time
+    for time in plan.times:
         parts = ", ".join(f"{name} {figure(seconds)}" for name, seconds in time.seconds.items())
         yield (
-            f"  {stage.stage:<7}{time.steps} x {figure(time.step)} s ({parts}) = {figure(time.total / 3600)} h "
+            f"  {time.stage:<7}{time.steps} x {figure(time.step)} s ({parts}) = {figure(time.total / 3600)} h "
             f"on {time.gpus} GPU(s), {figure(time.gpu_hours)} GPU hours"
         )
     hours = {
-        f"{stage.stage} {name}": seconds * stage.time.steps * stage.gpus / 3600
-        for stage in plan.stages
-        for name, seconds in stage.time.seconds.items()
+        f"{time.stage} {name}": seconds * time.steps * time.gpus / 3600
+        for time in plan.times
+        for name, seconds in time.seconds.items()
     }
-    most = max(hours, key=hours.get)
+    most = max(hours, key=hours.__getitem__)
     yield f"  in all {figure(plan.gpu_hours)} GPU hours; {most} takes {hours[most] / plan.gpu_hours:.0%} of them"
 
 
 def saving_table(config: Config, models: Models) -> Iterator[str]:
-    if models.teacher is None or not timing.is_timed(config):
+    if models.teacher is None or rates.missing(config):
         return
     rows = timing.mask_saving(config, models, stage_gpus(config, "vold"))
     yield "the mask: seconds of a stage 2 step at a reward rate, and what skipping saves of it"
@@ -102,7 +100,7 @@ def ranking(config: Config, models: Models, stage: StagePlan) -> Iterator[str]:
         yield f"  fewest: {least.plan.gpus} GPU(s): {_layout(least)}"
 
 
-def _layout(layout: Layout) -> str:
+def _layout(layout: Ranked) -> str:
     step = f"{figure(layout.plan.time.step, 4)} s: " if layout.plan.time is not None else ""
     return f"{step}{' '.join(layout.overrides)} ({layout.reason})"
 
@@ -115,10 +113,10 @@ def assumptions(config: Config) -> Iterator[str]:
     cluster = config.cluster
     yield f"cluster {cluster.name}: " + ", ".join(
         f"{key} {getattr(cluster, key)}"
-        for key in ("gpus_per_node", "memory_gib", "compute_capability", "fp8_tflops", *timing.RATES)
+        for key in ("gpus_per_node", "memory_gib", "compute_capability", "fp8_tflops", *rates.NAMES)
     )
     for module in (allocation, activations, memory, decoding, residency, timing):
-        yield f"\n{module.__name__.rpartition('.')[2]}: {module.__doc__.strip()}"
+        yield f"\n{module.__name__.rpartition('.')[2]}: {(module.__doc__ or '').strip()}"
     yield (
         "\nheld to account: allocation exactly, activations and objective within 10 % of tracked CPU allocations "
         "(tests/planning); GPU columns (fused norms, GPU temporaries, reserve, all times) were never measured"
@@ -135,6 +133,6 @@ def refusal(config: Config, models: Models, plan: Plan) -> ConfigError:
     )
     return ConfigError(
         f"memory of {full.stage} {full.peak.name}", f"{full.peak.total / GIB:.1f} GiB",
-        f"at most cluster.memory_gib = {full.capacity / GIB:.1f}",
+        f"at most cluster.memory_gib = {config.cluster.memory_gib:.1f}",
         offers or "no three changes make it fit: search=true, or a cluster with larger GPUs",
     )  # fmt: skip

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vold_nemo.config import Config, TeacherConfig
-from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.config import Config
+from vold_nemo.megatron.architecture import Architecture, padded_vocabulary
+from vold_nemo.megatron.precision import Precision
 from vold_nemo.planning import allocation, decoding, memory
 from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.decoding import active_weights
 from vold_nemo.planning.memory import Models, rollout_tokens
+from vold_nemo.planning.rates import bandwidth, rates
 from vold_nemo.planning.residency import leaving
-
-RATES = ("bf16_tflops", "memory_gbs", "link_gbs", "network_gbs", "host_gbs")
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,6 @@ class Duration:
         return self.total * self.gpus / 3600
 
 
-def is_timed(config: Config) -> bool:
-    cluster = config.cluster
-    return None not in [getattr(cluster, rate) for rate in RATES]
-
-
 def duration(config: Config, models: Models, stage: str, gpus: int) -> Duration:
     if stage == "traces":
         return Duration(stage, gpus, 1, {"generate": _trace_seconds(config, models, gpus)})
@@ -75,7 +70,7 @@ def forward_flops(arch: Architecture, tokens: float, context: float) -> float:
 def _trace_seconds(config: Config, models: Models, gpus: int) -> float:
     limit = config.data.trace_prompts.limit if config.data.trace_prompts is not None else config.data.prompts.limit
     prompts = min(config.plan.trace_prompts, limit or config.plan.trace_prompts)
-    engine = decoding.of_traces(config, models.trace_writer, models.parameters(models.trace_writer))
+    engine = decoding.of_traces(config, models.trace_writer)
     each = -(-prompts * config.traces.samples_per_prompt // max(1, gpus // engine.tensor))
     prefill = forward_flops(models.trace_writer, each * config.plan.prompt_tokens, config.plan.prompt_tokens)
     return decoding.seconds(config, engine, each, config.plan.trace_tokens, config.traces.max_tokens, prefill)
@@ -93,14 +88,14 @@ def _training(
     updates: int = 1,
 ) -> dict[str, float]:  # fmt: skip
     """Forward and backward of ``tokens`` over the world, and ``updates`` reductions of the gradients."""
-    plan, cluster = config.plan, config.cluster
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     data = gpus // (tensor * pipeline)  # all that share weights and tokens: context ranks, too
     # The last stage has the LM head besides its layers, and the others wait for it.
     head, weights = arch.vocabulary * arch.hidden, active_weights(arch)
     bubble = (1 + (pipeline - 1) / max(1, micro_batches)) * (((weights - head) / pipeline + head) * pipeline / weights)
     passes = 3 + _again(config, arch, context)
-    compute = passes * forward_flops(arch, tokens, context) / (gpus * cluster.bf16_tflops * 1e12 * plan.train_efficiency)
+    rate = gpus * rates(config).bf16_tflops * 1e12 * config.plan.train_efficiency
+    compute = passes * forward_flops(arch, tokens, context) / rate
     found = {"compute": compute * bubble, "tensor parallel": _tensor_seconds(config, arch, tokens / data, 4) * bubble}
     found["context parallel"] = _context_seconds(config, arch, tokens / data)
     held = max(
@@ -108,8 +103,7 @@ def _training(
         for stage in {0, pipeline - 1}
     )
     volume = (4 if not distributed else 2 + BYTES[config.precision] / 2) * held  # reduce-scatter fp32 + gather of weights
-    across = cluster.network_gbs if gpus > cluster.gpus_per_node else cluster.link_gbs
-    found["data parallel"] = updates * 2 * (data - 1) / data * volume / (across * 1e9 * plan.network_efficiency)
+    found["data parallel"] = updates * 2 * (data - 1) / data * volume / bandwidth(config, gpus)
     return {name: seconds for name, seconds in found.items() if seconds}
 
 
@@ -124,17 +118,14 @@ def _context_seconds(config: Config, arch: Architecture, tokens: float) -> float
     """Keys and values of ``tokens`` tokens a rank on their way around the ring, in the backward pass with their gradients."""
     ring, width = config.parallel.context - 1, 2 * arch.kv_groups * arch.head_dim // config.parallel.tensor
     size = BYTES[config.precision] * tokens * width * arch.layers / config.parallel.pipeline
-    cluster = config.cluster
-    spans = config.parallel.tensor * config.parallel.context > cluster.gpus_per_node
-    across = cluster.network_gbs if spans else cluster.link_gbs
-    return 3 * ring * size / (across * 1e9 * config.plan.network_efficiency)
+    return 3 * ring * size / bandwidth(config, config.parallel.tensor * config.parallel.context)
 
 
 def _tensor_seconds(config: Config, arch: Architecture, tokens: float, reductions: int) -> float:
     tensor = config.parallel.tensor
     size = BYTES[config.precision] * tokens * arch.hidden * arch.layers / config.parallel.pipeline
-    bandwidth = config.cluster.link_gbs * 1e9 * config.plan.network_efficiency
-    return reductions * size * 2 * (tensor - 1) / tensor / bandwidth
+    link = rates(config).link_gbs * 1e9 * config.plan.network_efficiency
+    return reductions * size * 2 * (tensor - 1) / tensor / link
 
 
 def shares(config: Config, rate: float) -> tuple[float, float]:
@@ -158,10 +149,9 @@ def shares(config: Config, rate: float) -> tuple[float, float]:
 
 
 def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
-    plan, cluster, vold = config.plan, config.cluster, config.vold
-    student = models.student
+    plan, vold, student = config.plan, config.vold, models.student
     sampled = vold.prompts_per_step * config.rollout.samples_per_prompt
-    engine = decoding.of_rollouts(config, student, models.parameters(student), models.vision)
+    engine = decoding.of_rollouts(config, student, models.vision)
     each = -(-sampled // max(1, gpus // engine.tensor))
     prefill = forward_flops(student, each * plan.prompt_tokens, plan.prompt_tokens)
     found = {"generate": decoding.seconds(config, engine, each, plan.response_tokens, config.rollout.max_tokens, prefill)}
@@ -169,8 +159,9 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     context = tokens / sampled
     scored, trained = shares(config, plan.reward_rate)
     if models.teacher is not None and scored:
-        teachers = zip((config.teacher, *config.teachers.values()), (models.teacher, *models.more), strict=True)
-        found["teacher"] = max(_scoring(config, one, arch, gpus, scored * tokens, context) for one, arch in teachers)
+        found["teacher"] = max(
+            _scoring(config, arch, held, gpus, scored * tokens, context) for _, arch, held in memory.scorers(config, models)
+        )
     data = gpus // config.parallel.model_ranks
     count = max(1, int(trained * tokens / (data * vold.micro_batch_tokens * vold.updates_per_step)))
     train = _training(
@@ -179,32 +170,28 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     if vold.updates_per_step > 1:  # log-probs of the weights that sampled: one forward pass more
         train["compute"] *= 4 / 3
     found["train"] = sum(train.values())
-    spans = config.parallel.tensor * config.parallel.pipeline > cluster.gpus_per_node
-    across = cluster.network_gbs if spans else cluster.link_gbs
-    weights = BYTES[config.precision] * models.parameters(student)
-    found["sync"] = weights / (across * 1e9 * plan.network_efficiency)
+    weights = BYTES[config.precision] * allocation.parameter_count(student)
+    found["sync"] = weights / bandwidth(config, config.parallel.tensor * config.parallel.pipeline)
     if moved := _moved(config, models, gpus):
-        found["offload"] = moved / (cluster.host_gbs * 1e9 * plan.network_efficiency)
+        found["offload"] = moved / (rates(config).host_gbs * 1e9 * plan.network_efficiency)
     return found
 
 
-def _scoring(config: Config, one: TeacherConfig, teacher: Architecture, gpus: int, tokens: float, context: float) -> float:
+def _scoring(config: Config, teacher: Architecture, held: Precision, gpus: int, tokens: float, context: float) -> float:
     """The teacher's forward pass over ``tokens`` of a step."""
-    plan, cluster, parallel = config.plan, config.cluster, config.parallel
+    tflops, fp8_tflops, parallel = rates(config).bf16_tflops, config.cluster.fp8_tflops, config.parallel
     each = tokens / (gpus // (parallel.tensor * parallel.pipeline))  # context ranks share tokens as data ranks do
     count = max(1, int(each * parallel.context / (config.vold.micro_batch_tokens * config.vold.updates_per_step)))
-    compute = forward_flops(teacher, tokens, context) / cluster.bf16_tflops
-    held = memory.teacher_precision(replace(config, teacher=one), teacher)
-    if held.backend == "te" and cluster.fp8_tflops is not None:
+    compute = forward_flops(teacher, tokens, context) / tflops
+    if held.backend == "te" and fp8_tflops is not None:
         layers = 2 * tokens * (active_weights(teacher) - teacher.vocabulary * teacher.hidden)
-        compute -= layers * (1 / cluster.bf16_tflops - 1 / cluster.fp8_tflops)
-    compute /= gpus * 1e12 * plan.forward_efficiency
+        compute -= layers * (1 / tflops - 1 / fp8_tflops)
+    compute /= gpus * 1e12 * config.plan.forward_efficiency
     seconds = compute + _tensor_seconds(config, teacher, each, 2) + _context_seconds(config, teacher, each) / 3
     if teacher.experts and parallel.expert > 1:
         copies = each / parallel.tensor * teacher.experts_per_token * teacher.layers / parallel.pipeline
         size = 2 * copies * teacher.hidden * BYTES["bf16"] * (parallel.expert - 1) / parallel.expert
-        across = cluster.network_gbs if parallel.expert > cluster.gpus_per_node else cluster.link_gbs
-        seconds += size / (across * 1e9 * plan.network_efficiency)
+        seconds += size / bandwidth(config, parallel.expert)
     return seconds * (1 + (parallel.pipeline - 1) / count)
 
 
@@ -215,7 +202,7 @@ def _moved(config: Config, models: Models, gpus: int) -> int:
         parallel.tensor, parallel.pipeline, gpus // (parallel.tensor * parallel.pipeline), parallel.pipeline - 1,
         expert=parallel.expert,
     )  # fmt: skip
-    padded = allocation.padded_vocabulary(models.padded_rows, at.tensor)
+    padded = padded_vocabulary(models.padded_rows, at.tensor)
     total = 0
     if "optimizer" in away:
         total += 2 * allocation.trained(
@@ -224,9 +211,8 @@ def _moved(config: Config, models: Models, gpus: int) -> int:
     if "engine" in away:
         total += 2 * memory.engine_weights(config, models)
     if models.teacher is not None:
-        total += config.vold.updates_per_step * sum(
-            size for one, size in memory.teachers_weights(config, models, at, padded) if one.offload
-        )
+        weights = zip(memory.scorers(config, models), memory.teachers_weights(config, models, at, padded), strict=True)
+        total += config.vold.updates_per_step * sum(size for (one, *_), size in weights if one.offload)
     return total
 
 

@@ -60,7 +60,7 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
 
 def pending(config: Config) -> list[ConfigError]:
     """What a plan warns of: models and data that are not fetched, features that are not built."""
-    found = [error for error in findings(config, "plan") if isinstance(error, Pending)]
+    found: list[ConfigError] = [error for error in findings(config, "plan") if isinstance(error, Pending)]
     for key in ("data.prompts", "data.trace_prompts"):
         dataset = value_at(config, key)
         if dataset is not None and not Path(local_folder(dataset.path, dataset.revision, "dataset")).exists():

@@ -15,7 +15,7 @@ import re
 from fractions import Fraction
 
 from vold_nemo.rewards.boxed import extract
-from vold_nemo.rewards.verdict import Question, Verdict
+from vold_nemo.rewards.verdict import Comparison, Verdict
 
 LONGEST = 1_000  # characters of an answer that is worth parsing: the grammar's cost grows faster than the text
 REMEMBERED = 4096  # readings and verdicts that a worker keeps: keys come back with every rollout of a group
@@ -32,8 +32,8 @@ _NUMBER = re.compile(
 )
 
 
-def screen(response: str, truth: str) -> Verdict | Question:
-    """The verdict where it needs no SymPy; else the question whether the content of the last box equals ``truth``."""
+def screen(response: str, truth: str) -> Verdict | Comparison:
+    """The verdict where it needs no SymPy; else the comparison of the last box's content with ``truth``."""
     box = extract(response)
     if box.answer is None:
         return Verdict.of(False, None, box.reason)
@@ -49,7 +49,7 @@ def screen(response: str, truth: str) -> Verdict | Question:
     right = _same_number(answer, truth)
     if right is not None:
         return Verdict.of(right, answer, "equivalent" if right else "differs")
-    return Question("math", answer, truth, extracted=answer)
+    return Comparison("math", answer, truth, extracted=answer)
 
 
 @functools.lru_cache(REMEMBERED)

@@ -49,21 +49,21 @@ class VerifierPool:
         self._expect(names)
         self._fill(self.size)
 
-    def judge(self, questions: Sequence[Sequence[str]]) -> list[Verdict]:
-        """Verdicts on questions that begin with (verifier name, text, truth), in order.
+    def judge(self, comparisons: Sequence[Sequence[str]]) -> list[Verdict]:
+        """Verdicts on comparisons that begin with (verifier name, text, truth), in order.
 
         Raises:
             RuntimeError: workers die before they are ready; with the last lines of their error output.
         """
-        round_ = _Round(questions)
-        self._expect({question[0] for question in questions})
+        round_ = _Round(comparisons)
+        self._expect({comparison[0] for comparison in comparisons})
         try:
             while round_.missing:
                 self._fill(min(self.size, round_.missing))
                 for worker in self._workers:
                     if worker.ready and worker.job is None and round_.deal(worker, self._workers):
                         job = worker.queue.popleft()
-                        worker.send(job, questions[job], self.seconds)
+                        worker.send(job, comparisons[job], self.seconds)
                         self._watch(worker)
                 self._wait(round_)
         except BaseException:  # an interrupted call: no worker may answer into the next one
@@ -156,13 +156,13 @@ class VerifierPool:
 class _Round:
     """One call of ``judge``: what is still to be judged, in parts with the same truth, and the verdicts so far."""
 
-    def __init__(self, questions: Sequence[Sequence[str]]):
-        self.missing = len(questions)
-        self.verdicts: list[Verdict | None] = [None] * len(questions)
+    def __init__(self, comparisons: Sequence[Sequence[str]]):
+        self.missing = len(comparisons)
+        self.verdicts: list[Verdict | None] = [None] * len(comparisons)
         self._deaths: Counter[int] = Counter()
         together: dict[str, list[int]] = {}
-        for job, question in enumerate(questions):
-            together.setdefault(question[2], []).append(job)
+        for job, comparison in enumerate(comparisons):
+            together.setdefault(comparison[2], []).append(job)
         self.pending = deque(
             deque(jobs[i : i + TOGETHER]) for jobs in together.values() for i in range(0, len(jobs), TOGETHER)
         )
@@ -219,9 +219,9 @@ class _Worker:
     def busy(self) -> bool:
         return not self.ready or self.job is not None
 
-    def send(self, job: int, question: Sequence[str], seconds: float) -> None:
+    def send(self, job: int, comparison: Sequence[str], seconds: float) -> None:
         self.job, self.deadline = job, time.monotonic() + seconds
-        self._outgoing = memoryview(json.dumps(question[:3]).encode("ascii") + b"\n")  # surrogates and NULs survive
+        self._outgoing = memoryview(json.dumps(comparison[:3]).encode("ascii") + b"\n")  # surrogates and NULs survive
 
     def flush(self) -> bool:
         """Write what the pipe takes; true when nothing is left (or the reader is gone: the reply pipe tells)."""

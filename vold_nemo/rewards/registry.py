@@ -24,7 +24,7 @@ from vold_nemo.rewards.boxed import exact_match
 from vold_nemo.rewards.choice import choice_match
 from vold_nemo.rewards.equivalence import compare, screen, warm_up
 from vold_nemo.rewards.numeric import DEFAULT_TOLERANCE, numeric_match
-from vold_nemo.rewards.verdict import Question, Verdict, shortened
+from vold_nemo.rewards.verdict import Comparison, Verdict, shortened
 
 _WEIGHTED = re.compile(r"(\d+(?:\.\d+)?)\*(.+)")
 _NUMERIC = re.compile(r"numeric\(([0-9.eE+-]+)\)")
@@ -34,15 +34,15 @@ _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 class Sum(NamedTuple):
     """What a weighted verifier reads: for each term its weight, its name, and what it reads itself."""
 
-    terms: tuple[tuple[float, str, Verdict | Question], ...]
+    terms: tuple[tuple[float, str, Verdict | Comparison], ...]
 
 
-Reading = Verdict | Question | Sum
+Reading = Verdict | Comparison | Sum
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """``read(response, truth)`` takes bounded time and may be called anywhere; what it leaves open as a :class:`Question`,
+    """``read(response, truth)`` takes bounded time and may be called anywhere; what it leaves open as a :class:`Comparison`,
     ``compute(text, truth)`` answers.  That may hang: only ever call it in a killable process.
 
     ``warm_up`` imports what ``compute`` needs, which is charged to no answer; ``computing`` names the verifiers that this one
@@ -60,16 +60,16 @@ class Verifier:
         return settle(self.read(response, truth), lambda asked: resolve(asked.verifier).compute(asked.text, asked.truth))
 
 
-def questions_in(reading: Reading) -> Iterator[Question]:
-    if isinstance(reading, Question):
+def comparisons_in(reading: Reading) -> Iterator[Comparison]:
+    if isinstance(reading, Comparison):
         yield reading
     elif isinstance(reading, Sum):
-        yield from (part for _, _, part in reading.terms if isinstance(part, Question))
+        yield from (part for _, _, part in reading.terms if isinstance(part, Comparison))
 
 
-def settle(reading: Reading, answer: Callable[[Question], Verdict]) -> Verdict:
-    """The verdict of ``reading`` once its questions have theirs."""
-    if isinstance(reading, Question):
+def settle(reading: Reading, answer: Callable[[Comparison], Verdict]) -> Verdict:
+    """The verdict of ``reading`` once its comparisons have theirs."""
+    if isinstance(reading, Comparison):
         verdict = answer(reading)
         # a time-out has not seen what was read before it
         return verdict if verdict.extracted is not None else replace(verdict, extracted=shortened(reading.extracted))
@@ -108,7 +108,7 @@ def resolve(name: str) -> Verifier:
         return Verifier(name, functools.partial(numeric_match, tolerance=tolerance))
     if _OWN.fullmatch(name):
         return Verifier(
-            name, functools.partial(Question, name), functools.partial(_call_own, name),
+            name, functools.partial(Comparison, name), functools.partial(_call_own, name),
             functools.partial(_import, name), frozenset([name]),
         )  # fmt: skip
     raise _unknown(name)

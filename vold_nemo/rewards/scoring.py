@@ -10,7 +10,7 @@ from typing import Any
 
 from vold_nemo.config import RewardConfig
 from vold_nemo.rewards.pool import VerifierPool
-from vold_nemo.rewards.registry import check, questions_in, resolve, settle
+from vold_nemo.rewards.registry import check, comparisons_in, resolve, settle
 from vold_nemo.rewards.verdict import Item, Verdict
 
 MOST_WORKERS = 32  # without reward.workers: a node of 128 cores need not import SymPy 128 times for a step's answers
@@ -19,7 +19,7 @@ MOST_WORKERS = 32  # without reward.workers: a node of 128 cores need not import
 class Scorer:
     """Judges answers as ``config`` says, with a worker process for each of ``cores`` (None: this process's), up to a limit.
 
-    Close it when done.  The ranks of a node share one: :class:`vold_nemo.rewards.shared.SharedScorer`.
+    Close it when done.  The ranks of a node share one: :class:`vold_nemo.rewards.node_scorer.NodeScorer`.
     """
 
     def __init__(self, config: RewardConfig, cores: Collection[int] | None = None):
@@ -42,7 +42,7 @@ class Scorer:
         self._pool.start(computing)
 
     def score(self, items: Iterable[Item | tuple[str, str, str | None]]) -> list[Verdict]:
-        """Verdicts on ``(text, truth, verifier or None)``, in order.  Equal questions are computed once.
+        """Verdicts on ``(text, truth, verifier or None)``, in order.  Equal comparisons are computed once.
 
         Raises:
             ConfigError: a verifier that does not exist.
@@ -51,8 +51,8 @@ class Scorer:
             resolve(item.verifier or self.config.verifier).read(item.text, item.truth)
             for item in (Item(*item) for item in items)
         ]
-        questions = list(dict.fromkeys(question for reading in readings for question in questions_in(reading)))
-        answers = dict(zip(questions, self._pool.judge(questions), strict=True))
+        comparisons = list(dict.fromkeys(comparison for reading in readings for comparison in comparisons_in(reading)))
+        answers = dict(zip(comparisons, self._pool.judge(comparisons), strict=True))
         return [settle(reading, answers.__getitem__) for reading in readings]
 
     def pids(self) -> list[int]:

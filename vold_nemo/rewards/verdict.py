@@ -40,10 +40,10 @@ class Item(NamedTuple):
     verifier: str | None = None
 
 
-class Question(NamedTuple):
+class Comparison(NamedTuple):
     """What only a killable process may compute of an answer: whether ``text`` meets ``truth``.
 
-    Equal questions have equal verdicts, and are asked once.  ``extracted`` is what was read before, if anything.
+    Equal comparisons have equal verdicts, and are made once.  ``extracted`` is what was read before, if anything.
     """
 
     verifier: str

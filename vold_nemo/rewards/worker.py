@@ -1,4 +1,4 @@
-"""A verifier's own process, started by ``pool.py``: reads one question a line, writes one verdict a line.
+"""A verifier's own process, started by ``pool.py``: reads one comparison a line, writes one verdict a line.
 
 It cannot outlive the trainer: the kernel kills it when its parent dies, whatever it is computing.
 """

@@ -77,9 +77,9 @@ class Arrivals:
         if missing:
             raise RuntimeError(f"weight load: {len(missing)} parameters never came, the first is {missing[0]}")
 
-    def check_finite(self, held: Fingerprints) -> None:
+    def check_finite(self, live: Fingerprints) -> None:
         """RuntimeError for a value that is not finite in what was read back of the live weights."""
-        if wrong := held.not_finite():
+        if wrong := live.not_finite():
             raise RuntimeError(f"weight load: {wrong[0]} is not finite as {self._dtype}")
 
     def check_tied(self, embedding: Callable[[], Tensor]) -> None:

@@ -90,11 +90,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a weight load did; ``held`` is of the live weights after the load, under the names that were sent."""
+    """What a weight load did; ``fingerprints`` are of the live weights after the load, under the names that were sent."""
 
     bytes: int
     seconds: float
-    held: Fingerprints
+    fingerprints: Fingerprints
     version: int
 
 
@@ -116,7 +116,7 @@ class RolloutEngine(Protocol):
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         """Copy a whole language model into the live weights; ``part`` of every tensor is read back."""
 
-    def held(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
+    def fingerprints(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
         """Of the live language weights, under the names of the last load."""
 
     def close(self) -> None:

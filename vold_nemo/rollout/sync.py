@@ -22,7 +22,10 @@ from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 class FingerprintedStream:
     """Casts a stream of (name, tensor) to ``dtype`` and keeps the fingerprints of what passed.
 
-    Usage: ``stream = FingerprintedStream(weights, engine.dtype)``; ``stream.confirm(engine.load(stream, version).held)``.
+    Usage::
+
+        stream = FingerprintedStream(weights, engine.dtype)
+        stream.confirm(engine.load(stream, version).fingerprints)
     """
 
     def __init__(self, named_tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, part: Part = WHOLE):
@@ -41,9 +44,9 @@ class FingerprintedStream:
                 raise RuntimeError(f"weight load: {name} could not be read: {type(error).__name__}: {error}") from error
             yield name, cast
 
-    def confirm(self, held: Fingerprints) -> None:
+    def confirm(self, live: Fingerprints) -> None:
         """RuntimeError, naming the first that differs, unless the engine's live weights are bit for bit those sent."""
-        wrong = self.sent.differences(held)
+        wrong = self.sent.differences(live)
         if wrong:
             raise RuntimeError(
                 f"the engine holds other weights than those sent: {len(wrong)} of {len(self.sent)} tensors differ "
@@ -91,7 +94,7 @@ def deliver(named_tensors: Iterable[tuple[str, Tensor]], engine: Any, version: i
         stream = FingerprintedStream(named_tensors, engine.dtype, part)
         report = engine.load(stream, version, part)
         size = report.bytes
-        stream.confirm(report.held)
+        stream.confirm(report.fingerprints)
     except Exception as error:
         failure = error
     try:

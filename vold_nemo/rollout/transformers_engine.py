@@ -204,12 +204,12 @@ class TransformersEngine:
             arrivals.complete()
             arrivals.check_tied(lambda: self._live[EMBEDDING])
         self._streamed = arrivals.names
-        held = self.held(part, totals=True)
-        arrivals.check_finite(held)
+        live = self.fingerprints(part, totals=True)
+        arrivals.check_finite(live)
         self.version = version
-        return LoadReport(arrivals.bytes, time.perf_counter() - began, held, version)
+        return LoadReport(arrivals.bytes, time.perf_counter() - began, live, version)
 
-    def held(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
+    def fingerprints(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
         """Of the live language weights, under the names of the last load."""
         named = ((name, self._live[live]) for name, live in self._streamed.items())
         return Fingerprints.of(named, part, totals=totals)
@@ -224,7 +224,7 @@ class TransformersEngine:
     def sleep(self) -> None:
         """Move the weights to host memory; the key-value cache lives only inside :meth:`generate`."""
         if self._awake:
-            self._slept_on, self._awake = self.held().checksum(), False
+            self._slept_on, self._awake = self.fingerprints().checksum(), False
             if self.device.type == "cuda":
                 self._model.to("cpu")
                 torch.cuda.empty_cache()
@@ -235,6 +235,6 @@ class TransformersEngine:
             self._model.to(self.device)
             self._live = dict(self._language_parameters())
             self._awake = True
-            if self.held().checksum() != self._slept_on:
+            if self.fingerprints().checksum() != self._slept_on:
                 self.version = None
                 raise RuntimeError("the rollout engine's weights changed while it slept: load() them anew")

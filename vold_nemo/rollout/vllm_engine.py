@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
-import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -34,16 +32,10 @@ from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 from vold_nemo.rollout.images import ImagePreparer
 from vold_nemo.rollout.limits import Limits, require_ready
 from vold_nemo.rollout.preserve_rng import preserve_rng
+from vold_nemo.rollout.vllm_setup import quieten, request_seed, require_build, require_vllm
 from vold_nemo.rollout.vllm_weights import read_live
 
 WEIGHTS, CACHE = ["weights"], ["kv_cache"]  # vLLM's names for what sleeps
-
-
-def require_vllm(key: str = "rollout.engine") -> None:
-    """ConfigError, in the name of the ``key`` that asks for it, where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        mend = f"pip install 'vold-nemo[vllm]', or set {key}=transformers"
-        raise ConfigError(key, "vllm", "an environment that has vLLM 0.32", mend)
 
 
 class VLLMEngine:
@@ -70,7 +62,7 @@ class VLLMEngine:
         batch: int,
         stop_ids: Iterable[int] | None = None,
     ):
-        require_vllm()
+        require_vllm("rollout.engine")
         if not dist.is_initialized():
             raise RuntimeError("join the world (megatron.parallel.join) before the vLLM engine is built")
         world, size = dist.get_world_size(), settings.tensor_parallel
@@ -96,10 +88,7 @@ class VLLMEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        if current_platform.device_type != self.device.type:
-            allowed = f"a build of vLLM for {self.device.type}"
-            mend = "install that build, or use rollout=transformers"
-            raise ConfigError("rollout.engine", f"vllm (built for {current_platform.device_type})", allowed, mend)
+        require_build("rollout.engine", self.device.type)
         config = AutoConfig.from_pretrained(self.path)
         text, image_token = config.get_text_config(), getattr(config, "image_token_id", None)
         if text.num_attention_heads % self.size:
@@ -197,16 +186,14 @@ class VLLMEngine:
         return request
 
     def _parameters(self, index: int, prompt: EnginePrompt, sampling: Sampling):
-        """vLLM adds the sample's number to the seed: one hash for each prompt, 62 bits."""
         from vllm import SamplingParams
 
         key = index if prompt.key is None else prompt.key
-        digest = hashlib.blake2b(f"{sampling.seed}/{key}".encode(), digest_size=8).digest()
         return SamplingParams(
             n=sampling.samples, temperature=sampling.temperature, max_tokens=sampling.max_tokens, logprobs=0,
             flat_logprobs=True, detokenize=bool(sampling.stop), stop=list(sampling.stop) or None, ignore_eos=True,
             stop_token_ids=list(self.stop_ids if sampling.stop_ids is None else sampling.stop_ids),
-            seed=None if sampling.temperature == 0 else int.from_bytes(digest, "little") >> 2,
+            seed=request_seed(sampling.temperature, sampling.seed, key),
         )  # fmt: skip
 
     def _gathered(self, mine: Any) -> list:
@@ -246,13 +233,13 @@ class VLLMEngine:
         engine.reset_prefix_cache()
         engine.reset_encoder_cache()
         self._streamed = arrivals.names
-        held = self.held(part, totals=True)
-        arrivals.check_finite(held)
+        live = self.fingerprints(part, totals=True)
+        arrivals.check_finite(live)
         self.version = version
-        return LoadReport(arrivals.bytes, time.perf_counter() - began, held, version)
+        return LoadReport(arrivals.bytes, time.perf_counter() - began, live, version)
 
     @torch.no_grad()
-    def held(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
+    def fingerprints(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
         """As in :class:`TransformersEngine`, over what is read back from vLLM's live parameters (``vllm_weights.py``)."""
         sent: dict[str, list[str]] = {}
         for name, held in self._streamed.items():
@@ -265,7 +252,7 @@ class VLLMEngine:
     def sleep(self) -> None:
         """Weights to host memory, the key-value cache given up (vLLM's level 1: level 2 has lost buffers, vLLM #29341)."""
         if self._awake:
-            self._slept_on, self._awake = self.held().checksum(), False
+            self._slept_on, self._awake = self.fingerprints().checksum(), False
             if self._sleeps:
                 self._llm.sleep(level=1)
                 self._cache_awake = False
@@ -278,7 +265,7 @@ class VLLMEngine:
             if self._sleeps:
                 self._llm.wake_up(WEIGHTS)
             self._awake = True
-            if self.held().checksum() != self._slept_on:
+            if self.fingerprints().checksum() != self._slept_on:
                 self.version = None
                 raise RuntimeError("the rollout engine's weights changed while it slept: load() them anew")
 
@@ -318,9 +305,7 @@ def _environment(device: torch.device):
     before = {key: os.environ.get(key) for key in place}
     os.environ.update({key: str(value) for key, value in place.items()})
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must live in this process
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_PLUGINS", "")  # NeMo brings a plugin of its own, which imports its speech collection
+    quieten()
     try:
         yield
     finally:

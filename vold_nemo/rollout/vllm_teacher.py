@@ -9,24 +9,16 @@ a resumed run samples from the same distribution and not the same tokens.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vold_nemo.config import ConfigError
+from vold_nemo.config import ConfigError, TracesConfig
 from vold_nemo.rollout.engine import Completion, EnginePrompt, Sampling
+from vold_nemo.rollout.vllm_setup import quieten, request_seed, require_build, require_vllm
 
 # Of a launcher: vLLM would take them for a world of its own making.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def require_vllm() -> None:
-    """ConfigError where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        mend = "pip install 'vold-nemo[vllm]', or set traces.engine=transformers"
-        raise ConfigError("traces.engine", "vllm", "an environment that has vLLM 0.32", mend)
 
 
 def devices_of(local_rank: int, size: int, visible: Sequence[str]) -> list[str]:
@@ -50,11 +42,8 @@ class VLLMTeacher:
     """A text model that answers prompts.
 
     Args:
+        traces: longest prompt and answer, GPUs of one engine, its share of their memory, sequences that decode at a time.
         dtype: name of a torch type.
-        tensor_parallel: GPUs of one engine.
-        memory_share: of a GPU's memory, weights and key-value cache (vLLM's gpu_memory_utilization).
-        max_length: prompt and answer.
-        batch: sequences that decode at a time.
         visible: GPUs that the launcher lets this task see; empty on a CPU.
 
     Raises:
@@ -62,27 +51,22 @@ class VLLMTeacher:
     """
 
     def __init__(
-        self, path: str | Path, *, dtype: str, tensor_parallel: int, memory_share: float, max_length: int, batch: int,
-        stop_ids: Sequence[int], local_rank: int, visible: Sequence[str],
+        self, path: str | Path, traces: TracesConfig, *, dtype: str, stop_ids: Sequence[int], local_rank: int,
+        visible: Sequence[str],
     ):  # fmt: skip
-        require_vllm()
+        require_vllm("traces.engine")
         if visible:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices_of(local_rank, tensor_parallel, visible))
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_PLUGINS", "")  # NeMo brings a plugin of its own, which imports its speech collection
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices_of(local_rank, traces.tensor_parallel, visible))
+        quieten()
         from vllm import LLM
-        from vllm.platforms import current_platform
 
-        if (current_platform.device_type == "cpu") == bool(visible):
-            found, wanted = f"vllm (built for {current_platform.device_type})", "cuda" if visible else "cpu"
-            mend = "install that build, or set traces.engine=transformers"
-            raise ConfigError("traces.engine", found, f"a build of vLLM for {wanted}", mend)
-        self.stop_ids, self.batch = list(stop_ids), batch
+        require_build("traces.engine", "cuda" if visible else "cpu")
+        self.stop_ids, self.batch = list(stop_ids), traces.batch
         with _without(_LAUNCHER):
             self._engine = LLM(
-                model=str(path), dtype=dtype, load_format="safetensors", tensor_parallel_size=tensor_parallel,
-                gpu_memory_utilization=memory_share, max_model_len=max_length, max_num_seqs=batch,
+                model=str(path), dtype=dtype, load_format="safetensors", tensor_parallel_size=traces.tensor_parallel,
+                gpu_memory_utilization=traces.memory_share, max_num_seqs=traces.batch,
+                max_model_len=traces.max_prompt_tokens + traces.max_tokens,
                 generation_config="vllm",  # none of the checkpoint's own sampling habits (top-k, repetition penalty)
                 disable_log_stats=True,
             ).llm_engine  # fmt: skip
@@ -111,11 +95,10 @@ class VLLMTeacher:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        digest = hashlib.blake2b(f"{sampling.seed}/{prompt.key}/{sample}".encode(), digest_size=8).digest()
         return SamplingParams(
             temperature=sampling.temperature, max_tokens=sampling.max_tokens, detokenize=False, ignore_eos=True,
             stop_token_ids=self.stop_ids, output_kind=RequestOutputKind.FINAL_ONLY,
-            seed=None if sampling.temperature == 0 else int.from_bytes(digest, "little") >> 2,
+            seed=request_seed(sampling.temperature, sampling.seed, prompt.key, sample),
         )  # fmt: skip
 
 

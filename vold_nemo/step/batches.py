@@ -22,6 +22,8 @@ from vold_nemo.objective import TokenBatch
 from vold_nemo.step.plan import PlannedBatch
 from vold_nemo.step.table import Step
 
+Ids = Sequence[int] | Tensor
+
 
 @dataclass
 class MicroBatch:
@@ -99,7 +101,7 @@ def _in_order(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def collate(
-    sequences: Sequence[tuple[Sequence[int], int]],
+    sequences: Sequence[tuple[Ids, int]],
     *,
     rows: Sequence[int],
     length: int,
@@ -120,7 +122,7 @@ def collate(
 
 
 def pack(
-    sequences: Sequence[tuple[Sequence[int], int]], *, rows: Sequence[int], multiple: int, length: int
+    sequences: Sequence[tuple[Ids, int]], *, rows: Sequence[int], multiple: int, length: int
 ) -> MicroBatch:
     """One row of ``length`` tokens with all ``(ids, prompt_length)`` pairs in it, each padded to a multiple of ``multiple``.
 
@@ -137,7 +139,10 @@ def pack(
     return replace(_laid_out(sequences, places, (1, length), rows, None), bounds=bounds)
 
 
-def _laid_out(sequences, places, shape: tuple[int, int], rows, starts) -> MicroBatch:
+def _laid_out(
+    sequences: Sequence[tuple[Ids, int]], places: Sequence[tuple[int, int, int]], shape: tuple[int, int], rows: Sequence[int],
+    starts: Sequence[int] | None,
+) -> MicroBatch:  # fmt: skip
     """``places[j]``: row, first position and room of sequence j; 0 pads."""
     ids = torch.zeros(shape, dtype=torch.int64)
     position_ids = torch.arange(shape[1]).repeat(shape[0], 1)

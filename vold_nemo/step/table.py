@@ -13,7 +13,7 @@ tokens of a micro-batch.  A new column is a line in one of the two tables below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -241,17 +241,20 @@ class Step:
                   zip(parts, rows, strict=True)]  # fmt: skip
         tokens = [slice(int(start), int(stop)) for start, stop in bounds]
 
-        def cat(of: Callable[[Step], Tensor], where: Sequence[slice]) -> Tensor:
-            return torch.cat([of(step)[part] for (step, _), part in zip(parts, where, strict=True)])
+        def cat(values: Sequence[Tensor], where: Sequence[slice]) -> Tensor:
+            return torch.cat([one[part] for one, part in zip(values, where, strict=True)])
 
-        lengths = cat(lambda step: step.responses.lengths, rows)
+        def column(name: str) -> Tensor:
+            return cat([step.columns[name] for step, _ in parts], tokens if name in TOKENS else rows)
+
+        def label(name: str) -> list:
+            return [value for (step, _), part in zip(parts, rows, strict=True) for value in step.labels[name][part]]
+
+        lengths = cat([step.responses.lengths for step, _ in parts], rows)
         return Step(
             Ragged.of_tensors([step.prompts[group] for step, group in parts]),
-            Ragged(cat(lambda step: step.responses.flat, tokens), _offsets(lengths)), first.samples,
-            {name: cat(lambda step, name=name: step.columns[name], tokens if name in TOKENS else rows)
-             for name in first.columns},
-            {name: [value for (step, _), part in zip(parts, rows, strict=True) for value in step.labels[name][part]]
-             for name in first.labels},
+            Ragged(cat([step.responses.flat for step, _ in parts], tokens), _offsets(lengths)), first.samples,
+            {name: column(name) for name in first.columns}, {name: label(name) for name in first.labels},
         )  # fmt: skip
 
     def pick_groups(self, groups: Iterable[int]) -> Step:

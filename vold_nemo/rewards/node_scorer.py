@@ -36,7 +36,7 @@ def _all_gather(mine) -> list:
 Asked = Item | tuple[str, str, str | None] | Callable[[], tuple[str, str, str | None]]
 
 
-class SharedScorer:
+class NodeScorer:
     """Construction and :meth:`score` are collective over the world (one object all-gather each); the rest is local.
 
     Raises:

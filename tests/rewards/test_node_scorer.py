@@ -10,7 +10,7 @@ import pytest
 
 from tests.rewards.test_pool import gone
 from vold_nemo.config import ConfigError, RewardConfig
-from vold_nemo.rewards import shared
+from vold_nemo.rewards import node_scorer
 
 OWN = "tests.rewards.own_verifiers"
 ITEMS = [(f"{i % 3}/{i}", "x", f"{OWN}:echo" if i % 2 else "boxed") for i in range(11)]
@@ -21,8 +21,8 @@ def judge(nodes, items=ITEMS, **settings):
     import torch.distributed as dist
 
     rank, world = dist.get_rank(), dist.get_world_size()
-    shared._node = lambda: f"node {rank * nodes // world}"
-    scorer = shared.SharedScorer(RewardConfig(**{"workers": 2, "seconds": 20.0, **settings}))
+    node_scorer._node = lambda: f"node {rank * nodes // world}"
+    scorer = node_scorer.NodeScorer(RewardConfig(**{"workers": 2, "seconds": 20.0, **settings}))
     try:
         scorer.prepare(verifier for *_, verifier in items)
         started = len(scorer.scorer.pids())
@@ -52,11 +52,11 @@ def test_fewer_answers_than_nodes(gloo):
 
 def fail(**settings):
     """The scoring rank raises; what the others see."""
-    shared.Scorer.score, kept = lambda *_: 1 / 0, shared.Scorer.score
+    node_scorer.Scorer.score, kept = lambda *_: 1 / 0, node_scorer.Scorer.score
     try:
         return judge(1, **settings)
     finally:
-        shared.Scorer.score = kept
+        node_scorer.Scorer.score = kept
 
 
 def test_a_scorer_that_fails_stops_every_rank(gloo):
@@ -80,9 +80,9 @@ RANK = """
 import sys
 import torch.distributed as dist
 from vold_nemo.config import RewardConfig
-from vold_nemo.rewards.shared import SharedScorer
+from vold_nemo.rewards.node_scorer import NodeScorer
 dist.init_process_group("gloo")
-scorer = SharedScorer(RewardConfig(workers=2, seconds=600.0))
+scorer = NodeScorer(RewardConfig(workers=2, seconds=600.0))
 own = "tests.rewards.own_verifiers"
 scorer.score([("x", "x", f"{own}:process"), ("y", "x", f"{own}:process")])
 print(*scorer.scorer.pids(), flush=True)
