@@ -83,7 +83,6 @@ def trained_weights(run: Path):
     import tempfile
 
     from vold_nemo.checkpoint.loading import find_latest
-    from vold_nemo.checkpoint.nemo_archive import WEIGHTS, unpack
 
     @contextlib.contextmanager
     def opened():
@@ -96,6 +95,11 @@ def trained_weights(run: Path):
             raise ConfigError(
                 "export.run", str(run), "a folder with checkpoints/ or student.nemo", "train this run first"
             )
+        from vold_nemo.checkpoint.nemo_archive import (  # brings NeMo: seconds that a run folder does not need
+            WEIGHTS,
+            unpack,
+        )
+
         with tempfile.TemporaryDirectory() as folder:  # every rank unpacks its own: ranks may be on several nodes
             yield unpack(archive, folder) / WEIGHTS, str(archive)
 

@@ -1,26 +1,17 @@
 """The whole pipeline through the documented script, in its smallest size: what a newcomer runs first."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
 ARMS = {"base", "sft", "sft_grpo", "sft_vold"}
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo with a space")
-    environment = {**os.environ, "SMOKE": "1", "OUTPUTS": str(folder), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", str(ROOT / "recipes/demo.sh")], env=environment, cwd=folder, capture_output=True, text=True, timeout=780
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "report.html" in done.stdout
+def outputs(demo):
+    folder, code, said = demo()
+    assert code == 0, said[-6000:]
+    assert "report.html" in said
     return folder / "miniature_smoke_tp2"
 
 

@@ -1,22 +1,33 @@
 """Loss, gradient norm and trajectory are those of the dense model, in every layout and micro-batching."""
 
+import functools
 import math
 
 import pytest
 import torch
 
+from tests.covering import covering
 from tests.megatron import steps, tiny
 from vold_nemo.config import OptimizerConfig
 from vold_nemo.megatron.optimizer import LearningRate
 from vold_nemo.megatron.training import NonFinite, NonFiniteError, NonFiniteGuard, Update
 
+KINDS = ["qwen2_tied", "qwen3"]
 
-@pytest.fixture(scope="module", params=["qwen2_tied", "qwen3"])
-def pinned(request, tmp_path_factory):
-    """A checkpoint, and the trajectory that transformers in float64 and torch's own AdamW take from it."""
-    kind = request.param.split("_")[0]
-    path = tmp_path_factory.mktemp(kind)
-    model = tiny.save(kind, path, tied=request.param.endswith("tied")).double()
+
+@pytest.fixture(scope="module")
+def trajectory_of(tmp_path_factory):
+    """``trajectory_of(kind)``: a checkpoint, and the trajectory that transformers in float64 and torch's AdamW take from it."""
+    return functools.cache(lambda kind: trajectory(kind, tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pinned(request, trajectory_of):
+    return trajectory_of(request.param)
+
+
+def trajectory(name, path):
+    model = tiny.save(name.split("_")[0], path, tied=name.endswith("tied")).double()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     decay = steps.OPTIMIZER["weight_decay"]
@@ -49,11 +60,9 @@ LAYOUTS = [  # world, tensor, pipeline, sequence, sequences in a micro-batch
 ]
 
 
-@pytest.mark.parametrize(
-    "layout", LAYOUTS, ids=lambda x: f"tp{x[1]}pp{x[2]}dp{x[0] // x[1] // x[2]}{'sp' if x[3] else ''}mb{x[4]}"
-)
-def test_trajectory_equals_the_dense_model_in_float64(pinned, layout, gloo):
-    path, expected = pinned
+@pytest.mark.parametrize(("kind", "layout"), covering(KINDS, LAYOUTS, strength=1))
+def test_trajectory_equals_the_dense_model_in_float64(trajectory_of, kind, layout, gloo):
+    path, expected = trajectory_of(kind)
     world, tensor, pipeline, sequence, size = layout
     results = gloo(world).run(steps.trajectory, path, tensor, pipeline, sequence, size)
     assert expected[0][0] - expected[-1][0] != 0 and expected[0][1] > 1.0  # it trains, and clipping is at work

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.covering import covering
 from tests.megatron import tiny
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import architecture, tensors
@@ -41,8 +42,9 @@ def backbone(folder) -> dict[str, torch.Tensor]:
     return {name: value for name, value in load_file(folder / tensors.SINGLE).items() if "visual" not in name}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: f"tp{x[0]}pp{x[1]}")
-@pytest.mark.parametrize("name", ["tied", "untied", "bf16", "new_layout", "stored_head"])
+@pytest.mark.parametrize(
+    ("name", "layout"), covering(["tied", "untied", "bf16", "new_layout", "stored_head"], LAYOUTS, strength=1)
+)
 def test_streamed_weights_are_the_bytes_and_names_on_disk(checkpoints, name, layout, gloo):
     folder, dtype = checkpoints / name, torch.bfloat16 if name == "bf16" else torch.float32
     expected = backbone(folder)

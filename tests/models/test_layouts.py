@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.covering import covering
 from tests.models.stages import REWARDS, sft_steps, vold_steps
 
 LAYOUTS = {
@@ -58,18 +59,7 @@ def scalars(said):
     return [[metrics[key] for key in keys] for metrics in said["metrics"]]
 
 
-# One objective in every layout, every objective in three of them; the rest of the table takes longer than it tells.
-EVERYWHERE, THREE = "reverse", ("tp2_sp", "dp2", "tp2pp2")
-
-
-@pytest.mark.parametrize(
-    ("name", "objective"),
-    [
-        pytest.param(name, objective, marks=[] if objective == EVERYWHERE or name in THREE else pytest.mark.long)
-        for objective in OBJECTIVES
-        for name in LAYOUTS
-    ],
-)
+@pytest.mark.parametrize(("name", "objective"), covering(list(LAYOUTS), list(OBJECTIVES), strength=1))
 def test_vold_step_is_the_same_in_every_layout(gloo, world, references, name, objective):
     options = OBJECTIVES[objective]
     alone = reference(references, objective, lambda: gloo(1).run(vold_steps, world, REWARDS, *options)[0])
@@ -97,8 +87,7 @@ LATE_WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("objective", LATE_WEIGHTS)
-@pytest.mark.parametrize("name", ["tp2", pytest.param("dp2", marks=pytest.mark.long)])
+@pytest.mark.parametrize(("name", "objective"), covering(["tp2", "dp2"], list(LATE_WEIGHTS), strength=1))
 def test_weights_that_come_late_are_the_same_in_every_layout(gloo, world, references, name, objective):
     options = ["objective=vold", *LATE_WEIGHTS[objective]]
     alone = reference(references, objective, lambda: gloo(1).run(vold_steps, world, REWARDS, *options)[0])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.covering import covering
 from tests.megatron import tiny
 from tests.planning.allocations import allocated
 from vold_nemo.megatron import architecture
@@ -18,12 +19,14 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind, precision", [("qwen2_5_vl", "bf16"), ("qwen3", "fp32")])
-@pytest.mark.parametrize("distributed", [False, True], ids=["plain", "distributed"])
+LAYOUTS = [(1, 1, 1), (1, 1, 2), (2, 1, 2), (1, 2, 2), (1, 2, 4), (2, 2, 4), (4, 1, 4)]  # tensor, pipeline, world
+
+
 @pytest.mark.parametrize(
-    "tensor, pipeline, world", [(1, 1, 1), (1, 1, 2), (2, 1, 2), (1, 2, 2), (1, 2, 4), (2, 2, 4), (4, 1, 4)]
+    ("model", "distributed", "layout"), covering([("qwen2_5_vl", "bf16"), ("qwen3", "fp32")], [False, True], LAYOUTS)
 )
-def test_bytes_are_megatron_cores(gloo, checkpoints, kind, distributed, precision, tensor, pipeline, world):
+def test_bytes_are_megatron_cores(gloo, checkpoints, model, distributed, layout):
+    (kind, precision), (tensor, pipeline, world) = model, layout
     path = checkpoints / kind
     arch = architecture.read(path)
     padded = architecture.padded_vocabulary([arch.vocabulary], tensor)

@@ -6,6 +6,7 @@ name its own internals: :mod:`vold_nemo.config.translate` turns each of them int
 
 from __future__ import annotations
 
+import functools
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class HydraArguments:
         return [*self.overrides, *(["--config-dir", self.config_dir] if self.config_dir else [])]
 
 
+@functools.cache
 def register_schema() -> None:
     """Make :class:`Config` the ``schema`` entry that ``conf/config.yaml`` starts from."""
     from hydra.core.config_store import ConfigStore

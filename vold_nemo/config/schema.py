@@ -79,6 +79,6 @@ class Config:
 
 def to_config(composed: DictConfig) -> Config:
     """Resolve a composed Hydra configuration into plain :class:`Config` dataclasses."""
-    typed = OmegaConf.merge(OmegaConf.structured(Config), composed)
-    OmegaConf.resolve(typed)
-    return cast(Config, OmegaConf.to_object(typed))
+    if OmegaConf.get_type(composed) is not Config:
+        composed = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), composed))
+    return cast(Config, OmegaConf.to_object(composed))
