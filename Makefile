@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # make demo PARALLEL=tp2 | pp2 | dp2    make demo SMOKE=1 (every verb in miniature's miniature)
 PARALLEL ?= tp2
 SMOKE ?= 0
+# processes that share out the test files; each has gloo ranks of its own
+WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
@@ -26,7 +28,7 @@ demo: install
 	PARALLEL="$(PARALLEL)" SMOKE="$(SMOKE)" bash recipes/demo.sh
 
 test: install
-	"$(BIN)/python" -m pytest -q -rs -m "not long"
+	"$(BIN)/python" -m pytest -q -rs -n "$(WORKERS)" --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: install
 	"$(BIN)/python" -m pytest -q -rs -m "long"

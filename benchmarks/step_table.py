@@ -101,7 +101,7 @@ def measure(s: dict) -> dict:
         return Step.interleaved([pickle.loads(share) for share in sent["table"]])
 
     lists, table = take_up_lists(), take_up_table()
-    assert [rollout.response_ids for rollout in lists[:50]] == [table.responses[row].tolist() for row in range(50)]
+    assert all(rollout.response_ids == table.responses[row].tolist() for row, rollout in enumerate(lists[:50]))
     table["old"] = table["engine"] * 0.5
     mine = {row: rollout.logprobs for row, rollout in enumerate(lists)}
     other = {row: [value * 0.5 for value in values] for row, values in mine.items()}

@@ -2,7 +2,7 @@
 
 ``Ranks().of(4).run(function, *args)`` calls ``function(*args)`` on four ranks and returns the list of results by rank.
 ``function`` must be importable (module level) and leave no state behind.  A world of two is the first two of the same
-processes, under a default group of their own: what they import, they import once.  A raised exception is re-raised in the test
+processes, under a default group of their own.  They are forked off one process that has imported what most of them need.  A raised exception is re-raised in the test
 with the rank's traceback; a call over its time limit kills the workers, and the next call starts fresh ones.
 """
 
@@ -51,7 +51,8 @@ class Ranks:
 
     def __init__(self):
         self._processes: dict[int, tuple] = {}  # by number: process, inbox
-        self._context = mp.get_context("spawn")
+        self._context = mp.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.models.stages"])
         self._outbox = self._context.Queue()
         self._world = 0
         self._meetings = Path(tempfile.mkdtemp(prefix="gloo"))

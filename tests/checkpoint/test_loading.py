@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 from tests.megatron import steps, tiny
+from tests.ports import free_port
 from vold_nemo.config import ConfigError
 
 LAYOUTS = {  # name: world, tensor, pipeline, sequence, options
@@ -184,9 +184,9 @@ def _untrained(source, folder, saving):
 
 
 @pytest.fixture(scope="module")
-def two_saved(source, tmp_path_factory, _worlds):
+def two_saved(source, tmp_path_factory, gloo):
     folder = tmp_path_factory.mktemp("saved")
-    _worlds[1].run(_saves, source, folder, 1, 1, [1, 2], 2)
+    gloo(1).run(_saves, source, folder, 1, 1, [1, 2], 2)
     return folder
 
 
@@ -311,9 +311,7 @@ def test_an_index_that_would_run_code_is_refused(two_saved, tmp_path):
 
 
 def _start(source, folder, world, report, *dies):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.checkpoint.killed_run", str(source), str(folder), str(report), *dies],

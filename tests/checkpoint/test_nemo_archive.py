@@ -39,9 +39,9 @@ def test_nemo_and_lightning_silently_give_rank_0s_shard_to_every_rank(job, sourc
 
 
 @pytest.fixture(scope="module")
-def archive(source, tmp_path_factory, _worlds):
+def archive(source, tmp_path_factory, gloo):
     file = tmp_path_factory.mktemp("ours") / "model.nemo"
-    return file, _worlds[2].run(_job, "save_ours", source, file, 2, 1, True, timeout=SLOW)
+    return file, gloo(2).run(_job, "save_ours", source, file, 2, 1, True, timeout=SLOW)
 
 
 def test_ours_gives_every_rank_its_own_shard_back(archive, gloo):

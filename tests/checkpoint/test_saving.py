@@ -84,6 +84,7 @@ def _no_room_in_the_thread(source, folder, limit, full):
                 writer.save(folder, 2, steps.state(parts), wait=False, retention=ALL)
                 writer.settle()
             there.append(sorted(path.name for path in Path(folder).iterdir()))
+            torch.distributed.barrier()  # no rank begins the next before the other has looked
             with little_room(limit if parts[2].rank == full else None), pytest.raises(saving.CheckpointNotWritten):
                 writer.save(folder, 3, steps.state(parts), wait=True, retention=ALL)
             writer.save(folder, 4, steps.state(parts), wait=False, retention=ALL)

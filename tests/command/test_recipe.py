@@ -188,3 +188,13 @@ def test_every_recipe_explains_itself():
         assert ("@recipe(" in text) != (script.name in ("watch.py", "show_rollouts.py")), script
         assert 'if __name__ == "__main__":' in text, script
         assert f"recipes/{script.name}" in text.split('"""')[1], f"{script}: the docstring shows how to start it"
+
+
+@pytest.mark.parametrize("words", [["--help=all"], ["experiment=miniature", "dry_run=true"]], ids=" ".join)
+def test_a_reader_that_leaves_early_sees_no_traceback(words):
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "recipes/plan.py"), *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert "BrokenPipe" not in said and "Traceback" not in said

@@ -60,8 +60,9 @@ def test_a_null_section_and_a_map_are_filled_from_the_command_line():
     assert config.evaluate.text.fields.image == "pictures"
     assert config.evaluate.models == {"mine": "folder"}
     several = ["teachers.maths.path=a", "teachers.code.path=b", "teachers.maths.offload=true"]
-    teachers = compose(HydraArguments.parse(several).overrides).teachers
-    assert {name: (one.path, one.offload) for name, one in teachers.items()} == {"maths": ("a", True), "code": ("b", False)}
+    for words in (several, ["teachers={maths: {path: a, offload: true}, code: {path: b}}"]):
+        teachers = compose(HydraArguments.parse(words).overrides).teachers
+        assert {name: (one.path, one.offload) for name, one in teachers.items()} == {"maths": ("a", True), "code": ("b", False)}
     kept = compose(HydraArguments.parse(["experiment=miniature", "evaluate.text.limit=3"]).overrides).evaluate.text
     assert kept.limit == 3 and kept.path.endswith("test_text.jsonl")
 

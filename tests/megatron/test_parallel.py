@@ -1,12 +1,12 @@
 """Launchers' variables, ranks' places, and a second life in the same process."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from tests.ports import free_port
 from vold_nemo.config import ConfigError
 from vold_nemo.config.launcher import Launch, first_host, launch
 from vold_nemo.megatron.parallel import collective_minutes
@@ -106,11 +106,8 @@ def test_two_srun_tasks_find_each_other():
         "assert (layout.world, total.item()) == (2, 3)\n"
         "parallel.destroy()"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    step = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port}
+    step = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(free_port())}
     tasks = [
         subprocess.Popen([sys.executable, "-c", code], env=clean | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
         for rank in ("0", "1")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -21,8 +20,8 @@ import torch.distributed as dist
 from pathlib import Path
 from vold_nemo.models import heartbeat
 
-rank, port, folder, way = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+rank, folder, way = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 
 def sleeps_over_a_lock():
     time.sleep(600)
@@ -46,13 +45,10 @@ print("done")
 def two_ranks(tmp_path: Path, way: str) -> tuple[list[int], list[str]]:
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     root = str(Path(__file__).parents[2])
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(program), str(rank), str(port), str(tmp_path), way], stderr=subprocess.PIPE, text=True,
+            [sys.executable, str(program), str(rank), str(tmp_path), way], stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": root},
         )
         for rank in range(2)

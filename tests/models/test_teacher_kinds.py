@@ -92,13 +92,8 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def alone(gloo_of_one, world):
-    return gloo_of_one.run(vold_steps, world, REWARDS, *options(world))[0]
-
-
-@pytest.fixture(scope="module")
-def gloo_of_one(_worlds):
-    return _worlds[1]
+def alone(gloo, world):
+    return gloo(1).run(vold_steps, world, REWARDS, *options(world))[0]
 
 
 def options(world):

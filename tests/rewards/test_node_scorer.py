@@ -2,12 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from tests.ports import free_port
 from tests.rewards.test_pool import gone
 from vold_nemo.config import ConfigError, RewardConfig
 from vold_nemo.rewards import node_scorer
@@ -94,9 +94,7 @@ scorer.score([("hang" if hangs else "600", "x", f"{own}:hangs" if hangs else f"{
 
 @pytest.mark.parametrize("killed", [0, 1], ids=["the scoring rank", "another rank"])
 def test_no_verifier_outlives_a_job_of_which_one_rank_was_killed(killed):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, "judging"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

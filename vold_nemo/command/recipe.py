@@ -21,18 +21,19 @@ Hydra's own errors leave with 2 as well.  torchrun turns every child's code into
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from vold_nemo.command.quiet import quiet
 from vold_nemo.config import Config, ConfigError, to_config
-from vold_nemo.config.compose import HydraArguments, compose, register_schema
+from vold_nemo.config.compose import HydraArguments, compose, enter_open_sections, register_schema
 from vold_nemo.config.launcher import CONFIGURATION_ERROR, INTERRUPTED, is_first_rank, launch
 from vold_nemo.config.own import own_folders, search_first, shadowed
 from vold_nemo.config.places import conf
@@ -84,18 +85,21 @@ def _run(
     if arguments.help is not None:
         from vold_nemo.config.help import help_text
 
-        print(help_text(verb, inspect.getmodule(main).__doc__ or "", None if arguments.help == "all" else reads, own))
+        with _until_nobody_reads():
+            print(help_text(verb, inspect.getmodule(main).__doc__ or "", None if arguments.help == "all" else reads, own))
         return
     if is_first_rank():
         _say_what_is_shadowed(own[1:] if arguments.config_dir else own)
     if arguments.inspects:  # --cfg, --info and the like only ask Hydra to print
         search_first(own)
+        sys.argv[1:] = map(enter_open_sections, sys.argv[1:])
     else:
         config = with_local_folders(compose(arguments.overrides, arguments.config_dir))
         _check(config, verb)
         if config.dry_run:
             if is_first_rank():
-                _print_plan(config, verb, plan)
+                with _until_nobody_reads():
+                    _print_plan(config, verb, plan)
             return
         sys.argv[1:] = arguments.argv()
         quiet()
@@ -137,6 +141,16 @@ def _check(config: Config, verb: str) -> None:
             print("".join(f"not here yet: {one}\n" for one in waiting), file=sys.stderr, end="", flush=True)
     if errors:
         raise ExceptionGroup("configuration", errors)
+
+
+@contextlib.contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """``... --help | head`` ends without a traceback."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_plan(config: Config, verb: str, plan: Callable[[Config], None] | None) -> None:

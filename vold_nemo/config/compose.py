@@ -114,7 +114,7 @@ def enter_open_sections(override: str) -> str:
     prefix, parts = key[: len(key) - len(key.lstrip("+~"))], key.lstrip("+~").split(".")
     for depth in range(len(parts)) if equals else ():
         hint = hint_of(".".join(parts[: depth + 1]))
-        if "~" not in prefix and depth + 1 < len(parts) and mapped_section(hint) is not None:
+        if "~" not in prefix and mapped_section(hint) is not None:
             for part in reversed(parts[depth + 1 :]):
                 value = f"{{{part}: {value}}}"
             return f"++{'.'.join(parts[: depth + 1])}={value}"
