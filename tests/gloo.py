@@ -2,8 +2,9 @@
 
 ``Ranks().of(4).run(function, *args)`` calls ``function(*args)`` on four ranks and returns the list of results by rank.
 ``function`` must be importable (module level) and leave no state behind.  A world of two is the first two of the same
-processes, under a default group of their own.  They are forked off one process that has imported what most of them need.  A raised exception is re-raised in the test
-with the rank's traceback; a call over its time limit kills the workers, and the next call starts fresh ones.
+processes, under a default group of their own.  They are forked off one process that has imported what most of them need.  A
+raised exception is re-raised in the test with the rank's traceback; a call over its time limit kills the workers, and the next
+call starts fresh ones.
 """
 
 from __future__ import annotations

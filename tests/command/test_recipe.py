@@ -192,9 +192,8 @@ def test_every_recipe_explains_itself():
 
 @pytest.mark.parametrize("words", [["--help=all"], ["experiment=miniature", "dry_run=true"]], ids=" ".join)
 def test_a_reader_that_leaves_early_sees_no_traceback(words):
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "recipes/plan.py"), *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, str(ROOT / "recipes/plan.py"), *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         said = process.stderr.read()
     assert "BrokenPipe" not in said and "Traceback" not in said

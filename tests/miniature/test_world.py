@@ -70,6 +70,7 @@ def test_a_piece_without_its_stamp_counts_as_missing(world):
     assert report["teacher"] == "reused" and report["data"].startswith("made")
 
 
+@pytest.mark.long
 def test_equal_settings_give_equal_bytes_whatever_the_number_of_processes(world, tmp_path):
     prepare(MiniatureConfig(path=str(tmp_path), processes=1, **SMOKE))
     for name in (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.stages import build_sft, configuration, layout_of
-from tests.models.test_resume import ROOT, command, curve, environment, rank_states, shards
+from tests.models.test_resume import EVERY_OPTION, ROOT, command, curve, environment, rank_states, shards
 
 
 class Attempts:
@@ -24,7 +24,8 @@ class Attempts:
         )  # fmt: skip
 
     def __call__(self, stage: str, outputs: Path, steps: int, phase: str = "", step: int = 0, seconds: float = 0.0) -> int:
-        arguments = command(self.world, stage, 1, outputs, f"{stage}.steps={steps}", "checkpoint.keep=99")[2:]
+        options = [*(EVERY_OPTION if stage == "vold" else []), f"{stage}.steps={steps}", "checkpoint.keep=99"]
+        arguments = command(self.world, stage, 1, outputs, *options)[2:]
         recipe = str(ROOT / "recipes" / f"{stage}.py")
         self.server.stdin.write(json.dumps([recipe, arguments, str(self.said), phase, step, seconds]) + "\n")
         self.server.stdin.flush()
@@ -35,6 +36,8 @@ class Attempts:
 
     def same_end(self, a: Path, b: Path, steps: int) -> None:
         assert curve(a) == curve(b) and len(curve(a)) == steps
+        refills = [refill for *_, refill, _ in curve(a) if refill]
+        assert not refills or sum(refill["dropped_groups"] for refill in refills) > 0
         assert shards(a, steps) == shards(b, steps)
         for left, right in zip(rank_states(a, steps), rank_states(b, steps), strict=True):
             assert left["schedule"] == right["schedule"]

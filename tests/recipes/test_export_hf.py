@@ -64,7 +64,7 @@ def export(*overrides: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
 
 
-@pytest.mark.parametrize("kind", ["run", "nemo"])
+@pytest.mark.parametrize("kind", ["run", pytest.param("nemo", marks=pytest.mark.long)])
 def test_weights_that_two_ranks_trained_come_back_for_transformers(gloo, tmp_path, kind):
     source = write_random_student(tmp_path / "base")
     trained = write_random_student(tmp_path / "trained", seed=7)
