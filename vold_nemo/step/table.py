@@ -15,16 +15,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from vold_nemo.step.batches import MicroBatch
-
 NAN = float("nan")
+
+
+class Predictions(Protocol):
+    """What :meth:`Step.take` and :meth:`Step.put` ask of a micro-batch with n predictions; each is [n]."""
+
+    @property
+    def token(self) -> Tensor:
+        """Where the predicted token stands in a token column, int64."""
+
+    @property
+    def row(self) -> Tensor:
+        """Its rollout, int64."""
+
+    @property
+    def counts(self) -> Tensor:
+        """Whether the prediction counts, bool."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +227,7 @@ class Step:
 
     # -- micro-batches -------------------------------------------------------------------------------------------------
 
-    def take(self, batch: MicroBatch, name: str) -> Tensor:
+    def take(self, batch: Predictions, name: str) -> Tensor:
         """A column at the predictions of ``batch``, [n] in its order and on its device; 0 where nothing counts.
 
         Numbers come as float32, truth values as bool.
@@ -224,7 +237,7 @@ class Step:
         values = values if values.dtype == torch.bool else values.float()
         return torch.where(batch.counts, values[at], torch.zeros((), dtype=values.dtype, device=values.device))
 
-    def put(self, batch: MicroBatch, name: str, values: Tensor) -> None:
+    def put(self, batch: Predictions, name: str, values: Tensor) -> None:
         """Write a token column where ``batch`` predicts: [n] values in its order.  Tokens of other ranks stay as they are."""
         column = self.column(name)
         at, values = batch.token[batch.counts], values.detach()[batch.counts]
