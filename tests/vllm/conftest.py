@@ -4,6 +4,17 @@ import importlib.util
 
 import pytest
 
+from tests.gloo import Ranks
+
+
+@pytest.fixture(scope="session")
+def gloo():
+    """``gloo(n)``, as everywhere; a world of another size has processes of its own, since a kept engine knows its world."""
+    worlds: dict[int, Ranks] = {}
+    yield lambda size: worlds.setdefault(size, Ranks()).of(size)
+    for ranks in worlds.values():
+        ranks.stop()
+
 
 def pytest_collection_modifyitems(items):
     if importlib.util.find_spec("vllm") is None:
