@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from tests.models.stages import REWARDS, SAMPLES, vold_steps
+from tests.models.test_reweighing import SHAPED, log_probs
 from tests.models.test_reweighing import answers as answers_of
-from tests.models.test_reweighing import log_probs
 from vold_nemo.step import Step, records
 from vold_nemo.step.metrics import gaps
 
 
 @pytest.mark.parametrize(
-    ("ranks", "options"), [(1, ["vold.updates_per_step=2"]), (2, ["parallel=pp2"]), (2, []), (2, ["parallel.context=2"])]
+    ("ranks", "options"),
+    [
+        (1, ["vold.updates_per_step=2"]), (2, ["parallel=pp2"]), (2, []), (2, ["parallel.context=2"]),
+        (2, ["parallel.context=2", *SHAPED]),
+    ],
 )
 def test_gaps_and_kl_of_each_rollout_are_transformers_in_every_layout(gloo, world, ranks, options):
     found = gloo(ranks).run(vold_steps, world, REWARDS, *options, "objective=vold")
@@ -39,10 +43,11 @@ def test_gaps_and_kl_of_each_rollout_are_transformers_in_every_layout(gloo, worl
         expected = [own - engine for own, engine in zip(student[row], step["engine"][span].tolist(), strict=True)]
         assert gap[span] == pytest.approx(expected, abs=1e-4)
         if step["scored"][row] and (row < 8 or "vold.updates_per_step=2" not in options):  # the second update's have moved
-            k2 = [(p - q) ** 2 / 2 for p, q in zip(student_shared[row], teacher[row], strict=True)]
+            k1 = [p - q for p, q in zip(student_shared[row], teacher[row], strict=True)]
+            expected = k1 if SHAPED[0] in options else [value**2 / 2 for value in k1]
             kl = step["kl"][span]
             assert (~kl.isnan()).tolist() == [shared[i] for i in step.responses[row].tolist()]
-            assert kl.nan_to_num(0.0).tolist() == pytest.approx(k2, rel=1e-3, abs=1e-5)
+            assert kl.nan_to_num(0.0).tolist() == pytest.approx(expected, rel=1e-3, abs=1e-5)
     mismatch = found[-1]["metrics"][0]["mismatch"]
     sizes = [abs(value) for value in gap if not math.isnan(value)]
     assert mismatch["mean"] == pytest.approx(sum(sizes) / len(sizes)) and mismatch["max"] == pytest.approx(max(sizes))
@@ -86,3 +91,20 @@ def test_what_was_written_is_read_as_the_same_table(tmp_path):
         torch.testing.assert_close(found[name], step[name], atol=1e-6, rtol=0, equal_nan=True)
     with pytest.raises(ValueError, match="no step with its tokens"):
         records.read(records.write(step, tmp_path / "step_000004.jsonl", by_token=False))
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path):
+    step = judged_step()
+    step["engine"][0] = step["trainer"][3] = math.nan
+    file = records.write(step, tmp_path / "step_000003.jsonl")
+    assert "NaN" not in file.read_text()
+    found = records.read(file)
+    assert found["engine"].isnan().tolist() == step["engine"].isnan().tolist()
+    assert found["trainer"].isnan().tolist() == [True, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("text", ["", "[1]\n", "{\n", '{"sample": 0}\n', "\u00e9\n"])
+def test_a_file_that_is_no_step_is_named(tmp_path, text):
+    (tmp_path / "step.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"step\.jsonl is no step with its tokens"):
+        records.read(tmp_path / "step.jsonl")

@@ -44,6 +44,19 @@ def test_a_soft_mask_weighs_by_the_teachers_perplexity_within_the_known_rows():
     assert step["kl_weight"][2] == before[2] and step["kl_weight"][3] == before[3]  # the least lost; not this rank's
 
 
+def test_a_soft_mask_leaves_out_what_has_no_token_to_follow():
+    step, known = judged((0.0,) * 4), torch.tensor([True, False, True, True])
+    options = StepOptions(shared=SHARED, mask_eos=True, eos_ids=(1,), mask="perplexity", skip=False)
+    select(step, options, 0.1)
+    make_plan(step, options)
+    assert step.sum_by_rollout(step["carries"]).tolist() == [2, 1, 1, 0]  # the last is an end of sequence alone
+    before = step["kl_weight"].clone()
+    soften(step, torch.tensor([4.0, 9.0, 1.0, 0.0], dtype=torch.float64), known)
+    assert step["kl_weight"].tolist() == pytest.approx((before * torch.tensor([math.exp(1 - 2), 1, 1, 1])).tolist())
+    soften(step, torch.zeros(4, dtype=torch.float64), torch.tensor([False, False, False, True]))  # nobody to compare
+    assert step["kl_weight"].isfinite().all()
+
+
 @pytest.mark.parametrize("clamp", [None, 1.5])
 def test_a_kl_in_the_rewards_moves_every_advantage_of_its_group(clamp):
     options = StepOptions(shared=SHARED, kl_in_rewards=True, clamp=clamp)

@@ -145,6 +145,8 @@ def test_numbers_keep_their_precision_and_ids_take_four_bytes():
         (lambda step: step.__setitem__("reward", torch.zeros(6)), "'reward' has"),
         (lambda step: Step.of([[1]], [[2], [3]], 3), "2 responses to 1 prompts; it must be 3 each"),
         (lambda step: Step.of([[]], [[2]]), "a prompt has no tokens"),
+        (lambda step: Step.of([[1]], [[2, 3], [4]], 2, engine=[[0.0], [0.0, 0.0]]), "'engine' has rows of other lengths"),
+        (lambda step: Step.of([[1]], [[2], [3]], 2, {"id": ["a"]}), "labels of {'id': 1} values, the step has 2 rollouts"),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong, said):

@@ -60,6 +60,7 @@ def fill_teacher(
         return
     step.column("teacher")
     known = torch.zeros(len(step), dtype=torch.bool, device=step.device)
+    here = torch.zeros_like(step["teacher"], dtype=torch.bool)  # the tokens that this context rank predicts
     for batch, states in zip(batches, hidden, strict=True):
         if states is not None:
             batch = batch.to(states.device)
@@ -68,12 +69,12 @@ def fill_teacher(
             logprobs = _score(model, teacher.hidden, teacher.head, batch, model.shard.over_shared, temperature, mask)
             step.put(batch, "teacher", logprobs)
             known[list(batch.rows)] = True
+            here[batch.token[batch.counts].to(here.device)] = True
     if options.mask == "perplexity":
         soften(step, -_whole(step.sum_by_rollout(step["teacher"]), model.layout), known)
     if options.kl_in_rewards:
-        tokens = known[step.of_each_token()]
         k1, clamped = bounded_k1(step, options)
-        step.column("kl")[tokens], step.column("kl_clamped")[tokens] = k1[tokens], clamped[tokens]
+        step.column("kl")[here], step.column("kl_clamped")[here] = k1[here], clamped[here]
         penalise(step, _whole(step.sum_by_rollout(k1), model.layout), known, options, factor)
 
 

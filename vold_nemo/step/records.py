@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,45 +61,57 @@ def _fate(mine: dict[str, Any], gap: Tensor, kl: Tensor) -> dict[str, Any]:
         "scored": mine["scored"],
         "trained": mine["trained"],
         "advantage": round(mine["advantage"], 6) if mine["trained"] else 0.0,
-        "gap_mean": round(sizes.mean().item(), 9) if len(sizes) else None,
-        "gap_max": round(sizes.max().item(), 9) if len(sizes) else None,
+        "gap_mean": _number(sizes.mean(), 9) if len(sizes) else None,
+        "gap_max": _number(sizes.max(), 9) if len(sizes) else None,
         "kl_sum": round(formed.sum().item(), 6) if mine["trained"] and mine["scored"] else None,
         "kl_tokens": len(formed),
     }
 
 
+def _number(value: float | Tensor, digits: int = 6) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if math.isnan(value) else round(float(value), digits)
+
+
 def _rounded(values: Tensor) -> list[float | None]:
-    return [None if math.isnan(value) else round(value, 6) for value in values.tolist()]
+    return [_number(value) for value in values.tolist()]
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
 
 
 def read(file: Path) -> Step:
     """The step that was written with ``by_token``: ids, the engine's log-probs, gaps as ``trainer``, KL, rewards, labels.
 
     Raises:
-        ValueError: a line that is no rollout with its tokens, or groups of different sizes.
+        ValueError: with the file: no line, a line that is no rollout with its tokens, or groups of different sizes.
     """
-    records = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()]
     try:
-        samples = max(record["sample"] for record in records) + 1
-        prompts = [record["prompt_ids"] for record in records if record["sample"] == 0]
-        step = Step.of(
-            prompts, [record["response_ids"] for record in records], samples,
-            {name: [record.get(name) for record in records] for name in LABELS},
-            engine=[record["logprobs"] for record in records],
-            **{name: [record[name] for record in records] for name in ("sample", "reward", "scored", "trained", "advantage")},
-            truncated=[record["finish"] == "length" for record in records],
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
+        return _read([json.loads(line) for line in file.read_text(encoding="ascii").splitlines()])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no step with its tokens: {type(error).__name__} {error}") from None
+
+
+def _read(records: list[dict[str, Any]]) -> Step:
+    samples = max(record["sample"] for record in records) + 1
+    prompts = [record["prompt_ids"] for record in records if record["sample"] == 0]
+    step = Step.of(
+        prompts, [record["response_ids"] for record in records], samples,
+        {name: [record.get(name) for record in records] for name in LABELS},
+        engine=[_known(record["logprobs"]) for record in records],
+        **{name: [record[name] for record in records] for name in ("sample", "reward", "scored", "trained", "advantage")},
+        truncated=[record["finish"] == "length" for record in records],
+    )  # fmt: skip
     nothing = [[math.nan] * record["response_tokens"] for record in records]
     gap = [record.get("gaps") or empty for record, empty in zip(records, nothing, strict=True)]
     kl = [record.get("kl") or empty for record, empty in zip(records, nothing, strict=True)]
-    step["trainer"] = step["engine"] + torch.tensor([value for row in gap for value in row])
+    step["trainer"] = step["engine"] + torch.tensor([value for row in gap for value in _known(row)])
     step["version"] = [
         version for record in records
         for version in _each(record.get("version", 0), record["response_tokens"])
     ]  # fmt: skip
-    step["kl"] = [math.nan if value is None else value for row in kl for value in row]
+    step["kl"] = [value for row in kl for value in _known(row)]
     return step
 
 

@@ -80,10 +80,11 @@ def soften(step: Step, nll: Tensor, known: Tensor) -> None:
         nll: the teacher's NLL summed over each response, [R].
         known: bool [R], the scored rollouts of this data rank, which holds groups whole; no other row is read or written.
     """
-    mean = nll / step.sum_by_rollout(step["carries"])
+    tokens = step.sum_by_rollout(step["carries"])
     for group in _groups(step, known):
-        rows = group[known[group]]
-        step["kl_weight"][rows] *= perplexity_weights(mean[rows])
+        rows = group[known[group] & (tokens[group] > 0)]  # without a token to follow there is nothing to compare
+        if len(rows):
+            step["kl_weight"][rows] *= perplexity_weights(nll[rows] / tokens[rows])
 
 
 def penalise(step: Step, k1: Tensor, known: Tensor, options: StepOptions, factor: float) -> None:

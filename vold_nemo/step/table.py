@@ -105,7 +105,7 @@ class Ragged:
         return self.flat[int(self.offsets[row]) : int(self.offsets[row + 1])]
 
     def __reduce__(self):  # as numpy's bytes: tensors are pickled by way of a file format, at a tenth of the speed
-        return _ragged, (self.flat.numpy(), self.offsets.numpy())
+        return _ragged, (self.flat.cpu().numpy(), self.offsets.numpy())
 
 
 def _ragged(flat, offsets) -> Ragged:
@@ -143,7 +143,11 @@ class Step:
             raise ValueError("a prompt has no tokens: nothing predicts the first token of its responses")
         step = cls(Ragged.of(prompts, torch.int32), Ragged.of(responses, torch.int32), samples, labels=dict(labels or {}))
         for name, values in columns.items():
+            if name in TOKENS and [*map(len, values)] != step.responses.lengths.tolist():
+                raise ValueError(f"column {name!r} has rows of other lengths than the responses")
             step[name] = Ragged.of(values, TOKENS[name].dtype).flat if name in TOKENS else list(values)
+        if wrong := {name: len(values) for name, values in step.labels.items() if len(values) != len(step)}:
+            raise ValueError(f"labels of {wrong} values, the step has {len(step)} rollouts")
         return step
 
     def __len__(self) -> int:
@@ -235,6 +239,8 @@ class Step:
         at = batch.token if name in TOKENS else batch.row
         values = self.columns[name].to(batch.token.device)
         values = values if values.dtype == torch.bool else values.float()
+        if not len(values):  # a step without a single response token
+            return torch.zeros_like(at, dtype=values.dtype)
         return torch.where(batch.counts, values[at], torch.zeros((), dtype=values.dtype, device=values.device))
 
     def put(self, batch: Predictions, name: str, values: Tensor) -> None:
