@@ -1,7 +1,7 @@
 """How long training waits for a checkpoint: written at once, and by a thread from a copy in host memory.
 
-    python benchmarks/loading.py json=true
-    python benchmarks/loading.py hidden=1024 layers=8 tensor=2 folder=/scratch/here
+    python benchmarks/checkpoint.py json=true
+    python benchmarks/checkpoint.py hidden=1024 layers=8 tensor=2 folder=/scratch/here
 
 Megatron's model of a random Qwen2.5-VL checkpoint with Adam's state, fp32, on ``tensor`` gloo ranks of one thread each.  The
 two ways take turns; medians of ``repeats``, of the slowest rank:
@@ -95,13 +95,14 @@ def measure(path: str, folder: str, settings: dict) -> dict:
 
 def main(arguments: list[str]) -> None:
     settings = parse(arguments, DEFAULTS)
-    from tests.gloo import Workers
+    from tests.gloo import Ranks
 
     with tempfile.TemporaryDirectory(dir=settings["folder"] or None) as folder:
         write_checkpoint(Path(folder) / "student", settings)
-        workers = Workers(settings["tensor"])
+        workers = Ranks()
         try:
-            ranks = workers.run(measure, str(Path(folder) / "student"), str(Path(folder) / "saved"), settings, timeout=1800)
+            paths = [str(Path(folder) / name) for name in ("student", "saved")]
+            ranks = workers.of(settings["tensor"]).run(measure, *paths, settings, timeout=1800)
         finally:
             workers.stop()
     seconds = {name: max(rank["seconds"][name] for rank in ranks) for name in ranks[0]["seconds"]}

@@ -157,13 +157,13 @@ def largest_bucket(live: dict) -> int:
 
 def main(arguments: list[str]) -> None:
     settings = parse(arguments, DEFAULTS)
-    from tests.gloo import Workers
+    from tests.gloo import Ranks
 
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), settings)
-        workers = Workers(max(settings["tensor"], settings["expert"]) * settings["pipeline"])
+        workers, world = Ranks(), max(settings["tensor"], settings["expert"]) * settings["pipeline"]
         try:
-            ranks = workers.run(measure, folder, settings, timeout=1800)
+            ranks = workers.of(world).run(measure, folder, settings, timeout=1800)
         finally:
             workers.stop()
     seconds = {name: max(rank["seconds"][name] for rank in ranks) for name in ranks[0]["seconds"]}

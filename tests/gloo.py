@@ -53,7 +53,7 @@ class Ranks:
     def __init__(self):
         self._processes: dict[int, tuple] = {}  # by number: process, inbox
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.models.stages"])
+        self._context.set_forkserver_preload(["vold_nemo.models.vold", "vold_nemo.models.sft"])
         self._outbox = self._context.Queue()
         self._world = 0
         self._meetings = Path(tempfile.mkdtemp(prefix="gloo"))

@@ -49,10 +49,11 @@ def test_folders_of_one_floor_do_not_import_each_other_in_a_circle():
     assert not [folder for folder, found in reached.items() if folder in found]
 
 
-def test_the_configuration_needs_omegaconf_and_the_standard_library_alone():
+def test_the_configuration_needs_omegaconf_yaml_and_the_standard_library_alone():
     for file in (ROOT / "config").rglob("*.py"):
         found = imported(file, whole=False)
-        assert {name.split(".")[0] for name in found if name} <= {*sys.stdlib_module_names, "omegaconf", "vold_nemo"}, file
+        known = {*sys.stdlib_module_names, "omegaconf", "yaml", "vold_nemo"}
+        assert {name.split(".")[0] for name in found if name} <= known, file
         assert folders(imported(file, whole=True)) <= {"config"}, file
 
 

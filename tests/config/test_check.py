@@ -20,7 +20,9 @@ def test_the_defaults_are_allowed():
 @pytest.mark.parametrize(
     "override, key, allowed",
     [
-        ("seed=-1", "seed", "0 or more"),
+        ("seed=-1", "seed", "0 to 2^31 - 1"),
+        ("sft.steps=99999999999999999999", "sft.steps", "at most 2^53 in size"),
+        ("rollout.stop=[[a]]", "rollout.stop", "a list of texts"),
         ("device=gpu", "device", "auto | cpu | cuda"),
         ("parallel.tensor=0", "parallel.tensor", "1 or more"),
         ("data.prompts.limit=-5", "data.prompts.limit", "1 or more"),

@@ -70,3 +70,32 @@ def test_a_null_section_and_a_map_are_filled_from_the_command_line():
 def test_a_programming_error_is_not_taken_for_a_configuration_error():
     assert as_config_error(ValueError("a shape is wrong")) == []
     assert as_config_error(ExceptionGroup("several", [ConfigError("a", 1, "2", "b"), RuntimeError("c")])) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ("# @package _global_\nsft: [\n", "mine.yaml, line 3", "YAML"),
+        ("# @package _global_\nsft:\n\tsteps: 3\n", "mine.yaml, line 3", "YAML"),
+        ("# @package _global_\nseed: 1\nseed: 2\n", "mine.yaml, line 3", "YAML"),
+        ("# @package _global_\ndefaults:\n  - /experiment/mine\n", "defaults", "circle"),
+        ("sft:\n  steps: 3\n", "mine.yaml", "# @package _global_"),
+        ("# a remark\n# @package _global_\nsft: {steps: 3}\n", "mine.yaml", "# @package _global_"),
+        ("", "mine.yaml", "# @package _global_"),
+        ("# @package _global_\n- a\n", "configuration", ""),
+        ("# @package _global_\nname: \udcff\n", "mine.yaml", "UTF-8"),
+    ],
+)
+def test_a_file_of_ones_own_that_cannot_be_read_is_named_with_its_line(tmp_path, monkeypatch, text, key, said):
+    file = tmp_path / "conf/experiment/mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
+    monkeypatch.chdir(tmp_path)
+    error = refused("experiment=mine")
+    assert error.key.endswith(key) and said in error.allowed
+
+
+def test_a_map_may_be_given_whole():
+    given = ["evaluate.models={a: x/y}", "data.mixture={a: 1, b: 2}"]
+    config = compose(HydraArguments.parse(given).overrides)
+    assert (config.evaluate.models, config.data.mixture) == ({"a": "x/y"}, {"a": 1, "b": 2})

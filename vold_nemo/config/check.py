@@ -13,6 +13,8 @@ from vold_nemo.config.errors import ConfigError
 from vold_nemo.config.fields import Spec
 from vold_nemo.config.tree import values
 
+LARGEST = 2**53  # beyond it a float counts no more by one, and what is multiplied overflows
+
 
 def check(section: Any, prefix: str = "") -> Iterator[ConfigError]:
     """Every value below ``section`` that cannot be, under its full key; ``prefix`` is where ``section`` lies: ``"sft."``.
@@ -21,7 +23,8 @@ def check(section: Any, prefix: str = "") -> Iterator[ConfigError]:
     """
     for key, said, value in values(section, prefix):
         for one in value if isinstance(value, list) else (value,):
-            error = _wrong(key, said, one)
+            nested = isinstance(value, list) and isinstance(one, list | dict)
+            error = ConfigError(key, value, "a list of texts", "one level of brackets") if nested else _wrong(key, said, one)
             if error is not None:
                 yield error
 
@@ -40,6 +43,8 @@ def _wrong(key: str, said: Spec, value: Any) -> ConfigError | None:
     mend = f"set {key} inside these bounds"
     if not math.isfinite(value):
         return ConfigError(key, value, f"a finite number{f', {said.bound.words}' if said.bound else ''}", mend)
+    if abs(value) > LARGEST:
+        return ConfigError(key, value, "at most 2^53 in size", mend)
     if said.bound is not None and not said.bound.holds(value):
         return ConfigError(key, value, said.bound.words, mend)
     return None

@@ -7,6 +7,7 @@ name its own internals: :mod:`vold_nemo.config.translate` turns each of them int
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,9 @@ def compose(overrides: list[str], config_dir: str | None = None) -> Config:
             composed = hydra.compose(config_name="config", overrides=overrides)
         except (HydraException, OmegaConfBaseException):
             raise
+        except RecursionError as error:
+            allowed, mend = "files that do not name each other in a circle", "look at the `defaults` of your own files"
+            raise ConfigError("defaults", " ".join(overrides), allowed, mend) from error
         except (AssertionError, AttributeError, TypeError, ValueError) as error:  # bare ones, from Hydra's own checks
             reason = first_line(str(error))
             raise ConfigError("command line", " ".join(overrides), "key=value, group=option, ~key", reason) from error
@@ -100,6 +104,20 @@ def _require_experiment(overrides: list[str], folders: list[Path]) -> None:
         options = sorted({path.stem for folder in folders for path in (folder / "experiment").glob("*.yaml")})
         if name.removesuffix(".yaml") not in options:
             raise no_such_option("experiment", name, options)
+        file = Path("experiment", f"{name.removesuffix('.yaml')}.yaml")
+        _require_whole(next(folder / file for folder in folders if (folder / file).exists()))
+
+
+def _require_whole(file: Path) -> None:
+    """An experiment's file overrides keys of the whole configuration, and Hydra wants that said in its first line."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(file), first_line(str(error)), "a file of text in UTF-8", "write it anew as such") from error
+    shown = lines[0] if lines else "an empty file"
+    if not re.match(r"#\s*@package\s+_global_\s*$", shown):
+        mend = "make that its first line: it overrides keys of the whole configuration"
+        raise ConfigError(str(file), shown, "# @package _global_, then keys", mend)
 
 
 def enter_open_sections(override: str) -> str:
@@ -118,7 +136,7 @@ def enter_open_sections(override: str) -> str:
             for part in reversed(parts[depth + 1 :]):
                 value = f"{{{part}: {value}}}"
             return f"++{'.'.join(parts[: depth + 1])}={value}"
-        if typing.get_origin(hint) is dict and depth + 1 < len(parts):
+        if typing.get_origin(hint) is dict and "~" not in prefix and (depth + 1 < len(parts) or value.startswith("{")):
             return f"++{'.'.join(parts)}={value}"
         if section_of(hint) is not None and type(None) in typing.get_args(hint):
             for part in reversed(parts[depth:]):

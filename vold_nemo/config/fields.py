@@ -29,6 +29,7 @@ class Bound:
 
 POSITIVE = Bound("1 or more", lambda x: x >= 1)
 COUNT = Bound("0 or more", lambda x: x >= 0)
+SEED = Bound("0 to 2^31 - 1", lambda x: 0 <= x < 2**31)
 LENGTH = Bound("2 or more", lambda x: x >= 2)  # tokens of a sequence: one to read, one to predict
 ABOVE_ZERO = Bound("above 0", lambda x: x > 0)
 ABOVE_ONE = Bound("above 1", lambda x: x > 1)

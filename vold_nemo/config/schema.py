@@ -14,7 +14,7 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from vold_nemo.config.fields import COUNT, key, section
+from vold_nemo.config.fields import SEED, key, section
 from vold_nemo.config.sections.cluster import ClusterConfig, PlanConfig
 from vold_nemo.config.sections.data import DataConfig, MiniatureConfig, PrefetchConfig, PrepareConfig, TracesConfig
 from vold_nemo.config.sections.evaluation import (
@@ -39,7 +39,7 @@ class Config:
 
     name: str = key("vold", "experiment; run folders live under <outputs>/<name>/")
     outputs: str = key("outputs", "folder of all that is written")
-    seed: int = key(1, "of sampling, and of the order of the data", bound=COUNT)
+    seed: int = key(1, "of sampling, and of the order of the data", bound=SEED)
     device: str = key("auto", "auto = a GPU where there is one", choices=("auto", "cpu", "cuda"))
     precision: str = key("bf16", "of the student", choices=("bf16", "fp32"))
     dry_run: bool = key(False, "check everything, print what would run, touch no device")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
+import operator
 import re
 import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import yaml
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from vold_nemo.config.errors import ConfigError
@@ -29,6 +33,10 @@ def as_config_error(error: BaseException, overrides: Sequence[str] = ()) -> list
     if isinstance(error, ExceptionGroup):
         groups = [as_config_error(inner, overrides) for inner in error.exceptions]
         return [inner for errors in groups for inner in errors] if all(groups) else []
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a file of the configuration"
+        return [ConfigError(where, error.problem or error.context, "YAML", "correct that line (or the one before)")]
     if isinstance(error, OverrideParseException):
         reason = first_line(str(error))
         return [ConfigError("command line", error.override, "key=value, group=option, ~key", f"quote it ({reason})")]
@@ -123,6 +131,9 @@ def _value(key: str, overrides: Sequence[str], otherwise: str) -> str:
         name, _, value = override.lstrip("+~").partition("=")
         if name == key or name.startswith(f"{key}."):
             return value
+        if key.startswith(f"{name}.") and value.startswith("{"):
+            with contextlib.suppress(yaml.YAMLError, KeyError, TypeError):
+                return str(functools.reduce(operator.getitem, key[len(name) + 1 :].split("."), yaml.safe_load(value)))
     return first_line(otherwise)
 
 

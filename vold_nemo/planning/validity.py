@@ -86,9 +86,11 @@ def _folders(config: Config) -> Iterator[ConfigError]:
     """Names that become folders below ``outputs``, and nowhere else."""
     if not re.fullmatch(r"\w[\w.+=-]*", config.name):
         yield ConfigError("name", config.name, "letters, digits and _ . + = -", "it names a folder: give one word")
+    if not config.outputs.strip():
+        yield ConfigError("outputs", config.outputs, "a folder", "name one; `.` is the working directory")
     for key in ("sft.run", "vold.run"):
         run = value_at(config, key)
-        if run.startswith("/") or ".." in run.split("/") or not run.strip("/ "):
+        if run.startswith("/") or {".", ".."} & set(run.split("/")) or not run.strip("/ "):
             yield ConfigError(key, run, "a folder below `outputs`", f"give {key}=NAME or {key}=EXPERIMENT/NAME")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from vold_nemo.config.fields import COUNT, PART, POSITIVE, SHARE, key, section
+from vold_nemo.config.fields import COUNT, PART, POSITIVE, SEED, SHARE, key, section
 
 
 @dataclass
@@ -96,7 +96,7 @@ class MiniatureConfig:
     """The embedded world (recipes/prepare_miniature.py)."""
 
     path: str = key("${outputs}/miniature_world", "folder of teacher, base student and questions")
-    seed: int = key(0, "of weights, lessons and questions", bound=COUNT)
+    seed: int = key(0, "of weights, lessons and questions", bound=SEED)
     teacher_steps: int = key(140, "training of the teacher", bound=POSITIVE)
     text_steps: int = key(160, "of the base; with half of it the base may know only part of its facts, by the luck of rounding",
                           bound=POSITIVE)  # fmt: skip
