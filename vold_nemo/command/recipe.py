@@ -26,6 +26,7 @@ import functools
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -180,11 +181,16 @@ def _runner(training: bool):
 
 
 def _report(errors: list[ConfigError]) -> None:
-    """Rank 0 tells all; the others add one line each, and only where rank 0 may not have met the same error."""
+    """Rank 0 tells all; the others add one line each, and only where rank 0 may not have met the same error.
+
+    What all ranks find, rank 0 is given the time to leave with first: a batch script shows the log of the rank that did.
+    """
     if is_first_rank():
         print("\n\n".join(f"error: {error}" for error in errors), file=sys.stderr, flush=True)
     elif _world_is_up():
         print(f"rank {launch().rank}: error: {errors[0].key} = {errors[0].value!r}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)
 
 
 def _world_is_up() -> bool:
