@@ -9,12 +9,14 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vold_nemo.config import ParallelConfig
 from vold_nemo.megatron.architecture import PUBLISHED, Architecture, check_layout, padded_vocabulary, published
 from vold_nemo.megatron.names import hf_names, placements
+from vold_nemo.megatron.weights import matched
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = sorted(file.stem for file in PUBLISHED.glob("*.json"))
@@ -115,6 +117,23 @@ def test_each_tensor_is_mapped_once_and_each_parameter_filled_once_in_every_layo
     for expert in {expert for _, _, expert in legal if arch.experts}:
         each = arch.experts // expert
         assert Counter(e // each for e in range(arch.experts)) == dict.fromkeys(range(expert), each)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("rank", [0, 3, 7])
+def test_experts_that_transformer_engine_keeps_in_one_module_are_found_under_their_local_numbers(stage, rank):
+    arch, layout = published()["Qwen3-VL-30B-A3B-Instruct"], SimpleNamespace(
+        pipeline=4, pipeline_rank=stage, expert=8, expert_rank=rank
+    )  # fmt: skip
+    layers, each = arch.layers // 4, arch.experts // 8
+    local = {
+        f"decoder.layers.{layer}.mlp.experts.{module}.weight{expert}": (module, stage * layers + layer, rank * each + expert)
+        for layer in range(layers) for expert in range(each) for module in ("linear_fc1", "linear_fc2")
+    }  # fmt: skip
+    places = [place for place in placements(arch, 1, arch.vocabulary)
+              if place.expert is not None and arch.stage_of(place.layer, 4) == stage]
+    for place, (module, layer, expert) in matched(places, local, arch, layout):
+        assert (place.layer, place.expert) == (layer, expert) and module in place.megatron
 
 
 def build(items: list[str]) -> None:

@@ -84,15 +84,17 @@ def matched(
 
 def _take(parameters: dict, place: Placement, first_layer: int, first_expert: int) -> Tensor | None:
     """Remove and return the parameter of ``place``, under its own or its fused name, layers and experts counted locally."""
-    for name in (place.megatron, place.fused):
-        if name is None:
+    for known in (place.megatron, place.fused):
+        if known is None:
             continue
+        name = known
         if place.layer is not None:
             name = name.replace(f"layers.{place.layer}.", f"layers.{place.layer - first_layer}.", 1)
         if place.expert is not None:
             here = place.expert - first_expert
             name = name.replace(f"local_experts.{place.expert}.", f"local_experts.{here}.", 1)
-            name = name.removesuffix(f"weight{place.expert}") + f"weight{here}" if place.fused == name else name
+            if known == place.fused:  # ...linear_fc1.weight72
+                name = f"{name.removesuffix(str(place.expert))}{here}"
         if name in parameters:
             return parameters.pop(name)
     return None
