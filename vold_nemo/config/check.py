@@ -23,8 +23,10 @@ def check(section: Any, prefix: str = "") -> Iterator[ConfigError]:
     """
     for key, said, value in values(section, prefix):
         for one in value if isinstance(value, list) else (value,):
-            nested = isinstance(value, list) and isinstance(one, list | dict)
-            error = ConfigError(key, value, "a list of texts", f"give {key} one level of brackets") if nested else _wrong(key, said, one)
+            if isinstance(value, list) and isinstance(one, list | dict):
+                yield ConfigError(key, value, "a list of texts", f"give {key} one level of brackets")
+                continue
+            error = _wrong(key, said, one)
             if error is not None:
                 yield error
 
