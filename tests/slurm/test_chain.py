@@ -106,7 +106,7 @@ def stage(slurm, pipeline, workplace, world):
 @pytest.mark.parametrize(
     "name, how, sign",
     [
-        ("sft", "USR1", "checkpoints/step_2"),
+        ("sft", "USR1", "checkpoints/step_1"),  # a step takes a moment, and the signal has a way to go
         ("vold", "USR1", "checkpoints/step_2"),
         ("vold", "node", "checkpoints/step_2"),  # somewhere in step 3
         ("sft", "node", "checkpoints/step_3.tmp"),  # in a checkpoint
