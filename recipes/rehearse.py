@@ -39,7 +39,7 @@ def main(config: Config) -> None:
         from vold_nemo.rehearsal.account import account
 
         found = [account(done)]
-        print("\n".join(text.lines(found[0], 0.9)))
+        print("\n".join(text.lines(found[0])))
         kept.keep(config, found[0])
     written = page.write(config.rehearse.path, kept.of(config) or found, config.cluster.memory_gib)
     print(f"written: {written}")

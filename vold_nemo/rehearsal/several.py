@@ -40,7 +40,7 @@ def rehearse_all(config: Config, argv: Sequence[str]) -> list[dict[str, Any]]:
         file = Path(config.rehearse.path) / kept.name(stage, rank, one.rehearse.world or stage_gpus(config, stage))
         file.unlink(missing_ok=True)
         asked = [argv[0], *argv[1:], "rehearse.all=false", f"rehearse.stage={stage}", f"rehearse.rank={rank}"]
-        done = subprocess.run([sys.executable, *asked], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        done = subprocess.run([sys.executable, *asked], text=True, capture_output=True)
         if not file.is_file():
             said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()
             mend = f"see it whole: {' '.join(asked)}"

@@ -11,8 +11,8 @@ SHOWN = 4  # holders of a peak
 WAITS = 8
 
 
-def lines(found: dict[str, Any], limit: float) -> Iterator[str]:
-    """``found`` as :func:`account.account` has it; holders are shown of peaks within ``limit`` of the largest one."""
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """``found`` as :func:`account.account` has it; holders are shown of the largest peak and of those that are planned."""
     place = ", ".join(f"{name} {rank}" for name, rank in found["place"].items())
     yield (
         f"rehearsed: {found['experiment']} on {found['cluster']}, {found['stage']}, rank {found['rank']} of {found['world']}"
@@ -24,7 +24,7 @@ def lines(found: dict[str, Any], limit: float) -> Iterator[str]:
         "padding included); nothing was computed, no number is a measurement"
     )
     yield ""
-    yield from _memory(found, limit)
+    yield from _memory(found)
     yield ""
     yield from _work(found)
     yield from _collectives(found)
@@ -42,14 +42,14 @@ def lines(found: dict[str, Any], limit: float) -> Iterator[str]:
         yield "no violation"
 
 
-def _memory(found: dict[str, Any], limit: float) -> Iterator[str]:
+def _memory(found: dict[str, Any]) -> Iterator[str]:
     yield f"{'memory, GiB':<18}{'peak':>9}{'planned':>9}{'':>8}   held by"
     largest = max((row["peak_bytes"] for row in found["phases"]), default=0)
     for row in found["phases"]:
         planned, peak = row["planned_bytes"], row["peak_bytes"]
         beside = f"{planned / GIB:>9.2f}{peak / planned - 1:>+8.1%}" if planned else f"{'':>17}"
         yield f"  {row['phase']:<16}{peak / GIB:>9.2f}{beside}"
-        if peak >= limit * largest or planned:
+        if planned or peak == largest:
             for holder in row["holders"][:SHOWN]:
                 yield f"{'':>38}{holder['bytes'] / GIB:>7.2f}  {holder['place']} (made in {holder['made_in']})"
 
