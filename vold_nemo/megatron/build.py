@@ -130,7 +130,9 @@ def build_model(
     spec = _layer_spec(arch, layout, config, held)
     # Text has equal temporal, height and width positions, where Qwen2.5-VL's multimodal RoPE is plain RoPE.
     # Outside gradients Transformer Engine keeps neither a high-precision copy of an FP8 weight nor a column-wise one.
-    with contextlib.nullcontext() if trainable else torch.no_grad():
+    # Of what megatron-core makes it leaves a router's weight to the default device.
+    born = torch.device(layout.device) if arch.experts else contextlib.nullcontext()
+    with born, contextlib.nullcontext() if trainable else torch.no_grad():
         model = _model_class()(
             config=config, transformer_layer_spec=spec,
             vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
