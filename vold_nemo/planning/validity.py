@@ -75,7 +75,8 @@ def _shapes(config: Config, stages: tuple[str, ...]) -> Iterator[ConfigError]:
         if not Path(path).is_dir() and not published.is_published(path):
             known = ", ".join(sorted(file.stem for file in architecture.PUBLISHED.glob("*.json")))
             allowed = f"a checkpoint folder, or a hub id ORGANISATION/NAME with a NAME whose shapes are known: {known}"
-            missing, mend = _read(key, path, config.miniature.path), "give a folder with config.json and safetensors, or one of these"
+            mend = "give a folder with its config.json and safetensors, or one of these"
+            missing = _read(key, path, config.miniature.path)
             if isinstance(missing, Pending) and Path(path).is_relative_to(config.miniature.path):
                 mend = missing.mend
             yield ConfigError(key, path, allowed, mend)
