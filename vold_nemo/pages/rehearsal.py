@@ -12,8 +12,9 @@ from vold_nemo.pages.charts import Stack, stacked_rows
 from vold_nemo.pages.render import render
 
 GIB = 2**30
-COLOURS = ("#0072b2", "#56b4e9", "#e69f00", "#009e73", "#f0e442", "#d55e00", "#cc79a7")
+COLOURS = ("#0072b2", "#56b4e9", "#e69f00", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#66c2a5", "#a6761d")
 REST = "#999999"
+SMALL = 0.01  # of the largest peak: what no phase holds more of has no colour
 
 
 def write(folder: str | Path, found: Sequence[dict[str, Any]], capacity_gib: float | None) -> Path:
@@ -31,7 +32,7 @@ def draw(found: Sequence[dict[str, Any]], capacity_gib: float | None) -> str:
         f"{verdict} on {len(found)} rank{'s' * (len(found) != 1)}. One rank at a time, executed on fake CUDA tensors: "
         "operations, devices, groups, bytes and waits are those of a GPU; no number was computed, nothing was measured."
     )
-    sections = [Section("Violations", "What would fail, or not be as planned.", [_violations(found)] if wrong else [])]
+    sections = [Section("Violations", "What would fail, or not be as planned.", [_violations(found)])] if wrong else []
     for one in found:
         sections.append(Section(_title(one), _lead(one), _blocks(one, capacity_gib)))
     heading = f"Rehearsal of {first['experiment']} on {first['cluster']}"
@@ -62,17 +63,20 @@ def _violations(found: Sequence[dict[str, Any]]) -> Table:
 
 def _blocks(one: dict[str, Any], capacity_gib: float | None) -> list[Any]:
     limit = ("one GPU", capacity_gib) if capacity_gib else None
-    stacks, seen = [], {}
+    largest = max((row["peak_bytes"] for row in one["phases"]), default=0)
+    makers = [row["phase"] for row in one["phases"] if any(
+        other["made_in"].get(row["phase"], 0) > SMALL * largest for other in one["phases"]
+    )]  # fmt: skip
+    colours = dict(zip(makers, COLOURS, strict=False))
+    stacks = []
     for row in one["phases"]:
-        parts, rest = [], row["peak_bytes"]
-        for holder in row["holders"][: len(COLOURS)]:
-            colour = seen.setdefault(holder["place"], COLOURS[len(seen) % len(COLOURS)])
-            parts.append((f"{holder['place']}, made in {holder['made_in']}", holder["bytes"] / GIB, colour))
-            rest -= holder["bytes"]
+        shown = {maker: row["made_in"].get(maker, 0) for maker in colours}
+        parts = [(f"made in {maker}", size / GIB, colours[maker]) for maker, size in shown.items() if size]
+        rest = row["peak_bytes"] - sum(shown.values())
         if row["peak_bytes"]:
             stacks.append(Stack(row["phase"], [*parts, ("the rest", max(0, rest) / GIB, REST)]))
-    chart = stacked_rows("Peak of each phase by the line that allocated it, GiB", stacks, part="{:.2f} GiB", total="{:.1f}",
-                         limit=limit)  # fmt: skip
+    title = "Peak of each phase, by the phase that its memory was taken in, GiB"
+    chart = stacked_rows(title, stacks, part="{:.2f} GiB", total="{:.1f}", limit=limit)
     return [chart, _phases(one), *_more(one)]
 
 

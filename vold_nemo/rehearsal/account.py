@@ -60,10 +60,14 @@ def _phase(done: Rehearsal, phase: str, row: findings.Compared | None) -> dict[s
     ledger = done.ledger
     peak = ledger.device.peaks[phase]
     holders = sorted(peak.holders.items(), key=lambda item: -item[1])[:HOLDERS]
+    made_in: Counter[str] = Counter()
+    for (_, made), size in peak.holders.items():
+        made_in[made] += size
     return {
         "phase": phase, "peak_bytes": peak.size, "planned_bytes": row.planned if row else None,
         "planned_parts": row.parts if row else {}, "host_peak_bytes": ledger.host.peaks[phase].size,
         "holders": [{"bytes": size, "place": place, "made_in": made} for (place, made), size in holders],
+        "made_in": dict(made_in.most_common()),
         "launches": ledger.launches[phase],
         "flops": {f"{name} {kind}": flops for (at, kind, name), flops in ledger.flops.items() if at == phase},
         "waits": sum(count for (at, *_), count in ledger.syncs.items() if at == phase),
