@@ -61,7 +61,7 @@ def install(site: Path) -> None:
     os.environ["NVTE_PROJECT_BUILDING"] = "1"
     sys.path.insert(0, str(site))
     importlib.invalidate_caches()
-    from vold_nemo.rehearsal.engine import launched
+    from vold_nemo.rehearsal.engine import fakes, launched
 
     launched.install()
     sys.modules[EXTENSION] = extension()
@@ -74,6 +74,7 @@ def install(site: Path) -> None:
     for name in frameworks:
         del sys.modules[name]
     sys.modules["transformer_engine"].pytorch = importlib.import_module("transformer_engine.pytorch")
+    fakes.install()
 
 
 def extension() -> types.ModuleType:
