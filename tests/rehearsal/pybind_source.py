@@ -64,11 +64,11 @@ def declared_enums(sources: Path) -> dict[str, dict[str, int]]:
 
 def _enums(text: str) -> dict[str, dict[str, int]]:
     found = {}
-    for keyword, name, body, alias in re.findall(r"(enum(?:\s+class)?)\s*(\w*)\s*\{([^}]*)\}\s*(\w*)\s*;", text):
+    for name, body, alias in re.findall(r"enum(?:\s+class)?\s*(\w*)\s*\{([^}]*)\}\s*(\w*)\s*;", text):
         number, enumerators = -1, {}
         for item in filter(None, (part.strip() for part in body.split(","))):
             label, _, value = (part.strip() for part in item.partition("="))
-            number = enumerators.get(value, None) if value in enumerators else _number(value, number)
+            number = enumerators[value] if value in enumerators else _number(value, number)
             enumerators[label] = number
         found[name or alias] = enumerators
     return found

@@ -14,14 +14,15 @@ allocates, and returns it: kernels that compute nothing, on fake tensors that ho
 :mod:`~vold_nemo.rehearsal.engine.kernels`     norms, activations, rotary embedding, permutation, padding
 :mod:`~vold_nemo.rehearsal.engine.optimizer`   kernels over lists of tensors: Adam, norm, scale
 :mod:`~vold_nemo.rehearsal.engine.launched`    a stand-in of Triton, whose kernels Transformer Engine launches itself
-:mod:`~vold_nemo.rehearsal.engine.routing`     balanced routing of tokens to experts
-:mod:`~vold_nemo.rehearsal.engine.report`      where each kernel reports its work
+:mod:`~vold_nemo.rehearsal.engine.fakes`       tensors' exact types and addresses, which Transformer Engine goes by
+:mod:`~vold_nemo.rehearsal.engine.routing`     the router's weight, which moves to the device by itself
+:mod:`~vold_nemo.rehearsal.engine.report`      where each kernel reports its work, and asks for values
 =============================================  =====================================================================
 
 A function of the extension that is not written here raises ``NotImplementedError`` with its name and arguments.  Nothing
 outside a rehearsal imports this package.
 """
 
-from vold_nemo.rehearsal.engine.install import fetch, install, wanted_version
+from vold_nemo.rehearsal.engine.install import cached, fetch, install, wanted_version
 
-__all__ = ["fetch", "install", "wanted_version"]
+__all__ = ["cached", "fetch", "install", "wanted_version"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vold_nemo.rehearsal.engine import quantise
+from vold_nemo.rehearsal.engine import quantise, report
 from vold_nemo.rehearsal.engine.declared import ENUMS
 from vold_nemo.rehearsal.engine.report import kernel
 
@@ -90,16 +90,23 @@ def _bucket(tokens: int) -> int:
     return 1 << (tokens - 1).bit_length() if tokens <= 32768 else quantise.up_to(tokens, 32768)
 
 
-def _work(q, k, v, axes: tuple[str, str], lengths: tuple[int, int], batch: int, causal: bool) -> float:
-    """Operations of the two products of a forward pass.  A causal mask leaves half; packed sequences count as ``batch``
-    sequences of equal length, since the device alone knows where they end."""
-    _, _, heads, d = _sizes(axes[0], q, batch, lengths[0])
-    d_v = tuple(v.size())[-1]
-    if axes[0] == "thd":
-        tokens_q, tokens_kv = tuple(q.size())[0], tuple(k.size())[0]
-        pairs = tokens_q * tokens_kv / max(batch, 1)
+def _work(q, k, v, axes: tuple[str, str], bounds: tuple[Tensor, Tensor], causal: bool) -> float:
+    """Operations of the two products of a forward pass; a causal mask leaves half.
+
+    ``bounds``: where packed sequences begin (cu_seqlens of queries and keys).  Where nobody knows their values
+    (:data:`report.values_of`), sequences count as equally long.
+    """
+    heads, d, d_v = q.size(-2), q.size(-1), v.size(-1)
+    if axes[0] != "thd":
+        b, s, heads, _ = _sizes(axes[0], q, 0, 0)
+        pairs = b * s * _sizes(axes[1], k, 0, 0)[1]
     else:
-        pairs = _sizes(axes[0], q, 0, 0)[0] * _sizes(axes[0], q, 0, 0)[1] * _sizes(axes[1], k, 0, 0)[1]
+        known = [report.values_of(one) for one in bounds]
+        if None in known:
+            pairs = q.size(0) * k.size(0) / (bounds[0].shape[0] - 1)
+        else:
+            of_q, of_k = (one.diff().double() for one in known)
+            pairs = float(of_q @ of_k)
     return 2 * pairs * heads * (d + d_v) * (0.5 if causal else 1)
 
 
@@ -132,15 +139,14 @@ def fused_attn_fwd(
     b, s, h, _ = _sizes(axes[0], Q, batch, max_seqlen_q)
     to = _axes(_FORMATS[int(o_format)].removeprefix("NVTE_"))
     packed = axes[0] == "thd"
-    sizes = dict(b=b, s=s, h=h, d=tuple(V.size())[-1], t=tuple(Q.size())[0] if packed else b * s)
+    sizes = dict(b=b, s=s, h=h, d=V.size(-1), t=Q.size(0) if packed else b * s)
     output = torch.empty(_arranged(to, sizes), dtype=fake_dtype, device="cuda")
     if to == "thd":
         output.zero_()
     rng_state = torch.empty(2, dtype=torch.int64, device="cuda")
     rows = (sizes["t"], h, 1) if packed and torch.cuda.get_device_capability() != (12, 0) else (b, h, max_seqlen_q, 1)
     statistics = torch.empty(rows, dtype=torch.float32, device="cuda")
-    lengths = (max_seqlen_q, max_seqlen_kv)
-    work = _work(Q, K, V, axes, lengths, batch, _is_causal(attn_mask_type))
+    work = _work(Q, K, V, axes, (cu_seqlens_q, cu_seqlens_kv), _is_causal(attn_mask_type))
     kernel("fused_attn_fwd", flops=work, dtype=Q.dtype)
     return [output, statistics, rng_state]
 
@@ -156,7 +162,7 @@ def _backward_workspace(axes: tuple[str, str], q, k, lengths: tuple[int, int], b
     _, s_q, heads, d = _sizes(axes[0], q, batch, lengths[0])
     groups = _sizes(axes[1], k, batch, lengths[1])[2]
     if axes[0] == "thd":
-        tokens_q, tokens_kv = _bucket(tuple(q.size())[0]), _bucket(tuple(k.size())[0])
+        tokens_q, tokens_kv = _bucket(q.size(0)), _bucket(k.size(0))
         full_heads = 2 * tokens_kv * heads * d * 4 if heads != groups else 0
     else:
         tokens_q, full_heads = _sizes(axes[0], q, 0, 0)[0] * s_q, 0
@@ -180,7 +186,7 @@ def fused_attn_bwd(
     lengths, batch = (max_seqlen_q, max_seqlen_kv), cu_seqlens_q.shape[0] - 1
     size = _backward_workspace(axes, Q, K, lengths, batch, deterministic)
     workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
-    forward = _work(Q, K, V, axes, lengths, batch, _is_causal(attn_mask_type))
+    forward = _work(Q, K, V, axes, (cu_seqlens_q, cu_seqlens_kv), _is_causal(attn_mask_type))
     kernel("fused_attn_bwd", flops=2.5 * forward, dtype=Q.dtype)  # five products where the forward pass forms two
     del workspace
     return [*gradients, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -20,6 +21,21 @@ EXTENSION = "transformer_engine_torch"
 def wanted_version() -> str:
     """The version of Transformer Engine whose extension the stand-in follows; no other is accepted."""
     return VERSION
+
+
+def cached() -> Path:
+    """The folder that :func:`install` takes, in the user's cache; fetched at the first call.
+
+    :raises RuntimeError: as :func:`fetch`.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vold_nemo" / f"transformer_engine_{VERSION}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            fetch(Path(aside) / "whole")
+            with contextlib.suppress(OSError):  # another process was first
+                (Path(aside) / "whole").rename(folder)
+    return folder
 
 
 def fetch(into: Path) -> Path:
@@ -61,7 +77,7 @@ def install(site: Path) -> None:
     os.environ["NVTE_PROJECT_BUILDING"] = "1"
     sys.path.insert(0, str(site))
     importlib.invalidate_caches()
-    from vold_nemo.rehearsal.engine import fakes, launched
+    from vold_nemo.rehearsal.engine import fakes, launched, routing
 
     launched.install()
     sys.modules[EXTENSION] = extension()
@@ -75,6 +91,7 @@ def install(site: Path) -> None:
         del sys.modules[name]
     sys.modules["transformer_engine"].pytorch = importlib.import_module("transformer_engine.pytorch")
     fakes.install()
+    routing.install()
 
 
 def extension() -> types.ModuleType:

@@ -1,8 +1,8 @@
-"""Balanced routing of tokens to experts, of which a rehearsal knows the numbers.
+"""megatron-core's router under fake tensors: it moves its weight to the device by itself, at its first use.
 
-Which experts a token goes to depends on hidden states, and fake tensors have no values: how many rows a rank sends and
-receives, and each expert multiplies, would be unknown.  With balanced routing every expert gets the same number of tokens
-(to one), on every rank: what load balancing aims at, and the mean that a real run has.  Its peaks are higher.
+A model that Transformer Engine holds in FP8 is built on the device and never moved as a whole
+(:func:`vold_nemo.megatron.build.build_model`); the router's weight alone is born on the CPU, and ``Router.gating`` exchanges
+its ``data`` for a tensor of the device.  A real parameter cannot take a fake tensor's data: here a new parameter comes.
 """
 
 from __future__ import annotations
@@ -10,30 +10,20 @@ from __future__ import annotations
 import functools
 import importlib
 
-import torch
-from torch import Tensor
+from torch import nn
 
 
-def balanced_map(tokens: int, experts: int, chosen: int, device: torch.device) -> Tensor:
-    """bool [tokens, experts]: token t goes to the ``chosen`` experts from t * chosen on, round and round.
+def install() -> None:
+    router = importlib.import_module("megatron.core.transformer.moe.router").Router
+    gating = router.gating
 
-    Formed from integers on the device, so that whoever keeps real values for small integers knows it as well.
-    """
-    first = torch.arange(tokens, dtype=torch.int32, device=device) * chosen % experts
-    distance = (torch.arange(experts, dtype=torch.int32, device=device) - first.unsqueeze(1)) % experts
-    return distance < chosen
+    @functools.wraps(gating)
+    def moved_first(self, input):
+        for name, parameter in list(self._parameters.items()):
+            if parameter is not None and parameter.device.type == "cpu":
+                moved = nn.Parameter(parameter.detach().to(input.device), requires_grad=parameter.requires_grad)
+                vars(moved).update({key: value for key, value in vars(parameter).items() if not key.startswith("_")})
+                self._parameters[name] = moved
+        return gating(self, input)
 
-
-def balance() -> None:
-    """From now on megatron-core's router forms its probabilities as ever, and sends tokens by :func:`balanced_map`."""
-    router = importlib.import_module("megatron.core.transformer.moe.router")
-    route = router.topk_routing_with_score_function
-    if hasattr(route, "__wrapped__"):
-        return
-
-    @functools.wraps(route)
-    def balanced(logits, topk, *arguments, **settings):
-        probabilities, chosen = route(logits, topk, *arguments, **settings)
-        return probabilities, balanced_map(*chosen.shape, topk, chosen.device)
-
-    router.topk_routing_with_score_function = balanced
+    router.gating = moved_first
