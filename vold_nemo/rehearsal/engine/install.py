@@ -66,10 +66,11 @@ def install(site: Path) -> None:
     Call it where ``torch.cuda`` already looks like a GPU (Transformer Engine reads its compute capability while it is
     imported), and before anything imports ``transformer_engine`` or megatron-core's modules, which look for it once.
 
-    :raises RuntimeError: without the wheel of the wanted version in ``site``, or when Transformer Engine is imported already.
+    :raises RuntimeError: without the wheel of the wanted version in ``site``, or when it or megatron-core is imported already.
     """
-    if "transformer_engine" in sys.modules or EXTENSION in sys.modules:
-        raise RuntimeError("Transformer Engine is imported already: a rehearsal installs its stand-in first")
+    for early in ("transformer_engine", EXTENSION, "megatron.core"):  # the last looks for the first once, and remembers
+        if early in sys.modules:
+            raise RuntimeError(f"{early} is imported already: a rehearsal installs its stand-in first")
     found = [d.version for d in importlib.metadata.distributions(path=[str(site)]) if d.name.startswith("transformer")]
     if found != [VERSION]:
         raise RuntimeError(f"{site} holds Transformer Engine {found or 'not at all'}, wanted: {VERSION}")
