@@ -73,13 +73,11 @@ class _NoTokenizer:
 class _Inputs:
     """What both stages are handed alike."""
 
-    def __init__(self, config: Config, watch: Watch, folder: Path, start: str):
+    def __init__(self, config: Config, watch: Watch, folder: Path):
         self.config, self.folder, self.watch = config, folder, watch
-        self._paths = {start: config.student.path}
 
     def source(self, path: str) -> Shapes:
-        known = self._paths.get(path, path)
-        return Shapes(architecture.read(known), known, self.watch)
+        return Shapes(architecture.read(path), path, self.watch)
 
     def run(self, layout) -> Run:
         return Run(self.folder, rank=layout.rank)
@@ -184,9 +182,6 @@ class SFTInputs(_Inputs):
 
     model = RehearsedSFT
 
-    def __init__(self, config: Config, watch: Watch, folder: Path):
-        super().__init__(config, watch, folder, config.student.path)
-
     def agree(self, model) -> tuple[dict, VocabularyContract]:
         self.built = model
         return adopted_rows(self.config), contract_of(model.architecture.vocabulary, [], model.padded_vocabulary)
@@ -222,7 +217,7 @@ class VOLDInputs(_Inputs):
     model = RehearsedVOLD
 
     def __init__(self, config: Config, watch: Watch, folder: Path, models: Models, gpus: int):
-        super().__init__(config, watch, folder, config.vold.start)
+        super().__init__(config, watch, folder)
         self.models, self.gpus = models, gpus
 
     def engine(self, device: torch.device) -> Engine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def rehearse(config: Config) -> Rehearsal:
     """
     asked, stage = config.rehearse, config.rehearse.stage
     world = world_of(config)
+    config = replace(config, vold=replace(config.vold, start=config.student.path))  # stage 1 has not run: the same shapes
     per_node = config.cluster.gpus_per_node
     for name, value in {"RANK": asked.rank, "WORLD_SIZE": world, "LOCAL_RANK": asked.rank % per_node}.items():
         os.environ[name] = str(value)

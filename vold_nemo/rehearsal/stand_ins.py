@@ -139,6 +139,8 @@ def _tensors(ledger: Ledger, watch: Watch) -> None:
         return whole(self, dtype, *args, **options)
 
     Tensor.type = type_
+    # A fake one asks for each element; a real one is copied to the host once.
+    FakeTensor.tolist = lambda self: self.cpu().tolist()
     made = torch.tensor
 
     def tensor(data, **options):

@@ -1,16 +1,17 @@
 """Sees every operation that torch dispatches, makes those on CUDA fake, and writes down what they would have asked of a GPU.
 
-Tensors on the CPU stay real, but for pinned memory and for copies of what no host has values of.
+Tensors on the CPU stay real, but for pinned memory, for large ones, and for copies of what no host has values of.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch.distributed._tools.fake_collectives import FakeWork
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
@@ -22,7 +23,8 @@ from vold_nemo.rehearsal.ledger import Collective, Ledger, place
 
 aten = torch.ops.aten
 
-HOST_REAL = 1 << 22  # elements of a copy to the host that get values; larger ones stay fake
+HOST_REAL = 1 << 22  # elements of a tensor of real numbers on the host that is a real one; larger ones are fake
+_FACTORIES = (aten.empty.memory_format, aten.zeros.default, aten.ones.default, aten.full.default, aten.empty_strided.default)
 _NO_LAUNCH = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "detach", "alias", "split",
               "as_strided", "unsqueeze", "squeeze", "empty", "empty_like", "new_empty", "empty_strided", "unbind", "chunk",
               "split_with_sizes", "narrow", "set_", "new_empty_strided", "view_as", "reshape"}  # fmt: skip
@@ -50,7 +52,7 @@ class Watch(TorchDispatchMode):
         device = kwargs.get("device")
         to_cuda = device is not None and torch.device(device).type == "cuda"
         pinned = bool(kwargs.get("pin_memory"))
-        if not fakes and not to_cuda and not pinned:
+        if not fakes and not to_cuda and not pinned and not _large(func, args, kwargs):
             return func(*args, **kwargs)
         if pinned:
             kwargs = {**kwargs, "pin_memory": False}
@@ -94,6 +96,14 @@ class Watch(TorchDispatchMode):
         try:
             with self.fake:
                 return func(*args, **kwargs)
+        except DynamicOutputShapeException:  # its length hangs on values: a GPU waits for them, too
+            if on_cuda:
+                self.ledger.sync(func._overloadpacket.__name__)
+            given = [values.known(one) for one in args if isinstance(one, Tensor)]
+            if any(one is None for one in given):
+                raise
+            found = func(*[values.known(one) if isinstance(one, Tensor) else one for one in args], **kwargs)
+            return tree_map(lambda one: self._like(one, args[0].device) if isinstance(one, Tensor) else one, found)
         except RuntimeError as error:
             if "two different devices" in str(error) or "found at least two devices" in str(error):
                 self.ledger.problem("mixed devices", f"{func} of {_devices(args)}")
@@ -232,6 +242,14 @@ def _spread(name: str, args) -> None:
             values.remember(one, value.clone())
         elif name == "_allgather_base" and value.numel() and one.numel() % value.numel() == 0:
             values.remember(one, value.reshape(-1).repeat(one.numel() // value.numel()).view(one.shape))
+
+
+def _large(func, args, kwargs) -> bool:
+    """Whether a factory asks for more host memory than a rehearsal has: buffers for the optimizer's state, say."""
+    if func not in _FACTORIES:
+        return False
+    kind = kwargs.get("dtype") or torch.get_default_dtype()
+    return kind.is_floating_point and math.prod(args[0]) > HOST_REAL
 
 
 def _is_mask(one: Any) -> bool:
