@@ -6,7 +6,7 @@ FusedAdam.  Here that Python layer runs unchanged, and each function of the exte
 allocates, and returns it: kernels that compute nothing, on fake tensors that hold nothing.
 
 =============================================  =====================================================================
-:mod:`~vold_nemo.rehearsal.engine.install`     makes ``import transformer_engine.pytorch`` work; fetches its wheel
+:mod:`~vold_nemo.rehearsal.engine.importing`   makes ``import transformer_engine.pytorch`` work; fetches its wheel
 :mod:`~vold_nemo.rehearsal.engine.declared`    what the extension declares: names, arguments, enumerators
 :mod:`~vold_nemo.rehearsal.engine.quantise`    FP8 tensors: shapes of data and scales, casts
 :mod:`~vold_nemo.rehearsal.engine.gemm`        matrix products, single and grouped
@@ -23,6 +23,6 @@ A function of the extension that is not written here raises ``NotImplementedErro
 outside a rehearsal imports this package.
 """
 
-from vold_nemo.rehearsal.engine.install import cached, fetch, install, wanted_version
+from vold_nemo.rehearsal.engine.importing import cached, fetch, install, wanted_version
 
 __all__ = ["cached", "fetch", "install", "wanted_version"]
