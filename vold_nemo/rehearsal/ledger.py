@@ -142,8 +142,8 @@ class Ledger:
     """See the module.  ``device``, ``host``: memory; counters are by phase."""
 
     def __init__(self) -> None:
-        self.phase = "start"
-        self.phases: list[str] = ["start"]  # in the order in which they were first entered
+        self.phase = "join"
+        self.phases: list[str] = ["join"]  # in the order in which they were first entered
         self.device, self.host = Memory(), Memory()
         self.flops: Counter[tuple[str, str, str]] = Counter()  # phase, type, operation
         self.launches: Counter[str] = Counter()

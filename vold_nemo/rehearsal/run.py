@@ -24,11 +24,35 @@ class Rehearsal:
     ledger: Any
     groups: Any
     layout: Any = None
-    model: Any = None
     engine: str = "local"  # whose layers
     seconds: float = 0.0  # of this process' processors
     failed: BaseException | None = None
-    held: dict[str, dict[str, int]] = field(default_factory=dict)  # by phase and holder, as a run measures it
+    held: dict[str, int] = field(default_factory=dict)  # bytes by holder, after the step
+    micro_batches: int = 0  # of an update on this data rank
+    micro_batches_run: int = 0
+    tokens: int = 0  # of them, padding included
+    tokens_run: int = 0
+    scored_tokens: int = 0
+    scored_tokens_run: int = 0
+
+    def take(self, model) -> None:
+        """What ``model`` says after its step."""
+        from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
+
+        self.layout = model.layout
+        every, run = model.cut_short[-1]
+        self.micro_batches, self.micro_batches_run = len(every), len(run)
+        self.tokens, self.tokens_run = (sum(batch.ids.numel() for batch in some) for some in (every, run))
+        self.scored_tokens, self.scored_tokens_run = (
+            sum(batch.ids.numel() for batch in some if batch.scored) for some in (every, run)
+        )
+        self.held = {
+            "parameters": storage_bytes(model.stage.parameters()),
+            "gradients": GradientBuffers(model.stage).device_bytes(),
+            "optimizer": OptimizerState(model.optimizer_in_training, model.stage).device_bytes(),
+        }
+        if self.stage == "vold" and model.teachers:
+            self.held["teacher"] = model.teachers.device_bytes()
 
 
 def world_of(config: Config) -> int:
@@ -103,6 +127,4 @@ def _run(config: Config, watch, folder: Path, result: Rehearsal) -> None:
         else:
             inputs = VOLDInputs(config, watch, folder, models_of(config), result.world)
             train_vold(config, inputs)
-        result.model, result.layout = inputs.built, inputs.built.layout
-        if result.stage == "vold":
-            result.held = inputs.built.handover.held
+        result.take(inputs.built)
