@@ -2,6 +2,7 @@
 
     python -m tests.rehearsal.engine_job FOLDER CAPABILITY    # of the unpacked wheel; e.g. 9.0
 """
+# ruff: noqa: E402  the device is played before torch is imported
 
 import dataclasses
 import json
@@ -18,13 +19,13 @@ shim.load()
 
 import torch
 
+from tests.rehearsal.engine_job_shapes import HIDDEN, TOKENS, WIDE
 from vold_nemo.rehearsal import engine, stand_ins, values
 from vold_nemo.rehearsal.engine import gemm, quantise, report
 from vold_nemo.rehearsal.groups import Groups
 from vold_nemo.rehearsal.ledger import Ledger
 from vold_nemo.rehearsal.watch import Watch
 
-TOKENS, HIDDEN, WIDE = 1024, 512, 1536
 launches: Counter[str] = Counter()
 work: Counter[str] = Counter()
 
@@ -143,19 +144,19 @@ def refused(call) -> str | None:
 def models() -> dict:
     from vold_nemo.config.compose import compose
     from vold_nemo.megatron import build, fp8, parallel, precision
-    from vold_nemo.planning.published import architecture_of
+    from vold_nemo.megatron.architecture import read
 
-    config = compose(["experiment=paper_3b_h100", "student=qwen2_5_vl_3b", "+parallel.expert=4"])
+    config = compose(["experiment=paper_3b_h100", "parallel.expert=4"])
     layout = parallel.initialize_from(config)
     ids = torch.zeros(1, TOKENS, dtype=torch.int64, device="cuda")
     found = {}
-    small = dataclasses.replace(architecture_of(config.student.path), layers=2)
+    small = dataclasses.replace(read(config.student.path), layers=2)
     for recompute in ("none", "selective", "full"):
         model = build.build_model(small, layout, padded_vocabulary=151936, dtype=torch.bfloat16, recompute=recompute)
         forward = counted(lambda model=model: outputs.append(model(ids, ids, None)))
         backward = counted(lambda: outputs[-1].backward(torch.empty_like(outputs[-1])))
         found[recompute] = [forward["launches"], backward["launches"]]
-    experts = dataclasses.replace(architecture_of("Qwen/Qwen3-235B-A22B"), layers=2, experts=8, experts_per_token=2)
+    experts = dataclasses.replace(read("Qwen/Qwen3-235B-A22B"), layers=2, experts=8, experts_per_token=2)
     held = precision.choose(config.teacher, "bf16", fp8.hardware(layout.device), experts, layout.tensor)
     model = build.build_model(experts, layout, padded_vocabulary=151936, dtype=torch.bfloat16, trainable=False, held=held)
     fp8.assert_held(model, held)
