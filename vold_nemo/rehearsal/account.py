@@ -30,7 +30,7 @@ def account(done: Rehearsal) -> dict[str, Any]:
         "configuration": digest(config),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "experiment": config.name, "cluster": config.cluster.name, "stage": done.stage, "rank": done.rank, "world": done.world,
-        "place": _place(layout), "layers": done.engine, "processor_seconds": round(done.seconds, 1),
+        "place": _place(layout), "layers": done.layers, "processor_seconds": round(done.seconds, 1),
         "micro_batches": {"planned": done.micro_batches, "run": done.micro_batches_run},
         "tokens": {"planned": done.tokens, "run": done.tokens_run},
         "violations": [{"kind": one.kind, "what": one.what, "place": one.place} for one in wrong],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,8 @@ class Rehearsal:
     world: int
     ledger: Any
     groups: Any
+    layers: str  # whose
     layout: Any = None
-    engine: str = "local"  # whose layers
     seconds: float = 0.0  # of this process' processors
     failed: BaseException | None = None
     held: dict[str, int] = field(default_factory=dict)  # bytes by holder, after the step
@@ -92,15 +93,17 @@ def rehearse(config: Config) -> Rehearsal:
     shim.load()
     from vold_nemo.rehearsal.groups import Groups
     from vold_nemo.rehearsal.ledger import Ledger
-    from vold_nemo.rehearsal.stand_ins import GPU, put_in_place
+    from vold_nemo.rehearsal.stand_ins import GPU, play_gpu, play_world
     from vold_nemo.rehearsal.watch import Watch
 
     capability = divmod(round(10 * config.cluster.compute_capability), 10)
     gpu = GPU(config.cluster.name, capability, int(config.cluster.memory_gib * 2**30))
     ledger, groups = Ledger(), Groups(asked.rank, world, per_node)
     watch = Watch(ledger, groups)
-    put_in_place(gpu, ledger, watch)
-    result = Rehearsal(config, stage, asked.rank, world, ledger, groups)
+    play_gpu(gpu, ledger, watch)
+    layers = _engine(asked.engine, ledger)
+    play_world(ledger, watch)
+    result = Rehearsal(config, stage, asked.rank, world, ledger, groups, layers=layers)
     began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="rehearsal_") as folder:
         try:
@@ -111,6 +114,32 @@ def rehearse(config: Config) -> Rehearsal:
             result.failed = error
     result.seconds = time.process_time() - began
     return result
+
+
+def _engine(asked: str, ledger) -> str:
+    """Make Transformer Engine's layers importable where they are asked for and can be had; returns whose layers are taken.
+
+    Raises:
+        ConfigError: ``rehearse.engine=te`` and no registry answers.
+    """
+    if asked == "local":
+        return "the project's own"
+    from vold_nemo.rehearsal import engine, values
+    from vold_nemo.rehearsal.engine import report
+
+    version = engine.wanted_version()
+    try:
+        site = engine.cached()
+    except RuntimeError as error:
+        if asked == "te":
+            allowed = f"te where pip can download Transformer Engine {version}'s Python wheel, once"
+            mend = "let pip reach a package registry, or set rehearse.engine=local"
+            raise ConfigError("rehearse.engine", f"te: {error}", allowed, mend) from error
+        print(f"note: the project's own layers are rehearsed, not Transformer Engine's: {error}", file=sys.stderr)
+        return "the project's own"
+    report.on_kernel, report.values_of = ledger.kernel, values.known
+    engine.install(site)
+    return f"Transformer Engine {version}'s"
 
 
 def _run(config: Config, watch, folder: Path, result: Rehearsal) -> None:
