@@ -6,8 +6,8 @@ an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-valu
 
     norm        fp32 copy of its input (the input itself in fp32) 4nH, normalised input 4nH, 1/rms 4n, its output enH
                 Transformer Engine: input enH, output enH, 1/rms 4n
-    attention   qkv e·n(A+2K)/T (Transformer Engine copies v out of it, and without qk norms nobody else keeps it: e·nK/T),
-                rotated q and k e·n(A+K)/T, output e·nA/T, log-sum-exp 4n·heads/T, rotary tables 4·s·d·e
+    attention   qkv e·n(A+2K)/T (Transformer Engine: a copy of v, e·nK/T), rotated q and k e·n(A+K)/T, output e·nA/T,
+                log-sum-exp 4n·heads/T, rotary tables 4·s·d·e
     qk norms    as a norm without its output: 8nA/T + 8nK/T (Transformer Engine: they add e·n(A+K)/T)
     MLP         gate and up 2F, gate copied F, silu(gate) F, product F:  5·e·nF/T
 
@@ -64,7 +64,7 @@ def layer(arch: Architecture, tokens: Tokens, parallel: ParallelConfig, how: Num
     heads, groups = arch.heads // tensor, max(1, arch.kv_groups // tensor)
     query, key, ffn = heads * arch.head_dim, groups * arch.head_dim, arch.ffn // tensor
     total = 2 * _norm(_norm_tokens(tokens, parallel), arch.hidden, 1, how)
-    qkv = key if how.cuda and not arch.qk_norm else query + 2 * key
+    qkv = key if how.cuda else query + 2 * key
     total += e * n * qkv + e * n * (query + key) + e * n * query + FP32 * n * heads
     total += 4 * e * tokens.length * arch.head_dim
     if arch.qk_norm:
@@ -114,7 +114,8 @@ def in_flight(pipeline: int, stage: int, micro_batches: int) -> int:
 class Objective:
     """Working set of the loss on the last stage.
 
-    ``kept`` lives on into the backward pass (∂hidden [m, H] and the chosen rows of hidden); ``peak`` is the most that the loss holds while it runs, ``kept`` included.
+    ``kept`` lives on into the backward pass (∂hidden [m, H] and the chosen rows of hidden); ``peak`` is the most that the loss
+    holds while it runs, ``kept`` included.
     """
 
     kept: int
