@@ -33,11 +33,9 @@ work: Counter[str] = Counter()
 def start(site: Path, capability: tuple[int, int]) -> Watch:
     ledger = Ledger()
     watch = Watch(ledger, Groups(0, 64, 8))
-    stand_ins._runtime(stand_ins.GPU("a test", capability, 80 << 30), ledger)
-    stand_ins._tensors(ledger, watch)
-    engine.install(site)  # once torch.cuda answers, and before megatron-core is imported
-    stand_ins._kernels()
-    stand_ins._collectives(ledger, watch)
+    stand_ins.play_gpu(stand_ins.GPU("a test", capability, 80 << 30), ledger, watch)
+    engine.install(site)
+    stand_ins.play_world(ledger, watch)
 
     def on_kernel(name, *, flops, dtype):
         launches[name] += 1
