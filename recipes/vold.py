@@ -42,7 +42,7 @@ def main(config: Config) -> None:
 
     start, distils = config.vold.start, config.objective.kl.enabled
     tokenizer = load_tokenizer(start)
-    # The engine comes first: vLLM measures free memory when it is built.
+    # The engine comes first: vLLM measures free memory when it is built.  Where it is to sleep, it does so from here on.
     engine = build_engine(config, start, parallel.join(config.device), eos_ids(start, tokenizer))
     layout = parallel.initialize_from(config)
     folder = Path(config.outputs) / config.vold.run

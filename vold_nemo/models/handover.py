@@ -6,7 +6,7 @@ back, so that two never need the room at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from vold_nemo.config import Config
@@ -29,11 +29,14 @@ class Handover:
     Args:
         movables: what leaves the device, by its column: ``gradients | optimizer | teacher | engine``.
         bytes_of: how many bytes of the device each holder takes now, movable or not; measured, not reckoned.
+        away: the movables that have left already.
     """
 
-    def __init__(self, movables: Mapping[str, Movable], bytes_of: Mapping[str, Callable[[], int]]):
+    def __init__(
+        self, movables: Mapping[str, Movable], bytes_of: Mapping[str, Callable[[], int]], away: Iterable[str] = ()
+    ):
         self._movables, self._bytes_of = movables, bytes_of
-        self.away: set[str] = set()
+        self.away = set(away)
         self.held: dict[str, dict[str, int]] = {}  # by phase; of the last time that it was left
 
     def enter(self, phase: str) -> None:
@@ -62,7 +65,10 @@ class SleepingEngine:
 
 
 def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teachers: Teachers) -> Handover:
-    """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's."""
+    """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's.
+
+    An engine that is to sleep does so since it was built (``rollout/build.py``).
+    """
     gradients, state = GradientBuffers(stage), OptimizerState(optimizer, stage)
     movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine)}
     measured = {
@@ -73,4 +79,5 @@ def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher
     }
     if teachers:
         measured["teacher"] = teachers.device_bytes
-    return Handover({name: movables[name] for name in movables if name in leaving(config)}, measured)
+    asked = leaving(config)
+    return Handover({name: movables[name] for name in movables if name in asked}, measured, away=asked & {"engine"})

@@ -212,8 +212,13 @@ class MegatronVOLDModel(MegatronStudent):
         return deliver(self.hf_weights(borrowed=True), self.sampler.engine, version, parts)
 
     def on_loop_start(self, number: int) -> None:
-        self.sync(version=number)
-        if number == 0 and (before := self.sampler.validate(0)):  # where the curves of the validation begin
+        phase, before = PhaseClock(self.layout.device, self.handover), {}  # the engine may sleep since before there was a model
+        with phase("sync"):
+            self.sync(version=number)
+        if number == 0:
+            with phase("validate"):
+                before = self.sampler.validate(0)
+        if before:  # where the curves of the validation begin
             self.run.log(0, before)
 
     def save_checkpoint(self, *args, **kwargs) -> None:
