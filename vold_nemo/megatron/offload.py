@@ -13,6 +13,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from vold_nemo.megatron import device as devices
+from vold_nemo.megatron.pinned import Slab
+
 
 class GradientBuffers:
     """DDP's gradient buffers (4 bytes a parameter of this rank).  They hold nothing between two updates: freed, not copied.
@@ -39,8 +42,8 @@ class GradientBuffers:
 class OptimizerState:
     """Master weights and moments (12 bytes a bf16 parameter, 8 a fp32 one; a share of that with ``distributed``).
 
-    Bit for bit the same after :meth:`leave` and :meth:`come_back`.  Host memory is allocated once, pinned where the state
-    is on a GPU, and kept.
+    Bit for bit the same after :meth:`leave` and :meth:`come_back`.  Host memory (a :class:`pinned.Slab`) is allocated once
+    and kept.
 
     Args:
         optimizer: megatron-core's, with its state filled (``optimizer.fill_state``).
@@ -49,34 +52,33 @@ class OptimizerState:
 
     def __init__(self, optimizer, model: torch.nn.Module):
         self._optimizer, self._model = optimizer, model
-        self._host: dict[int, Tensor] = {}  # by place in the order of _tensors
+        self._device = next(model.parameters()).device
+        self._host = Slab({}, self._device)  # by place in the order of _tensors
 
     def leave(self) -> None:
-        moved = False
-        for place, tensor in enumerate(self._tensors()):
-            storage = tensor.untyped_storage()
-            size = storage.nbytes()
-            if not size:
-                continue
-            if place not in self._host or self._host[place].numel() != size:
-                self._host[place] = torch.empty(size, dtype=torch.uint8, pin_memory=tensor.is_cuda)
+        here = {place: storage for place, storage in self._storages() if storage.nbytes()}
+        if not here:
+            return
+        sizes = {place: storage.nbytes() for place, storage in here.items()}
+        if sizes != self._host.sizes:
+            self._host = Slab(sizes, self._device)
+        for place, storage in here.items():
             self._host[place].copy_(_as_bytes(storage))  # blocks: the storage is freed next
             storage.resize_(0)
-            moved = moved or tensor.is_cuda
-        if moved:
-            torch.cuda.empty_cache()
+        devices.empty_cache(self._device)
 
     def come_back(self) -> None:
-        for place, tensor in enumerate(self._tensors()):
-            storage = tensor.untyped_storage()
+        for place, storage in self._storages():
             if storage.nbytes() == 0 and place in self._host:
-                storage.resize_(self._host[place].numel())
+                storage.resize_(self._host.sizes[place])
                 _as_bytes(storage).copy_(self._host[place], non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        devices.synchronize(self._device)
 
     def device_bytes(self) -> int:
         return storage_bytes(self._tensors())
+
+    def _storages(self) -> Iterator[tuple[int, torch.UntypedStorage]]:
+        return ((place, tensor.untyped_storage()) for place, tensor in enumerate(self._tensors()))
 
     def _tensors(self) -> Iterator[Tensor]:
         """One tensor of each storage that the optimizer alone owns, in a fixed order."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import torch
+
 from vold_nemo.config import Config
+from vold_nemo.megatron import device as devices
 from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
 from vold_nemo.models.teachers import Teachers
 from vold_nemo.planning.residency import NEEDS, leaving
@@ -58,10 +61,16 @@ class Handover:
 
 
 class SleepingEngine:
-    """The rollout engine as a :class:`Movable`."""
+    """The rollout engine as a :class:`Movable`.  What training freed is given back to the device first: an engine that
+    allocates past torch (vLLM) would find it taken."""
 
-    def __init__(self, engine: RolloutEngine):
-        self.leave, self.come_back = engine.sleep, engine.wake
+    def __init__(self, engine: RolloutEngine, device: torch.device):
+        self._engine, self._device = engine, device
+        self.leave = engine.sleep
+
+    def come_back(self) -> None:
+        devices.empty_cache(self._device)
+        self._engine.wake()
 
 
 def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teachers: Teachers) -> Handover:
@@ -70,7 +79,8 @@ def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher
     An engine that is to sleep does so since it was built (``rollout/build.py``).
     """
     gradients, state = GradientBuffers(stage), OptimizerState(optimizer, stage)
-    movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine)}
+    device = next(stage.parameters()).device
+    movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine, device)}
     measured = {
         "student": lambda: storage_bytes(stage.parameters()),
         "gradients": gradients.device_bytes,
