@@ -28,6 +28,7 @@ import torch.distributed as dist
 
 from vold_nemo.checkpoint.sharded import load_model, load_shards, model_state, set_model
 from vold_nemo.config import CheckpointConfig, ConfigError
+from vold_nemo.megatron import device as devices
 from vold_nemo.megatron.optimizer import load_state
 
 logger = logging.getLogger(__name__)
@@ -191,8 +192,8 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "megatron": {name: value.clone() for name, value in get_cuda_rng_tracker().get_states().items()},
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if (own := devices.random_state()) is not None:
+        state["cuda"] = own
     return state
 
 
@@ -206,7 +207,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     get_cuda_rng_tracker().set_states(dict(state["megatron"]))
     if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+        devices.set_random_state(state["cuda"])
 
 
 def describe_file(path: Path) -> dict[str, Any]:

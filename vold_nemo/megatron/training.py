@@ -24,6 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vold_nemo.megatron.device import synchronize
+
 logger = logging.getLogger(__name__)
 
 Summed = tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, Any]]  # of :func:`summed`
@@ -211,8 +213,7 @@ def forward_backward(
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()
 
 
