@@ -50,7 +50,7 @@ def measure(path: str, folder: str, settings: dict) -> dict:
     layout = parallel.initialize(settings["tensor"], 1, seed=0, device="cpu")
     padded = architecture.padded_vocabulary([arch.vocabulary], settings["tensor"])
     model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=torch.float32)
-    weights.load_hf(model, arch, layout, path)
+    weights.load_hf(model, arch, layout, weights.Files(path))
     options = OptimizerConfig(learning_rate=1e-5)
     model = training.wrap_ddp(model, distributed_optimizer=False)
     optimizer, schedule = build_optimizer(options, model), LearningRate(options, 1000)

@@ -130,7 +130,7 @@ def build(arm: str, folder: Path, s: dict, engine, step):
     from vold_nemo.config.compose import compose
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.vocabulary import VocabularyContract
-    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron import parallel, weights
     from vold_nemo.models.teachers import assemble
     from vold_nemo.models.vold import MegatronVOLDModel
 
@@ -152,7 +152,7 @@ def build(arm: str, folder: Path, s: dict, engine, step):
         teachers.members[0].architecture.vocabulary if teachers else None,
         padded=model.padded_vocabulary,
     )  # fmt: skip
-    model.load_pretrained(config.vold.start)
+    model.load_pretrained(weights.Files(config.vold.start))
     model.prepare_for_training()
     model.attach(Replay(engine, step), contract, teachers, Run(folder / arm, rank=0))
     return model

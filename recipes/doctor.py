@@ -22,8 +22,8 @@ def main(config: Config) -> None:
 
     from vold_nemo.config.launcher import launch
     from vold_nemo.megatron import diagnosis, parallel
+    from vold_nemo.megatron.architecture import read as architecture_of
     from vold_nemo.megatron.device import pick_training_device
-    from vold_nemo.planning.published import architecture_of
 
     place = launch()
     found = []

@@ -24,7 +24,7 @@ def main(config: Config) -> None:
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.data.traces import load_traces
-    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron import parallel, weights
     from vold_nemo.megatron.adoption import agree
     from vold_nemo.models import teacher_drift
     from vold_nemo.models.teacher import Teacher
@@ -52,7 +52,7 @@ def main(config: Config) -> None:
         shared=contract.shared.tolist(),
     )  # fmt: skip
     step = teacher_drift.as_step(examples[: config.drift.limit])
-    model.load_pretrained(config.vold.start, adopted)
+    model.load_pretrained(weights.Files(config.vold.start), adopted)
     model.prepare_for_training()
     model.attach_teachers(Teachers(fp8), contract)  # whose matrix units ask for padding; each scores in turn
     drift = teacher_drift.measure(model, fp8, bf16, step)

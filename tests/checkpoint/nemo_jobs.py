@@ -65,7 +65,7 @@ def loaded(path) -> TinyModel:
 
     arch = architecture.read(path)
     model = TinyModel(OmegaConf.create({"checkpoint": {"path": str(path)}, "architecture": asdict(arch)}))
-    weights.load_hf(model.model, arch, LAYOUT, path)
+    weights.load_hf(model.model, arch, LAYOUT, weights.Files(path))
     return model
 
 

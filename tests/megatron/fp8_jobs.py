@@ -31,7 +31,7 @@ def built(path, tensor, pipeline, sequence=False, expert=1, precision=None, dtyp
         arch, layout, padded_vocabulary=architecture.padded_vocabulary([arch.vocabulary], tensor), dtype=dtype,
         trainable=False, held=precision,
     )  # fmt: skip
-    weights.load_hf(model, arch, layout, path)
+    weights.load_hf(model, arch, layout, weights.Files(path))
     if precision is not None and dtype is torch.bfloat16:
         fp8.assert_held(model, precision)
     return model, arch, layout

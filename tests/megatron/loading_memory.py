@@ -33,7 +33,7 @@ def main(folder: Path, how: str) -> None:
         model = build.build_model(
             arch, layout, padded_vocabulary=rows, dtype=torch.bfloat16, trainable=False, held=precision
         )
-        weights.load_hf(model, arch, layout, folder)
+        weights.load_hf(model, arch, layout, weights.Files(folder))
     kept = fp8.model_bytes(model)
     largest = max(entry.nbytes for entry in tensors.index(folder).values())
     print(kept, largest, memory.bytes - kept)

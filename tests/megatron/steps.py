@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from tests.megatron import tiny
@@ -23,21 +25,30 @@ def token_weight() -> float:
     return 1.0 / sum(length - 1 for length in LENGTHS)
 
 
-def micro_batches(step: int, layout, size: int) -> list[list[torch.Tensor]]:
+class Batch(NamedTuple):
+    """Right-padded [b, s]."""
+
+    rows: list[torch.Tensor]
+    ids: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+def micro_batches(step: int, layout, size: int) -> list[Batch]:
     """This data-parallel rank's sequences, ``size`` at a time."""
     mine = sequences(step)[layout.data_rank :: layout.data]
-    return [mine[i : i + size] for i in range(0, len(mine), size)]
+    return [collate(mine[i : i + size], layout.tensor) for i in range(0, len(mine), size)]
 
 
-def collate(rows: list[torch.Tensor], multiple: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Right-padded (ids, targets, weights) [b, s], s a multiple of ``multiple``."""
+def collate(rows: list[torch.Tensor], multiple: int) -> Batch:
+    """s is a multiple of ``multiple``."""
     length = -(-max(len(row) for row in rows) // multiple) * multiple
     ids, targets, weights = (torch.zeros(len(rows), length, dtype=d) for d in (torch.long, torch.long, torch.float32))
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
         targets[i, : len(row) - 1] = row[1:]
         weights[i, : len(row) - 1] = token_weight()
-    return ids, targets, weights
+    return Batch(rows, ids, targets, weights)
 
 
 def nll_step(arch, layout, poison=None):
@@ -51,8 +62,8 @@ def nll_step(arch, layout, poison=None):
     from vold_nemo.megatron import build
     from vold_nemo.megatron.training import summed, unwrap
 
-    def step(model, rows):
-        ids, targets, weights = collate(rows, layout.tensor)
+    def step(model, batch: Batch):
+        rows, ids, targets, weights = batch
         output = model(ids, torch.arange(ids.size(1)).expand_as(ids), None)
 
         def loss(hidden):

@@ -42,8 +42,8 @@ def test_a_probe_that_breaks_is_a_finding():
 def test_what_the_hardware_means_for_an_experiment_s_teacher(monkeypatch):
     from vold_nemo.config.compose import compose
     from vold_nemo.megatron import fp8
+    from vold_nemo.megatron.architecture import read as architecture_of
     from vold_nemo.megatron.precision import Hardware
-    from vold_nemo.planning.published import architecture_of
 
     def said(hardware, *overrides):
         monkeypatch.setattr(fp8, "hardware", lambda device: hardware)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.covering import covering
 from tests.megatron import tiny
 from vold_nemo.config import ConfigError
-from vold_nemo.megatron import architecture, tensors
+from vold_nemo.megatron import architecture, tensors, weights
 from vold_nemo.megatron.names import hf_names, placements
 from vold_nemo.megatron.weights import check_names
 
@@ -68,9 +68,9 @@ def test_lent_weights_are_the_bytes_on_disk_when_gathered_a_few_rows_at_a_time(c
 
 def counted(path, tensor, pipeline):
     """What this rank streams; entries that it read from the files, and that its parameters hold."""
-    from vold_nemo.megatron import parallel, weights
+    from vold_nemo.megatron import parallel
 
-    read, whole = 0, weights._Files.slice
+    read, whole = 0, weights.Files.slice
 
     def slice_(files, *asked):
         nonlocal read
@@ -78,12 +78,12 @@ def counted(path, tensor, pipeline):
         read += found.numel()
         return found
 
-    weights._Files.slice = slice_
+    weights.Files.slice = slice_
     try:
         model, arch, layout = tiny.built(path, tensor, pipeline)
         return dict(weights.stream_hf(model, arch, layout)), read, sum(p.numel() for p in model.parameters())
     finally:
-        weights._Files.slice = whole
+        weights.Files.slice = whole
         parallel.destroy()
 
 
@@ -140,7 +140,7 @@ def test_unfit_tensors_are_named_on_both_sides(checkpoints, tmp_path, change, wo
     folder = _broken(checkpoints, tmp_path, change)
     arch = architecture.read(folder)
     with pytest.raises(ConfigError) as error:
-        check_names(arch, tensors.index(folder), folder, 2, 64)
+        check_names(arch, weights.Files(folder), 2, 64)
     for word in words:
         assert word in str(error.value)
 
@@ -169,14 +169,14 @@ def test_a_cut_off_file_and_an_index_without_its_tensor_are_refused(checkpoints,
 
 def built_from_another_table(path, family, into):
     """Load ``path`` with the rules of ``family`` into a model built as ``into``."""
-    from vold_nemo.megatron import build, parallel, weights
+    from vold_nemo.megatron import build, parallel
 
     layout = parallel.initialize(1, 1, seed=1, device="cpu")
     try:
         arch = architecture.read(path)
         other = replace(arch, qkv_bias=into == "qwen2", qk_norm=into == "qwen3")
         model = build.build_model(other, layout, padded_vocabulary=64, dtype=torch.float32)
-        weights.load_hf(model, replace(arch, family=family), layout, path)
+        weights.load_hf(model, replace(arch, family=family), layout, weights.Files(path))
     except ConfigError as error:
         return str(error)
     finally:

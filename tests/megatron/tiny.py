@@ -74,7 +74,7 @@ def built(path, tensor, pipeline, sequence=False, dtype=torch.float32, expert=1)
     arch = architecture.read(path)
     rows = architecture.padded_vocabulary([arch.vocabulary], tensor)
     model = build.build_model(arch, layout, padded_vocabulary=rows, dtype=dtype)
-    weights.load_hf(model, arch, layout, path)
+    weights.load_hf(model, arch, layout, weights.Files(path))
     return model, arch, layout
 
 

@@ -52,7 +52,7 @@ def drifted(folder: Path, *overrides: str) -> dict:
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import load_tokenizer
     from vold_nemo.data.traces import load_traces
-    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron import parallel, weights
     from vold_nemo.megatron.adoption import agree
     from vold_nemo.models import teacher_drift
     from vold_nemo.models.teachers import Teachers
@@ -66,7 +66,7 @@ def drifted(folder: Path, *overrides: str) -> dict:
         _, contract = agree(config, tokenizer, model.architecture.vocabulary, [config.teacher], padded=model.padded_vocabulary)
         examples, _ = load_traces(config.traces.path, tokenizer, max_length=64, rejected=Rejected(None, 0.0), end_ids=(1,))
         step = teacher_drift.as_step(examples[:6])
-        model.load_pretrained(config.vold.start)
+        model.load_pretrained(weights.Files(config.vold.start))
         model.prepare_for_training()
         model.attach_teachers(Teachers(bf16), contract)
         drift = teacher_drift.measure(model, fp8, bf16, step)

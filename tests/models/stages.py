@@ -72,6 +72,7 @@ def build_sft(config):
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.data.traces import load_traces
+    from vold_nemo.megatron import weights
     from vold_nemo.megatron.adoption import agree
     from vold_nemo.models.sft import MegatronSFTModel
 
@@ -82,7 +83,7 @@ def build_sft(config):
         config.traces.path, tokenizer, max_length=config.sft.max_length, rejected=Rejected(None, 0.0),
         end_ids=eos_ids(config.student.path, tokenizer), shared=contract.shared.tolist(),
     )  # fmt: skip
-    model.load_pretrained(config.student.path, adopted)
+    model.load_pretrained(weights.Files(config.student.path), adopted)
     model.prepare_for_training()
     model.attach(examples, contract, counts.origins)
     return model
@@ -157,6 +158,7 @@ def build_vold(config, layout, sampler=None):
 
     from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.data.templates import load_tokenizer
+    from vold_nemo.megatron import weights
     from vold_nemo.megatron.adoption import agree
     from vold_nemo.models.teachers import assemble
     from vold_nemo.models.vold import MegatronVOLDModel
@@ -167,7 +169,7 @@ def build_vold(config, layout, sampler=None):
         config, load_tokenizer(config.vold.start), model.architecture.vocabulary,
         [config.teacher, *config.teachers.values()] if teachers else [], padded=model.padded_vocabulary,
     )  # fmt: skip
-    model.load_pretrained(config.vold.start, adopted)
+    model.load_pretrained(weights.Files(config.vold.start), adopted)
     model.prepare_for_training()
     model.attach(sampler or FixedSampler(), contract, teachers, Run(Path(config.outputs) / "vold", rank=layout.rank))
     return model

@@ -60,18 +60,33 @@ def test_what_left_before_the_first_phase_is_not_asked_to_leave_and_comes_back()
     assert log == ["-gradients", "-optimizer", "+engine"]
 
 
-@pytest.mark.parametrize("sleeps", [True, False])
-def test_an_engine_that_is_to_sleep_does_so_before_there_is_a_model(world, sleeps):
-    from vold_nemo.rollout.build import build_engine
-    from vold_nemo.rollout.engine import EnginePrompt, Sampling
+class Enough(Exception):
+    """Ends a stage at its first model."""
 
-    config = configuration(world, f"rollout.sleep={str(sleeps).lower()}")
-    engine = build_engine(config, config.vold.start, torch.device("cpu"), [1])
-    if sleeps:
-        with pytest.raises(RuntimeError, match="asleep"):
-            engine.generate([EnginePrompt([5])], Sampling(max_tokens=1))
-        engine.wake()
-    assert engine.generate([EnginePrompt([5])], Sampling(max_tokens=1))
+
+@pytest.mark.parametrize(("sleeps", "before"), [("true", ["engine", "sleep"]), ("false", ["engine"])])
+def test_an_engine_that_is_to_sleep_does_so_before_there_is_a_model(world, gloo, sleeps, before):
+    assert gloo(1).run(until_a_model, world, f"rollout.sleep={sleeps}") == [before]
+
+
+def until_a_model(folder, *options):
+    """What :func:`train_vold` asks of its engine until the first model is built."""
+    from vold_nemo.megatron import parallel
+    from vold_nemo.models.stages import train_vold
+
+    log = []
+
+    def stop(config):
+        raise Enough
+
+    def engine(device):
+        log.append("engine")
+        return SimpleNamespace(sleep=lambda: log.append("sleep"))
+
+    with pytest.raises(Enough):
+        train_vold(configuration(folder, *options), SimpleNamespace(engine=engine, model=stop))
+    parallel.destroy()
+    return log
 
 
 class Watched(FixedSampler):

@@ -16,8 +16,8 @@ from tests.megatron.fake_stage import fake_stage, ranks_of_a_stage
 def check(name: str, tensor: int, pipeline: int, expert: int, stage: int) -> int:
     """Number of parameters that were compared."""
     from vold_nemo.megatron.architecture import padded_vocabulary
+    from vold_nemo.megatron.architecture import read as architecture_of
     from vold_nemo.planning.allocation import Placement, stage_parameters
-    from vold_nemo.planning.published import architecture_of
 
     arch = replace(architecture_of(f"Qwen/{name}"), layers=pipeline)
     with fake_stage(arch, tensor, pipeline, expert, stage) as (model, _):

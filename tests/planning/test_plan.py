@@ -14,10 +14,11 @@ from vold_nemo.config.compose import compose
 from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.config.places import conf, root
 from vold_nemo.megatron import architecture
+from vold_nemo.megatron.architecture import read as architecture_of
 from vold_nemo.planning import allocation, memory, text, timing
 from vold_nemo.planning.memory import GIB
 from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, places, plan_stage, stage_gpus
-from vold_nemo.planning.published import architecture_of, vision_parameters
+from vold_nemo.planning.published import vision_parameters
 from vold_nemo.planning.search import assign, cheapest_changes
 from vold_nemo.planning.tokens import contract
 from vold_nemo.planning.validity import Pending, Unbuilt, findings, pending

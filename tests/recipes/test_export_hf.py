@@ -33,7 +33,7 @@ def write_run(source: str, folder: str, nemo: str) -> None:
     arch = architecture.read(source)
     padded = architecture.padded_vocabulary([arch.vocabulary, 64], world)  # padded for a larger teacher, unlike the export's
     model = build.build_model(arch, layout, padded_vocabulary=padded, dtype=torch.float32, trainable=False)
-    weights.load_hf(model, arch, layout, source)
+    weights.load_hf(model, arch, layout, weights.Files(source))
     final = Path(folder) / "checkpoints" / "step_3"
     archive = Path(nemo).with_suffix("")
     if layout.rank == 0:

@@ -7,6 +7,7 @@ RoPE) is refused here, by name.
 
 from __future__ import annotations
 
+import functools
 import json
 from bisect import bisect_right
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ FAMILIES = {
 TEXT_PREFIXES = ("model.", "model.language_model.")
 HEAD = "lm_head.weight"
 PUBLISHED = Path(__file__).parent / "published"  # values of published config.json files, each saying where it was read
+_SAME_SHAPE = {"Qwen3-4B": "Qwen3-4B-Instruct-2507"}  # a later training of the same model
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,12 @@ def _refuse(source: str, config: dict, key: str, allowed: tuple, absent: Any) ->
 def read(path: str | Path) -> Architecture:
     """Architecture of the checkpoint folder ``path``: ``config.json``, and where its files keep the language backbone.
 
+    The hub id of a published model that is not on this disk has its published shapes (:func:`published_config`).
+
     :raises ConfigError: if the folder, its config or its tensors are missing or of an unknown kind.
     """
+    if known := published_config(path):
+        return _published(known, str(path))
     folder = Path(path)
     file = folder / "config.json"
     if not file.is_file():
@@ -190,16 +196,28 @@ def read(path: str | Path) -> Architecture:
 
 
 def published() -> dict[str, Architecture]:
-    """Architectures of the published checkpoints in :data:`PUBLISHED`, by hub name without the organisation.
+    """Architectures of the published checkpoints in :data:`PUBLISHED`, by hub name without the organisation."""
+    names = sorted(file.stem for file in PUBLISHED.glob("*.json"))
+    return {name: _published(_published_values(name), name) for name in names}
 
-    Names on disk are those that the publishers' files have.
-    """
-    found = {}
-    for file in sorted(PUBLISHED.glob("*.json")):
-        arch = Architecture.from_hf(json.loads(file.read_text())["config"], source=str(file))
-        modern = arch.family.startswith("qwen3_vl")
-        found[file.stem] = replace(arch, text_prefix=TEXT_PREFIXES[modern])
-    return found
+
+def published_config(path: str | Path) -> dict[str, Any] | None:
+    """``config.json`` of a known model by its hub id (``Qwen/Qwen3-8B``); None for other names and for folders here."""
+    path = str(path)
+    is_hub_id = path.count("/") == 1 and not Path(path).is_dir()
+    return _published_values(path.rpartition("/")[2]) if is_hub_id else None
+
+
+@functools.cache
+def _published_values(name: str) -> dict[str, Any] | None:
+    file = PUBLISHED / f"{_SAME_SHAPE.get(name, name)}.json"
+    return json.loads(file.read_text())["config"] if file.is_file() else None
+
+
+def _published(config: dict[str, Any], source: str) -> Architecture:
+    """Names on disk are those that the publishers' files have."""
+    arch = Architecture.from_hf(config, source=source)
+    return replace(arch, text_prefix=TEXT_PREFIXES[arch.family.startswith("qwen3_vl")])
 
 
 def _with_layout(arch: Architecture, prefix: str, entries: dict[str, tensors.Entry]) -> Architecture:

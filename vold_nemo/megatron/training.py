@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from vold_nemo.megatron.device import synchronize
+from vold_nemo.megatron.pipeline import exchange
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def unwrap(model):
 def _prepare(config) -> None:
     """Settings of a model's TransformerConfig that the schedules read."""
     config.calculate_per_token_loss = True
-    config.variable_seq_lengths = True  # micro-batches are ragged: stages tell each other shapes
+    config.variable_seq_lengths = True  # micro-batches are ragged (megatron/pipeline.py)
     config.finalize_model_grads_func = _finalize_gradients
     config.grad_scale_func = None  # bf16 and fp32 need no loss scale
 
@@ -144,6 +145,7 @@ def forward_backward(
 ) -> Pass:
     """Run ``micro_batches`` through the pipeline; gradients are left, reduced, in the DDP buffers.
 
+    ``micro_batches`` have ``ids`` [B, S] and are the same on every stage of a pipeline.
     ``forward_step(model, micro_batch)`` calls the model and returns its output with the function that turns the last
     stage's output into :func:`summed` of loss and statistics; that function runs on the last pipeline stage only, must give
     the same loss on all tensor-parallel ranks, and must already hold all normalisation (see the module's docstring).  Every
@@ -191,7 +193,8 @@ def forward_backward(
         said = get_forward_backward_func()(
             forward_step_func=step, data_iterator=iter(list(enumerate(micro_batches))), model=model,
             num_microbatches=len(micro_batches), forward_only=forward_only,
-            seq_length=layout.tensor * layout.context, micro_batch_size=1,  # asked for, and ignored: the stages exchange shapes
+            seq_length=layout.tensor * layout.context, micro_batch_size=1,  # asked for, and ignored: shapes are known
+            **exchange(config, micro_batches, layout),
         )
     config.finalize_model_grads_func = _finalize_gradients  # the configuration is copied and pickled by others: no closure
     losses = [loss for loss, _ in said] if layout.is_last_stage else []

@@ -9,7 +9,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,20 +24,37 @@ from vold_nemo.megatron.names import SLICE, Block, Placement, head, placements
 from vold_nemo.megatron.parallel import Layout
 
 
-class _Files:
-    """Opens each safetensors file once and reads slices of tensors from it."""
+class Source(Protocol):
+    """Where weights come from, under the names and in the shapes of a Hugging Face checkpoint."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.entries = tensors.index(folder)
+    folder: Path  # what errors call it
+    architecture: Architecture  # with the names that the source gives its tensors
+    entries: Mapping[str, tensors.Entry]
+
+    def slice(self, name: str, axis: int, start: int, size: int) -> Tensor:
+        """``size`` rows (``axis`` 0) or columns (1) of a tensor, from ``start`` on."""
+
+    def expert(self, name: str, expert: int, transposed: bool) -> Tensor:
+        """One expert [out, in] of a tensor that packs all of them."""
+
+
+class Files:
+    """The safetensors files of a checkpoint folder: each is opened once, and slices of tensors are read from it."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.entries = tensors.index(self.folder)
         self._open: dict[Path, object] = {}
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return read(self.folder)
 
     def slice(self, name: str, axis: int, start: int, size: int) -> Tensor:
         view = self._view(name)
         return view[start : start + size] if axis == 0 else view[:, start : start + size]
 
     def expert(self, name: str, expert: int, transposed: bool) -> Tensor:
-        """One expert [out, in] of a tensor that packs all of them."""
         matrix = self._view(name)[expert : expert + 1][0]
         return matrix.t() if transposed else matrix
 
@@ -100,12 +119,12 @@ def _take(parameters: dict, place: Placement, first_layer: int, first_expert: in
     return None
 
 
-def check_names(arch: Architecture, entries: dict[str, tensors.Entry], folder: Path, tensor: int, padded: int) -> None:
+def check_names(arch: Architecture, source: Source, tensor: int, padded: int) -> None:
     """Missing, left-over and misshapen tensors of the language backbone.
 
     :raises ConfigError: naming the Hugging Face tensor and the Megatron parameter that it belongs to.
     """
-    known = {HEAD} if arch.tied else set()
+    known, entries, folder = {HEAD} if arch.tied else set(), source.entries, source.folder
     for place in placements(arch, tensor, padded):
         for name, shape in zip(place.hf, place.shapes, strict=True):
             known.add(name)
@@ -123,19 +142,18 @@ def check_names(arch: Architecture, entries: dict[str, tensors.Entry], folder: P
 
 
 @torch.no_grad()
-def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, path: str | Path) -> None:
-    """Copy this rank's part of checkpoint ``path`` into ``model``; a rank reads only its own slices.  No collectives.
+def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, source: Source) -> None:
+    """Copy this rank's part of ``source`` into ``model``; a rank reads only its own slices.  No collectives.
 
     Host memory beyond ``model``: at most one FP8 weight's shard in bf16.
 
-    Rows of vocabulary padding become zeros.  ``path`` may name its tensors in another layout than ``arch`` does.
+    Rows of vocabulary padding become zeros.  ``source`` may name its tensors in another layout than ``arch`` does.
 
     :raises ConfigError: for a missing, left-over or misshapen tensor, naming both sides; for a tied model whose
         checkpoint stores a different head.
     """
-    files = _Files(Path(path))
-    arch = _as_on_disk(arch, path)
-    check_names(arch, files.entries, files.folder, layout.tensor, model.vocab_size)
+    arch = _as_named(arch, source)
+    check_names(arch, source, layout.tensor, model.vocab_size)
     stores = fp8.stores(model)
     # One buffer for all shards: the allocator would keep the memory of many, of many sizes, for itself.
     largest = max((parameter.numel() for parameter in model.parameters() if id(parameter) in stores), default=0)
@@ -143,60 +161,57 @@ def load_hf(model: torch.nn.Module, arch: Architecture, layout: Layout, path: st
     for place, parameter in _held(model, arch, layout):
         store = stores.get(id(parameter))
         if store is None:
-            _fill(parameter, place, layout, files)
+            _fill(parameter, place, layout, source)
         else:  # FP8 is formed from the whole shard, one shard at a time
             shard = buffer[: parameter.numel()].view(parameter.shape)
-            _fill(shard, place, layout, files)
+            _fill(shard, place, layout, source)
             store(shard)
         if arch.tied and arch.head_on_disk and place.hf[0].endswith("embed_tokens.weight"):
-            _check_stored_head(place, layout, files)
+            _check_stored_head(place, layout, source)
 
 
 @torch.no_grad()
 def adopt_rows(
-    model: torch.nn.Module, arch: Architecture, layout: Layout, path: str | Path, adopted: Mapping[int, Sequence[int]],
-) -> None:  # fmt: skip
+    model: torch.nn.Module, arch: Architecture, layout: Layout, source: Source, adopted: Mapping[int, Sequence[int]]
+) -> None:
     """Write the rows of adopted tokens (:mod:`vold_nemo.megatron.adoption`): row i = mean of the rows ``adopted[i]``.
 
     Without ids it is the mean of all rows before the first adopted one.  Both the embedding and the LM head; a tied head's
-    copy on the last pipeline stage gets the same values.  Each rank reads what it needs from checkpoint ``path``; no
-    collectives.
+    copy on the last pipeline stage gets the same values.  Each rank reads what it needs from ``source``; no collectives.
     """
-    files, known = _Files(Path(path)), min(adopted, default=0)
-    for place, parameter in _held(model, _as_on_disk(arch, path), layout):
+    known = min(adopted, default=0)
+    for place, parameter in _held(model, _as_named(arch, source), layout):
         if place.megatron not in ("embedding.word_embeddings.weight", "output_layer.weight"):
             continue
         first = layout.tensor_rank * len(parameter)
         for row, parts in adopted.items():
             if first <= row < first + len(parameter):
                 rows = [(part, 1) for part in parts] or [(0, known)]
-                table = torch.cat([files.slice(place.hf[0], 0, start, size) for start, size in rows])
+                table = torch.cat([source.slice(place.hf[0], 0, start, size) for start, size in rows])
                 parameter[row - first] = table.float().mean(0).to(parameter)
 
 
 @torch.no_grad()
-def load_layer(layer: torch.nn.Module, number: int, arch: Architecture, layout: Layout, path: str | Path) -> None:
+def load_layer(layer: torch.nn.Module, number: int, arch: Architecture, layout: Layout, source: Source) -> None:
     """:func:`load_hf` for one decoder layer, the ``number``-th of this stage (from 0).  No collectives."""
-    files = _Files(Path(path))
-    arch = _as_on_disk(arch, path)
+    arch = _as_named(arch, source)
     whole = sum(arch.stages(layout.pipeline)[: layout.pipeline_rank]) + number
     places = [place for place in placements(arch, layout.tensor, arch.vocabulary) if place.layer == whole]
     parameters = {f"decoder.layers.{number}.{name}": parameter for name, parameter in layer.named_parameters()}
     for place, parameter in matched(places, parameters, arch, layout):
-        _fill(parameter, place, layout, files)
+        _fill(parameter, place, layout, source)
 
 
-def _as_on_disk(arch: Architecture, path: str | Path) -> Architecture:
-    """``arch`` with the names that checkpoint ``path`` gives its tensors."""
-    found = read(path)
+def _as_named(arch: Architecture, source: Source) -> Architecture:
+    """``arch`` with the names that ``source`` gives its tensors."""
     same = ("text_prefix", "head_on_disk", "experts_packed", "experts_transposed")
-    return replace(arch, **{key: getattr(found, key) for key in same})
+    return replace(arch, **{key: getattr(source.architecture, key) for key in same})
 
 
-def _fill(target: Tensor, place: Placement, layout: Layout, files: _Files) -> None:
+def _fill(target: Tensor, place: Placement, layout: Layout, source: Source) -> None:
     """Write this rank's part of one parameter, block by block: no copy of it is made beside ``target``."""
     if place.packed:
-        target.copy_(_fitting(files.expert(place.hf[0], place.expert, place.transposed), place, target))
+        target.copy_(_fitting(source.expert(place.hf[0], place.expert, place.transposed), place, target))
         return
     blocks = place.part(layout.tensor_rank, layout.tensor)
     shape = list(place.shapes[0])
@@ -208,7 +223,7 @@ def _fill(target: Tensor, place: Placement, layout: Layout, files: _Files) -> No
         if block.source is None:
             part.zero_()
         else:
-            part.copy_(files.slice(place.hf[block.source], place.axis, block.start, block.size))
+            part.copy_(source.slice(place.hf[block.source], place.axis, block.start, block.size))
         at += block.size
 
 
@@ -219,13 +234,13 @@ def _fitting(whole: Tensor, place: Placement, like: Tensor) -> Tensor:
     return whole
 
 
-def _check_stored_head(place: Placement, layout: Layout, files: _Files) -> None:
+def _check_stored_head(place: Placement, layout: Layout, source: Source) -> None:
     for block in place.part(layout.tensor_rank, layout.tensor):
         if block.source is None:
             continue
-        embedding, stored = (files.slice(name, 0, block.start, block.size) for name in (place.hf[0], HEAD))
+        embedding, stored = (source.slice(name, 0, block.start, block.size) for name in (place.hf[0], HEAD))
         if not torch.equal(embedding, stored):
-            raise ConfigError(str(files.folder), f"{HEAD} differs from {place.hf[0]}",
+            raise ConfigError(str(source.folder), f"{HEAD} differs from {place.hf[0]}",
                               "equal tensors, or tie_word_embeddings false",
                               "set tie_word_embeddings=false in config.json, or remove the stored head")
 

@@ -45,7 +45,7 @@ def in_bf16(teacher, numbers: Sequence[int]) -> Iterator[None]:
     try:
         for number in numbers:
             layer = build.build_layer(teacher.architecture, teacher.layout, number, torch.bfloat16)
-            weights.load_layer(layer, number, teacher.architecture, teacher.layout, teacher.config.path)
+            weights.load_layer(layer, number, teacher.architecture, teacher.layout, teacher.source())
             layers[number] = OutsideFP8(layer, teacher.precision.backend == "te")
         yield
     finally:

@@ -76,7 +76,7 @@ class SleepingEngine:
 def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teachers: Teachers) -> Handover:
     """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's.
 
-    An engine that is to sleep does so since it was built (``rollout/build.py``).
+    An engine that is to sleep does so since it was built (``models/stages.py``).
     """
     gradients, state = GradientBuffers(stage), OptimizerState(optimizer, stage)
     device = next(stage.parameters()).device

@@ -107,13 +107,13 @@ class MegatronStudent(ModelPT):
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
-    def load_pretrained(self, path: str, adopted: Mapping[int, Sequence[int]] | None = None) -> None:
-        """Weights from a Hugging Face checkpoint; each rank reads its own slices.
+    def load_pretrained(self, source: weights.Source, adopted: Mapping[int, Sequence[int]] | None = None) -> None:
+        """Weights from a Hugging Face checkpoint (``weights.Files(path)``); each rank reads its own slices.
 
         ``adopted``: ids of the tokens that the student took over and what their rows start from (megatron/adoption.py).
         """
-        weights.load_hf(self.gpt, self.architecture, self.layout, path)
-        weights.adopt_rows(self.gpt, self.architecture, self.layout, path, adopted or {})
+        weights.load_hf(self.gpt, self.architecture, self.layout, source)
+        weights.adopt_rows(self.gpt, self.architecture, self.layout, source, adopted or {})
 
     def hf_weights(self, *, borrowed: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The one stream of (name on disk, full tensor); collective, every rank must exhaust it."""

@@ -7,7 +7,7 @@ never exist.  Student and teacher read the same micro-batch tensors, hence the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -30,14 +30,19 @@ class Teacher:
         layout: the student's.
         padded_vocabulary: rows of the student's padded LM head, so that shard i of both covers the same ids.
         student_precision: ``fp32`` | ``bf16``.
+        source: opens where the weights come from, by ``config.path``.
 
     Raises:
         ConfigError: a precision that these devices or shapes do not have.
         RuntimeError: FP8 weights that take other bytes than they should.
     """
 
-    def __init__(self, config: TeacherConfig, layout, *, padded_vocabulary: int, student_precision: str):
+    def __init__(
+        self, config: TeacherConfig, layout, *, padded_vocabulary: int, student_precision: str,
+        source: Callable[[str], weights.Source] = weights.Files,
+    ):  # fmt: skip
         self.layout, self.config = layout, config
+        self.source = partial(source, config.path)
         self.architecture = architecture.read(config.path)
         self.precision = precision.choose(
             config, student_precision, fp8.hardware(layout.device), self.architecture, layout.tensor
@@ -46,15 +51,17 @@ class Teacher:
             self.architecture, layout, padded_vocabulary=padded_vocabulary, dtype=PRECISIONS[self.precision.dtype],
             trainable=False, held=self.precision,
         )  # fmt: skip
-        weights.load_hf(self.model, self.architecture, layout, config.path)
+        self._load()
         fp8.assert_held(self.model, self.precision)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())  # on this rank
         self.tokens_scored = 0  # real tokens, padding and other data ranks not counted
         self.resting: HostCopy | None = None
         if config.offload:
-            reload = partial(weights.load_hf, self.model, self.architecture, layout, config.path)
-            self.resting = HostCopy(self.model, reload if config.offload_to == "checkpoint" else None)
+            self.resting = HostCopy(self.model, self._load if config.offload_to == "checkpoint" else None)
             self.rest()
+
+    def _load(self) -> None:
+        weights.load_hf(self.model, self.architecture, self.layout, self.source())
 
     def rest(self) -> None:
         """Where ``teacher.offload`` asks for it, leave the device, LM head and all, until the next hidden states."""

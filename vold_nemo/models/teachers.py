@@ -7,12 +7,13 @@ scores, and the LM heads, are on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from vold_nemo.config import Config
+from vold_nemo.megatron import weights
 from vold_nemo.models.teacher import Teacher
 from vold_nemo.objective import TeacherStates
 from vold_nemo.step import MicroBatch
@@ -59,9 +60,12 @@ class Teachers:
         return {key: sum(said[key] for said in each) for key in ("weights", "gradients")}
 
 
-def assemble(config: Config, layout, *, padded_vocabulary: int) -> Teachers:
-    """Whom stage 2 distils from: nobody without a KL."""
+def assemble(
+    config: Config, layout, *, padded_vocabulary: int, source: Callable[[str], weights.Source] = weights.Files
+) -> Teachers:
+    """Whom stage 2 distils from: nobody without a KL.  ``source`` opens the weights behind a teacher's path."""
     named = [config.teacher, *config.teachers.values()] if config.objective.kl.enabled else []
     return Teachers(*(
-        Teacher(one, layout, padded_vocabulary=padded_vocabulary, student_precision=config.precision) for one in named
+        Teacher(one, layout, padded_vocabulary=padded_vocabulary, student_precision=config.precision, source=source)
+        for one in named
     ))  # fmt: skip

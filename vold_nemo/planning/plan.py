@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.megatron import architecture
+from vold_nemo.megatron.architecture import read as architecture_of
 from vold_nemo.planning import decoding, memory, rates, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
-from vold_nemo.planning.published import architecture_of, vision_parameters
+from vold_nemo.planning.published import vision_parameters
 from vold_nemo.planning.timing import Duration
 from vold_nemo.planning.validity import precision_findings
 

@@ -1,51 +1,27 @@
 """Shapes of published checkpoints, so that a plan needs none on this disk.
 
-The values are those of :data:`vold_nemo.megatron.architecture.PUBLISHED`; a checkpoint that does lie here is read instead.
+The values are those of :data:`vold_nemo.megatron.architecture.PUBLISHED`, and so are the architectures that
+:func:`vold_nemo.megatron.architecture.read` finds; a checkpoint that does lie here is read instead.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
 from vold_nemo.config import ConfigError
-from vold_nemo.megatron import architecture
-from vold_nemo.megatron.architecture import PUBLISHED, Architecture
-
-_SAME_SHAPE = {"Qwen3-4B": "Qwen3-4B-Instruct-2507"}  # a later training of the same model
-
-
-@functools.cache
-def _config(name: str) -> dict | None:
-    file = PUBLISHED / f"{_SAME_SHAPE.get(name, name)}.json"
-    return json.loads(file.read_text())["config"] if file.is_file() else None
-
-
-def _published(path: str) -> dict | None:
-    is_hub_id = path.count("/") == 1 and not Path(path).is_dir()
-    return _config(path.rpartition("/")[2]) if is_hub_id else None
+from vold_nemo.megatron.architecture import published_config
 
 
 def is_published(path: str) -> bool:
     """Whether ``path`` is the hub id of a known model and not a folder here."""
-    return _published(path) is not None
+    return published_config(path) is not None
 
 
 def config_of(path: str) -> dict | None:
     """``config.json`` of a folder or of a published hub id; None if it is neither."""
     file = Path(path) / "config.json"
-    return _published(path) or (json.loads(file.read_text()) if file.is_file() else None)
-
-
-def architecture_of(path: str) -> Architecture:
-    """Architecture of a checkpoint folder, or of a published hub id that is not on this disk.
-
-    Raises:
-        ConfigError: neither, or a family that the Megatron side does not have.
-    """
-    known = _published(path)
-    return architecture.read(path) if known is None else Architecture.from_hf(known, source=path)
+    return published_config(path) or (json.loads(file.read_text()) if file.is_file() else None)
 
 
 def vision_parameters(path: str) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from vold_nemo.config import Config, OptimizerConfig
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.architecture import read as architecture_of
 from vold_nemo.planning.allocation import parameter_count
 from vold_nemo.planning.memory import teacher_precision
-from vold_nemo.planning.published import architecture_of
 from vold_nemo.planning.validity import STAGES, planned_world, submitted_world
 
 

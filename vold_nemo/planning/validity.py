@@ -241,7 +241,7 @@ def _layouts(config: Config, stages: tuple[str, ...], world: int, wrong: set[str
         errors = [model] if isinstance(model, ConfigError) else []
         if isinstance(model, Pending) and published.is_published(path):  # its shapes are known all the same
             try:
-                model = published.architecture_of(path)
+                model = architecture.read(path)
             except ConfigError as error:
                 model = Unbuilt.of(error)
                 errors.append(model)
@@ -280,7 +280,7 @@ def _teachers(config: Config) -> Iterator[ConfigError]:
 def _may_have_experts(path: str) -> bool:
     """Whether the model at ``path`` has experts; True, too, where that cannot be known here."""
     try:
-        return bool(published.architecture_of(path).experts)
+        return bool(architecture.read(path).experts)
     except ConfigError:
         return True
 

@@ -12,17 +12,7 @@ from vold_nemo.rollout.engine import RolloutEngine
 
 
 def build_engine(config: Config, path: str | Path, device: torch.device, stop_ids: Iterable[int]) -> RolloutEngine:
-    """``rollout.engine`` with the checkpoint at ``path``, in the trainer's precision.  Collective over the world (vllm).
-
-    With ``rollout.sleep`` it sleeps already: models, gradients and optimizer are built next, and find its memory free.
-    """
-    engine = _awake(config, path, device, stop_ids)
-    if config.rollout.sleep:
-        engine.sleep()
-    return engine
-
-
-def _awake(config: Config, path: str | Path, device: torch.device, stop_ids: Iterable[int]) -> RolloutEngine:
+    """``rollout.engine`` with the checkpoint at ``path``, in the trainer's precision.  Collective over the world (vllm)."""
     rollout, dtype = config.rollout, torch.float32 if config.precision == "fp32" else torch.bfloat16
     if rollout.engine == "vllm":
         from vold_nemo.rollout.vllm_engine import VLLMEngine
