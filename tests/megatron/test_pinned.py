@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -16,8 +17,12 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 def locks(monkeypatch):
     """Addresses and bytes that were locked, and addresses that were unlocked: a GPU that is only supposed."""
     locked, unlocked = [], []
-    monkeypatch.setattr(device, "lock_pages", lambda host, _: locked.append((host.data_ptr(), host.numel())) or True)
-    monkeypatch.setattr(device, "unlock_pages", unlocked.append)
+
+    def lock(host, _):
+        locked.append((host.data_ptr(), host.numel()))
+        return partial(unlocked.append, host.data_ptr())
+
+    monkeypatch.setattr(device, "lock_pages", lock)
     return locked, unlocked
 
 
@@ -42,15 +47,12 @@ def test_nothing_is_locked_for_a_cpu(locks):
 
 
 def test_memory_that_cannot_be_locked_is_used_as_it_is_and_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(device, "lock_pages", lambda *_: False)
-    monkeypatch.setattr(device, "unlock_pages", lambda _: pytest.fail("was not locked"))
+    monkeypatch.setattr(device, "lock_pages", lambda *_: None)
     monkeypatch.setattr(pinned, "_warned", False)
     with caplog.at_level(logging.WARNING):
         slabs = [pinned.Slab({0: 8}, GPU) for _ in range(2)]
     slabs[1][0].fill_(7)
     assert not slabs[0].locked and caplog.text.count("page-locked") == 1
-    del slabs
-    gc.collect()
 
 
 def test_a_holder_has_one_slab_whatever_stays_at_first():
@@ -67,3 +69,34 @@ def test_a_holder_has_one_slab_whatever_stays_at_first():
     assert copy.device_bytes() == 0 and pinned.held_bytes() == first
     copy.come_back()
     assert all(torch.equal(parameter, value) for parameter, value in zip(model.parameters(), values, strict=True))
+
+
+class Runtime:
+    """CUDA's, as torch hands it over."""
+
+    def __init__(self, code):
+        self.code, self.asked = code, []
+
+    def cudaHostRegister(self, *arguments):
+        self.asked.append(arguments)
+        return self.code
+
+    def cudaHostUnregister(self, address):
+        self.asked.append(address)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_pages_are_locked_through_cudas_runtime_and_its_refusal_is_no_later_kernels_error(monkeypatch, code):
+    runtime, host, launched = Runtime(code), torch.empty(10, dtype=torch.float32), []
+
+    def kernel(*_, device):
+        launched.append(device)
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch, "zeros", kernel)
+    unlock = device.lock_pages(host, GPU)
+    assert runtime.asked == [(host.data_ptr(), 40, 1)] and (unlock is None) == bool(code) == bool(launched)
+    if unlock:
+        unlock()
+        assert runtime.asked[1:] == [host.data_ptr()]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -98,18 +100,15 @@ def set_random_state(state: Tensor) -> None:
     torch.cuda.set_rng_state(state)
 
 
-def lock_pages(host: Tensor, device: torch.device) -> bool:
-    """Lock the pages of ``host``, whole and contiguous, for ``device`` to copy from and to at full rate; False if it cannot.
+def lock_pages(host: Tensor, device: torch.device) -> Callable[[], object] | None:
+    """Lock the pages of ``host``, whole and contiguous, for ``device`` to copy from and to at full rate.
 
-    :func:`unlock_pages` has to come before the memory is freed.
+    Returns:
+        what undoes it and has to be called before the memory is freed; None if they could not be locked.
     """
-    cudart, portable = torch.cuda.cudart(), 1
-    if int(cudart.cudaHostRegister(host.data_ptr(), host.numel() * host.element_size(), portable)) == 0:
-        return True
+    cudart, address, portable = torch.cuda.cudart(), host.data_ptr(), 1
+    if int(cudart.cudaHostRegister(address, host.numel() * host.element_size(), portable)) == 0:
+        return partial(cudart.cudaHostUnregister, address)
     with contextlib.suppress(RuntimeError):  # the next kernel would be blamed for the error: let one report it and be done
         torch.zeros(1, device=device)
-    return False
-
-
-def unlock_pages(address: int) -> None:
-    torch.cuda.cudart().cudaHostUnregister(address)
+    return None

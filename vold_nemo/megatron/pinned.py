@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -41,9 +41,10 @@ class Slab:
         self.bytes = end
         self._memory = torch.empty(end, dtype=torch.uint8)
         self._starts = starts
-        self.locked = bool(end) and device.type == "cuda" and _lock(self._memory, device)
-        if self.locked:
-            weakref.finalize(self, devices.unlock_pages, self._memory.data_ptr())  # called before the memory goes
+        unlock = _lock(self._memory, device) if end and device.type == "cuda" else None
+        self.locked = unlock is not None
+        if unlock is not None:
+            weakref.finalize(self, unlock)  # is called before the memory goes
         _alive.add(self)
 
     def __contains__(self, key: Hashable) -> bool:
@@ -54,16 +55,16 @@ class Slab:
         return self._memory[start : start + self.sizes[key]]
 
 
-def _lock(memory: Tensor, device: torch.device) -> bool:
+def _lock(memory: Tensor, device: torch.device) -> Callable[[], object] | None:
     global _warned
-    locked = devices.lock_pages(memory, device)
-    if not locked and not _warned:
+    unlock = devices.lock_pages(memory, device)
+    if unlock is None and not _warned:
         _warned = True
         logger.warning(
             "%.1f GiB of host memory could not be page-locked: copies to and from %s will be slower (ulimit -l?)",
             memory.numel() / 2**30, device,
         )  # fmt: skip
-    return locked
+    return unlock
 
 
 def held_bytes() -> int:
