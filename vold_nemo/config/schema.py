@@ -15,7 +15,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from vold_nemo.config.fields import SEED, key, section
-from vold_nemo.config.sections.cluster import ClusterConfig, PlanConfig
+from vold_nemo.config.sections.cluster import ClusterConfig, PlanConfig, RehearseConfig
 from vold_nemo.config.sections.data import DataConfig, MiniatureConfig, PrefetchConfig, PrepareConfig, TracesConfig
 from vold_nemo.config.sections.evaluation import (
     CompareConfig,
@@ -75,6 +75,7 @@ class Config:
     miniature: MiniatureConfig = section(MiniatureConfig)
     cluster: ClusterConfig = section(ClusterConfig)
     plan: PlanConfig = section(PlanConfig)
+    rehearse: RehearseConfig = section(RehearseConfig)
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -20,6 +20,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -27,6 +28,8 @@ import torch.distributed as dist
 from vold_nemo.config.launcher import STUCK
 
 logger = logging.getLogger(__name__)
+
+listeners: list[Callable[[str], None]] = []  # others who want to know the phase
 
 _PART_OF_LIMIT = 20  # looks at the clock and at the others this often within the limit
 _MOST_SECONDS = 10.0  # and at least every so many seconds: what `watch` shows is never older
@@ -88,6 +91,7 @@ class Heartbeat:
 
     def note(self, phase: str, step: int | None = None) -> None:
         """The main thread goes on to ``phase`` (of ``step``)."""
+        _tell(phase)
         self.phase, self.since = phase, time.monotonic()
         if step is not None:
             self.step = step
@@ -147,6 +151,13 @@ _current: Heartbeat | None = None
 
 
 def note(phase: str, step: int | None = None) -> None:
-    """Tell the heartbeat of this process, if it has one, which phase begins."""
+    """Tell the heartbeat of this process, if it has one, and :data:`listeners` which phase begins."""
     if _current is not None:
         _current.note(phase, step)
+    else:
+        _tell(phase)
+
+
+def _tell(phase: str) -> None:
+    for listen in listeners:
+        listen(phase)

@@ -69,7 +69,7 @@ def block_sums(octets: Tensor, part: Part = WHOLE) -> Tensor:
     odd.  Not seen are words of one block that changed places with words a multiple of STRIDE away, and changes of several
     words that cancel in such a sum: neither comes from a wrong copy, a stale tensor, or exchanged rows, heads or shards.
     """
-    octets = octets if octets.data_ptr() % 8 == 0 else octets.clone()
+    octets = octets if octets.storage_offset() % 8 == 0 else octets.clone()
     blocks, count = octets.numel() // BLOCK, octets.numel() // 8
     words, rest = octets[: 8 * count].view(torch.int64), octets[8 * count :].to(torch.int64)
     whole, behind = words.split([blocks * BLOCK // 8, count - blocks * BLOCK // 8])

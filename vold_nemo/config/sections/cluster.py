@@ -61,6 +61,24 @@ class ClusterConfig:
 
 
 @dataclass
+class RehearseConfig:
+    """recipes/rehearse.py: one rank of a stage on fake CUDA tensors, without a GPU."""
+
+    stage: str = key("vold", "which stage, or the export of the finished run", choices=("sft", "vold", "export"))
+    rank: int = key(0, "of the world", bound=COUNT)
+    world: int | None = key(None, "ranks of the stage; null = `cluster.gpus.<stage>`", bound=POSITIVE)
+    all: bool = key(False, "both stages; of the first, a middle and the last pipeline stage the first rank and one of others' "
+                    "experts")
+    engine: str = key("auto", "layers: Transformer Engine's, the project's own, or the former where it can be fetched",
+                      choices=("auto", "te", "local"))  # fmt: skip
+    apex: bool = key(False, "as if NVIDIA's apex were installed: gradients of weights are added up by its kernels")
+    micro_batches: int | None = key(4, "run of an update, the longest first; the rest is counted; null = all", bound=POSITIVE)
+    deviation: float = key(0.05, "from the planned peak of a phase that is allowed", bound=PART)
+    outlives_mib: float = key(256.0, "that a phase may leave behind on the device", bound=COUNT)
+    path: str = key("${outputs}/${name}/rehearsal", "rehearsal.json and rehearsal.html")
+
+
+@dataclass
 class PlanConfig:
     """What recipes/plan.py supposes where no other key says it; `explain=true` prints all of it with its use."""
 
