@@ -18,11 +18,14 @@ def locks(monkeypatch):
     """Addresses and bytes that were locked, and addresses that were unlocked: a GPU that is only supposed."""
     locked, unlocked = [], []
 
-    def lock(host, _):
-        locked.append((host.data_ptr(), host.numel()))
-        return partial(unlocked.append, host.data_ptr())
+    def memory(size, where):
+        host = torch.empty(size, dtype=torch.uint8)
+        if where.type == "cpu":
+            return host, None
+        locked.append((host.data_ptr(), size))
+        return host, partial(unlocked.append, host.data_ptr())
 
-    monkeypatch.setattr(device, "lock_pages", lock)
+    monkeypatch.setattr(device, "host_memory", memory)
     return locked, unlocked
 
 
@@ -47,7 +50,7 @@ def test_nothing_is_locked_for_a_cpu(locks):
 
 
 def test_memory_that_cannot_be_locked_is_used_as_it_is_and_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(device, "lock_pages", lambda *_: None)
+    monkeypatch.setattr(device, "host_memory", lambda size, _: (torch.empty(size, dtype=torch.uint8), None))
     monkeypatch.setattr(pinned, "_warned", False)
     with caplog.at_level(logging.WARNING):
         slabs = [pinned.Slab({0: 8}, GPU) for _ in range(2)]
@@ -87,7 +90,7 @@ class Runtime:
 
 @pytest.mark.parametrize("code", [0, 2])
 def test_pages_are_locked_through_cudas_runtime_and_its_refusal_is_no_later_kernels_error(monkeypatch, code):
-    runtime, host, launched = Runtime(code), torch.empty(10, dtype=torch.float32), []
+    runtime, launched = Runtime(code), []
 
     def kernel(*_, device):
         launched.append(device)
@@ -95,8 +98,9 @@ def test_pages_are_locked_through_cudas_runtime_and_its_refusal_is_no_later_kern
 
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch, "zeros", kernel)
-    unlock = device.lock_pages(host, GPU)
-    assert runtime.asked == [(host.data_ptr(), 40, 1)] and (unlock is None) == bool(code) == bool(launched)
+    host, unlock = device.host_memory(40, GPU)
+    assert host.numel() == 40 and runtime.asked == [(host.data_ptr(), 40, 1)]
+    assert (unlock is None) == bool(code) == bool(launched)
     if unlock:
         unlock()
         assert runtime.asked[1:] == [host.data_ptr()]

@@ -100,15 +100,19 @@ def set_random_state(state: Tensor) -> None:
     torch.cuda.set_rng_state(state)
 
 
-def lock_pages(host: Tensor, device: torch.device) -> Callable[[], object] | None:
-    """Lock the pages of ``host``, whole and contiguous, for ``device`` to copy from and to at full rate.
+def host_memory(size: int, device: torch.device) -> tuple[Tensor, Callable[[], object] | None]:
+    """``size`` bytes of the host, of which a GPU copies at full rate, since their pages are locked.
 
     Returns:
-        what undoes it and has to be called before the memory is freed; None if they could not be locked.
+        the memory, and what unlocks it and has to be called before it is freed; None in its place if nothing is locked: for a
+        CPU, and where CUDA refuses.
     """
-    cudart, address, portable = torch.cuda.cudart(), host.data_ptr(), 1
-    if int(cudart.cudaHostRegister(address, host.numel() * host.element_size(), portable)) == 0:
-        return partial(cudart.cudaHostUnregister, address)
+    memory, portable = torch.empty(size, dtype=torch.uint8), 1
+    if device.type == "cpu" or not size:
+        return memory, None
+    cudart, address = torch.cuda.cudart(), memory.data_ptr()
+    if int(cudart.cudaHostRegister(address, size, portable)) == 0:
+        return memory, partial(cudart.cudaHostUnregister, address)
     with contextlib.suppress(RuntimeError):  # the next kernel would be blamed for the error: let one report it and be done
         torch.zeros(1, device=device)
-    return None
+    return memory, None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vold_nemo.megatron import device as devices
-from vold_nemo.megatron.pinned import Slab
+from vold_nemo.megatron.pinned import Slab, whole_storage
 
 
 class HostCopy:
@@ -41,15 +41,16 @@ class HostCopy:
         """Free the device's memory, but for the tensors ``keep``."""
         kept = {_key(part) for tensor in keep for part in _plain(tensor)}
         with self._timed():
-            storages = {key: tensor.untyped_storage() for key, tensor in self._storages().items()}
-            new = {key: storage.nbytes() for key, storage in storages.items() if key not in self._host and storage.nbytes()}
+            sizes = {key: tensor.untyped_storage().nbytes() for key, tensor in self._storages().items()}
+            new = {key: size for key, size in sizes.items() if size and key not in self._host}
             if new and self._reload is None:
                 self._host |= dict.fromkeys(new, Slab(new, self._device))
-            for key, storage in storages.items():
+            for key, tensor in self._storages().items():
+                storage = tensor.untyped_storage()
                 if key in kept or key in self._sizes or not storage.nbytes():
                     continue
                 if key in self._host and key not in self._copied:
-                    self._host[key][key].copy_(_bytes(storage))  # blocks: the storage is freed next
+                    self._host[key][key].copy_(whole_storage(tensor))  # blocks: the storage is freed next
                     self._copied.add(key)
                     self._moved += storage.nbytes()
                 self._sizes[key] = storage.nbytes()
@@ -67,7 +68,7 @@ class HostCopy:
                     storage.resize_(self._sizes[key])
                     self._moved += self._sizes[key]
                     if key in self._host:
-                        _bytes(storage).copy_(self._host[key][key], non_blocking=True)
+                        whole_storage(tensor).copy_(self._host[key][key], non_blocking=True)
             self._sizes = {}
             if self._reload is not None:
                 self._reload()
@@ -104,7 +105,3 @@ def _plain(tensor: Tensor) -> Iterator[Tensor]:
 
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vold_nemo.megatron import device as devices
-from vold_nemo.megatron.pinned import Slab
+from vold_nemo.megatron.pinned import Slab, whole_storage
 
 
 class GradientBuffers:
@@ -56,29 +56,27 @@ class OptimizerState:
         self._host = Slab({}, self._device)  # by place in the order of _tensors
 
     def leave(self) -> None:
-        here = {place: storage for place, storage in self._storages() if storage.nbytes()}
+        here = {place: tensor for place, tensor in enumerate(self._tensors()) if tensor.untyped_storage().nbytes()}
         if not here:
             return
-        sizes = {place: storage.nbytes() for place, storage in here.items()}
+        sizes = {place: tensor.untyped_storage().nbytes() for place, tensor in here.items()}
         if sizes != self._host.sizes:
             self._host = Slab(sizes, self._device)
-        for place, storage in here.items():
-            self._host[place].copy_(_as_bytes(storage))  # blocks: the storage is freed next
-            storage.resize_(0)
+        for place, tensor in here.items():
+            self._host[place].copy_(whole_storage(tensor))  # blocks: the storage is freed next
+            tensor.untyped_storage().resize_(0)
         devices.empty_cache(self._device)
 
     def come_back(self) -> None:
-        for place, storage in self._storages():
+        for place, tensor in enumerate(self._tensors()):
+            storage = tensor.untyped_storage()
             if storage.nbytes() == 0 and place in self._host:
                 storage.resize_(self._host.sizes[place])
-                _as_bytes(storage).copy_(self._host[place], non_blocking=True)
+                whole_storage(tensor).copy_(self._host[place], non_blocking=True)
         devices.synchronize(self._device)
 
     def device_bytes(self) -> int:
         return storage_bytes(self._tensors())
-
-    def _storages(self) -> Iterator[tuple[int, torch.UntypedStorage]]:
-        return ((place, tensor.untyped_storage()) for place, tensor in enumerate(self._tensors()))
 
     def _tensors(self) -> Iterator[Tensor]:
         """One tensor of each storage that the optimizer alone owns, in a fixed order."""
@@ -103,10 +101,6 @@ def _own_tensors(part) -> Iterator[Tensor]:
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _as_bytes(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -39,12 +39,12 @@ class Slab:
             starts[key] = end
             end += -(-size // ALIGNMENT) * ALIGNMENT
         self.bytes = end
-        self._memory = torch.empty(end, dtype=torch.uint8)
-        self._starts = starts
-        unlock = _lock(self._memory, device) if end and device.type == "cuda" else None
-        self.locked = unlock is not None
+        self._memory, unlock = devices.host_memory(end, device)
+        self._starts, self.locked = starts, unlock is not None
         if unlock is not None:
             weakref.finalize(self, unlock)  # is called before the memory goes
+        elif end and device.type == "cuda":
+            _warn(end, device)
         _alive.add(self)
 
     def __contains__(self, key: Hashable) -> bool:
@@ -55,16 +55,19 @@ class Slab:
         return self._memory[start : start + self.sizes[key]]
 
 
-def _lock(memory: Tensor, device: torch.device) -> Callable[[], object] | None:
+def whole_storage(tensor: Tensor) -> Tensor:
+    """All bytes of the storage that lies under ``tensor``."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def _warn(size: int, device: torch.device) -> None:
     global _warned
-    unlock = devices.lock_pages(memory, device)
-    if unlock is None and not _warned:
+    if not _warned:
         _warned = True
         logger.warning(
             "%.1f GiB of host memory could not be page-locked: copies to and from %s will be slower (ulimit -l?)",
-            memory.numel() / 2**30, device,
+            size / 2**30, device,
         )  # fmt: skip
-    return unlock
 
 
 def held_bytes() -> int:

@@ -2,7 +2,7 @@
 
 torch's CPU build has no CUDA runtime, so what asks for it in Python answers here (first part).  The rest is torch's and
 megatron-core's: functions that would send values to ranks that are not there, and choices that torch makes in C++ by asking a
-real device.  The project's own code is not touched.
+real device.  Of the project's own code what locks pages of host memory is replaced, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from vold_nemo.megatron import device as devices
 from vold_nemo.rehearsal.ledger import Ledger
 from vold_nemo.rehearsal.watch import Watch
 
@@ -101,12 +102,18 @@ def _runtime(gpu: GPU, ledger: Ledger) -> None:
     }.items():  # fmt: skip
         setattr(torch._C, name, answer)
     torch.version.cuda = gpu.cuda
+    devices.host_memory = _locked
     # ``isinstance(x, torch.cuda.FloatTensor)`` and ``torch.cuda.LongTensor([1, 2])``, as megatron-core writes them.
     for name, dtype in {
         "FloatTensor": torch.float32, "DoubleTensor": torch.float64, "LongTensor": torch.int64, "IntTensor": torch.int32,
         "ByteTensor": torch.uint8, "HalfTensor": torch.float16, "BFloat16Tensor": torch.bfloat16,
     }.items():  # fmt: skip
         setattr(cuda, name, _typed(name, dtype, one))
+
+
+def _locked(size: int, device: torch.device):
+    """As ``megatron/device.py: host_memory``."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True), lambda: None
 
 
 def _typed(name: str, kind: torch.dtype, device: torch.device) -> type:
