@@ -34,6 +34,7 @@ def main(config: Config) -> None:
     from vold_nemo.planning.resolved import describe
     from vold_nemo.planning.tokens import contract
     from vold_nemo.planning.validity import Unbuilt, pending
+    from vold_nemo.rehearsal.kept import said
 
     warnings = pending(config)
     for error in warnings:
@@ -58,6 +59,7 @@ def main(config: Config) -> None:
         lines += ["", "recomputation and offload stand where a layout does not fit without; all stages share one parallel.*"]
     if config.explain:
         lines += ["", *text.assumptions(config)]
+    lines += ["", said(config)]
     print("\n".join(lines))
     print(f"\nwritten: {write(config, plan)}")
     if not plan.fits:

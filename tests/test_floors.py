@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "vold_nemo"
 FLOOR = {"config": 0, "objective": 1, "step": 1, "miniature": 2, "rewards": 2, "data": 2, "megatron": 2, "checkpoint": 2,
-         "rollout": 3, "evaluation": 3, "planning": 3, "models": 4, "pages": 5, "command": 6}  # fmt: skip
+         "rollout": 3, "evaluation": 3, "planning": 3, "models": 4, "pages": 5, "rehearsal": 5, "command": 6}  # fmt: skip
 
 
 def imported(file: Path, *, whole: bool) -> set[str]:

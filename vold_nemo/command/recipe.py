@@ -131,12 +131,12 @@ def _say_what_is_shadowed(folders: list[Path]) -> None:
 def _check(config: Config, verb: str) -> None:
     """Raise every finding about this configuration at once.
 
-    A plan and a dry run are made before anything is fetched, and what is not here yet only warns.
+    A plan, a rehearsal and a dry run are made before anything is fetched, and what is not here yet only warns.
     """
     from vold_nemo.planning.validity import Pending, findings
 
     errors = findings(config, verb)
-    if (verb == "plan" and not config.strict) or config.dry_run:
+    if (verb == "plan" and not config.strict) or verb == "rehearse" or config.dry_run:
         waiting, errors = [e for e in errors if isinstance(e, Pending)], [e for e in errors if not isinstance(e, Pending)]
         if config.dry_run and not errors and is_first_rank():  # a plan prints its own
             print("".join(f"not here yet: {one}\n" for one in waiting), file=sys.stderr, end="", flush=True)

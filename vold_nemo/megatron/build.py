@@ -131,8 +131,9 @@ def build_model(
     spec = _layer_spec(arch, layout, config, held)
     # Text has equal temporal, height and width positions, where Qwen2.5-VL's multimodal RoPE is plain RoPE.
     # Outside gradients Transformer Engine keeps neither a high-precision copy of an FP8 weight nor a column-wise one.
-    # megatron-core makes the router's weight, and nothing else, on whatever device is torch's default.
-    with contextlib.nullcontext() if trainable else torch.no_grad(), layout.device:
+    # Of what megatron-core makes it leaves a router's weight to the default device.
+    born = torch.device(layout.device) if arch.experts else contextlib.nullcontext()
+    with born, contextlib.nullcontext() if trainable else torch.no_grad():
         model = _model_class()(
             config=config, transformer_layer_spec=spec,
             vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
@@ -167,7 +168,7 @@ def build_layer(arch: Architecture, layout: Layout, number: int, dtype: torch.dt
 
     config = transformer_config(arch, layout, dtype=dtype, trainable=False)
     spec = _layer_spec(arch, layout, config, None)
-    with torch.no_grad(), layout.device:
+    with torch.no_grad():
         layer = build_module(getattr(spec, "layer_specs", [spec])[0], config=config, layer_number=number + 1)
     return layer.to(layout.device).requires_grad_(False).eval()
 

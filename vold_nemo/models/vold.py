@@ -38,7 +38,7 @@ from vold_nemo.models.terms import objective_of, step_options
 from vold_nemo.objective import BetaSchedule, vold_loss
 from vold_nemo.rollout.mismatch import MismatchWatch
 from vold_nemo.rollout.sync import SyncReport, compare_logprobs, deliver
-from vold_nemo.step import MicroBatch, Step, batch_of, select, silent_groups, token_batch
+from vold_nemo.step import MicroBatch, Step, StepPlan, batch_of, select, silent_groups, token_batch
 from vold_nemo.step.metrics import step_metrics, trainers
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class MegatronVOLDModel(MegatronStudent):
             number, phase, silent=lambda step: silent_groups(step, self.options, beta)
         )
         select(step, self.options, beta)  # advantages; the mask 1 - r
-        plan = planned_once(step, self.options)  # what the teacher scores, what is trained on, where
+        plan = self.plan(step)  # what the teacher scores, what is trained on, where
         updates = [self.micro_batches(step, ranks) for ranks in plan.updates]
         step, losses, said, done = step.to(self.layout.device), 0.0, [], []
         with phase("logprobs"):  # of the weights that sampled, where an option needs them after those have moved
@@ -188,6 +188,10 @@ class MegatronVOLDModel(MegatronStudent):
             self.stage, list(batches), sequences.through(loss, self.layout), layout=self.layout, forward_only=forward_only
         )
         return passed, passed.statistics
+
+    def plan(self, step: Step) -> StepPlan:
+        """Rank 0's, on every rank; writes the columns of :data:`vold_nemo.step.plan.WRITTEN`."""
+        return planned_once(step, self.options)
 
     def micro_batches(self, step: Step, ranks) -> list[MicroBatch]:
         """This rank's share of one update, collated."""

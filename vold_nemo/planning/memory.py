@@ -94,7 +94,16 @@ def capacity(config: Config) -> int | None:
     return int(gib * GIB) if gib is not None and on_cuda(config) else None
 
 
-def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Phase]:
+@dataclass(frozen=True)
+class Met:
+    """Of one data rank's update, where it is known and not supposed: tokens with padding that the teacher scored, and
+    micro-batches."""
+
+    scored: int
+    micro_batches: int
+
+
+def phases(config: Config, models: Models, stage: str, gpus: int, met: Met | None = None) -> Iterator[Phase]:
     """Every phase of ``stage`` on ``gpus`` ranks, on each pipeline stage (data rank 0, whose shard is never the smaller)."""
     if stage == "traces":
         yield _traces(config, models)
@@ -102,7 +111,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int) -> Iterator[Ph
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     for number in range(pipeline):
         at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number, expert=config.parallel.expert)
-        yield from _sft(config, models, at) if stage == "sft" else _vold(config, models, at, gpus)
+        yield from _sft(config, models, at, met) if stage == "sft" else _vold(config, models, at, gpus, met)
     yield _export(config, models, stage)
 
 
@@ -155,18 +164,18 @@ def checkpoint_copy(config: Config, models: Models, stage: str, gpus: int) -> in
     return max(allocation.checkpoint_copy(models.student, at, padded, config.precision, distributed) for at in ends)
 
 
-def _sft(config: Config, models: Models, at: Placement) -> Iterator[Phase]:
+def _sft(config: Config, models: Models, at: Placement, met: Met | None) -> Iterator[Phase]:
     """Stage 1: no teacher stands beside the student, so the vocabulary is padded to the student's rows alone."""
     student, how = models.student, numerics(config)
     padded = padded_vocabulary([student.vocabulary], at.tensor)
     held = allocation.trained(student, at, padded, config.precision, config.sft.optimizer.distributed)
     tokens = _slice(config, sft_tokens(config), config.sft.max_length)
-    count = sft_micro_batches(config, at.data // config.parallel.context)
+    count = met.micro_batches if met else sft_micro_batches(config, at.data // config.parallel.context)
     work = _work(config, student, at, tokens, count, Heads(padded // at.tensor, student.hidden), how)
     yield Phase("sft", "train", at, {**_student(held), **work, **reserve(config)})
 
 
-def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[Phase]:
+def _vold(config: Config, models: Models, at: Placement, gpus: int, met: Met | None) -> Iterator[Phase]:
     student, teacher, how = models.student, models.teacher, numerics(config)
     padded = padded_vocabulary(models.padded_rows, at.tensor)
     held = allocation.trained(student, at, padded, config.precision, config.vold.optimizer.distributed)
@@ -188,14 +197,15 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int) -> Iterator[
 
     tokens = _slice(config, max(config.vold.micro_batch_tokens, longest), longest)
     update = rollout_tokens(config) // (config.vold.updates_per_step * at.data)  # context ranks share tokens as data ranks do
-    count = max(1, -(-update // tokens.count))
+    count = met.micro_batches if met else max(1, -(-update // tokens.count))
+    scored = met.scored // config.parallel.context if met else update
     stash, width = {}, 0
     if teacher is not None:
         width = max(arch.hidden for arch in models.teachers)
         size = BYTES[teacher_precision(config, config.teacher, teacher).dtype]
         if at.is_last:
             split = at.tensor if config.parallel.sequence else 1
-            stash = {"hidden states": size * update * width // split}
+            stash = {"hidden states": size * scored * width // split}
         layers = size * tokens.count * max(_scoring_width(arch, at) for arch in models.teachers)
         parts = here(config, "teacher", resident) | {"teacher": scoring} | stash | stays | {"activations": layers}
         yield Phase("vold", "teacher", at, parts)
@@ -317,7 +327,7 @@ def _work(
         added = max(loss.peak, loss.kept + added)  # what the loss keeps is used up before a layer is made again
     added = max(added, behind)
     if at.is_first:
-        added = max(added, activations.embedding_backward(arch, heads.rows, at.pipeline, how) - kept)
+        added = max(added, activations.embedding_backward(arch, heads.rows, how) - kept)
     return {"activations": kept, "objective": added}
 
 

@@ -46,7 +46,10 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
     errors = list(check(config))
     wrong = {error.key for error in errors}
     ranks = planned_world(config, verb) if world is None else world
-    errors += [error for error in _find(config, STAGES.get(verb, ()), ranks, wrong) if error.key not in wrong]
+    stages = STAGES.get(verb, ()) if verb != "rehearse" else _rehearsed(config)
+    errors += [error for error in _find(config, stages, ranks, wrong) if error.key not in wrong]
+    if verb == "rehearse":
+        errors += _shapes(config, stages)
     if verb in ("vold", "teacher_drift") and not Path(config.vold.start).is_dir():
         mend = "run recipes/sft.py and recipes/export_hf.py first, or give vold.start=CHECKPOINT"
         errors.append(Pending("vold.start", config.vold.start, "a checkpoint folder", mend))
@@ -56,6 +59,27 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
         except ConfigError as error:
             errors.append(Pending.of(error))
     return errors
+
+
+def _rehearsed(config: Config) -> tuple[str, ...]:
+    return ("sft", "vold") if config.rehearse.all else ("vold",) if config.rehearse.stage == "vold" else ("sft",)
+
+
+def _shapes(config: Config, stages: tuple[str, ...]) -> Iterator[ConfigError]:
+    """Models that are neither here nor published."""
+    named = ["student.path"]
+    if "vold" in stages and config.objective.kl.enabled:
+        named += ["teacher.path", *(f"teachers.{name}.path" for name in config.teachers)]
+    for key in named:
+        path = value_at(config, key)
+        if not Path(path).is_dir() and not published.is_published(path):
+            known = ", ".join(sorted(file.stem for file in architecture.PUBLISHED.glob("*.json")))
+            allowed = f"a checkpoint folder, or a hub id ORGANISATION/NAME with a NAME whose shapes are known: {known}"
+            mend = "give a folder with its config.json and safetensors, or one of these"
+            missing = _read(key, path, config.miniature.path)
+            if isinstance(missing, Pending) and Path(path).is_relative_to(config.miniature.path):
+                mend = missing.mend
+            yield ConfigError(key, path, allowed, mend)
 
 
 def pending(config: Config) -> list[ConfigError]:
@@ -70,8 +94,11 @@ def pending(config: Config) -> list[ConfigError]:
 
 
 def planned_world(config: Config, verb: str) -> int:
-    """Ranks to check the layout against: those launched, 1 without a launcher; for a plan or dry run, those submitted."""
+    """Ranks to check the layout against: those launched, 1 without a launcher; for a plan or dry run, those submitted; for
+    a rehearsal those of its world."""
     world = launched_world()
+    if verb == "rehearse":
+        return config.rehearse.world or submitted_world(config, _rehearsed(config)[-1])
     if world is not None:
         return world
     return submitted_world(config, STAGES.get(verb, ("",))[-1]) if config.dry_run or verb == "plan" else 1

@@ -33,7 +33,7 @@ from vold_nemo.planning.memory import Models
 from vold_nemo.rehearsal.watch import Watch
 from vold_nemo.rollout.engine import LoadReport
 from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
-from vold_nemo.step import MicroBatch, Step
+from vold_nemo.step import MicroBatch, Step, StepPlan, make_plan
 from vold_nemo.step.table import Ragged
 
 WORD, END = 100, 151645  # an ordinary id, and the end of sequence of Qwen's tokenizers
@@ -145,6 +145,10 @@ class RehearsedSFT(OneStep, MegatronSFTModel):
 
 class RehearsedVOLD(OneStep, MegatronVOLDModel):
     """Stage 2."""
+
+    def plan(self, step: Step) -> StepPlan:
+        """Made here: rank 0, which makes it in a run, may be another rank."""
+        return make_plan(step, self.options)
 
     def attach_teachers(self, teachers, contract, eos_ids: Sequence[int] = ()) -> None:
         super().attach_teachers(teachers, contract, eos_ids)

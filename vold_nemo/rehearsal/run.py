@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -23,12 +24,36 @@ class Rehearsal:
     world: int
     ledger: Any
     groups: Any
+    layers: str  # whose
     layout: Any = None
-    model: Any = None
-    engine: str = "local"  # whose layers
     seconds: float = 0.0  # of this process' processors
     failed: BaseException | None = None
-    held: dict[str, dict[str, int]] = field(default_factory=dict)  # by phase and holder, as a run measures it
+    held: dict[str, int] = field(default_factory=dict)  # bytes by holder, after the step
+    micro_batches: int = 0  # of an update on this data rank
+    micro_batches_run: int = 0
+    tokens: int = 0  # of them, padding included
+    tokens_run: int = 0
+    scored_tokens: int = 0
+    scored_tokens_run: int = 0
+
+    def take(self, model) -> None:
+        """What ``model`` says after its step."""
+        from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
+
+        self.layout = model.layout
+        every, run = model.cut_short[-1]
+        self.micro_batches, self.micro_batches_run = len(every), len(run)
+        self.tokens, self.tokens_run = (sum(batch.ids.numel() for batch in some) for some in (every, run))
+        self.scored_tokens, self.scored_tokens_run = (
+            sum(batch.ids.numel() for batch in some if batch.scored) for some in (every, run)
+        )
+        self.held = {
+            "parameters": storage_bytes(model.stage.parameters()),
+            "gradients": GradientBuffers(model.stage).device_bytes(),
+            "optimizer": OptimizerState(model.optimizer_in_training, model.stage).device_bytes(),
+        }
+        if self.stage == "vold" and model.teachers:
+            self.held["teacher"] = model.teachers.device_bytes()
 
 
 def world_of(config: Config) -> int:
@@ -68,15 +93,17 @@ def rehearse(config: Config) -> Rehearsal:
     shim.load()
     from vold_nemo.rehearsal.groups import Groups
     from vold_nemo.rehearsal.ledger import Ledger
-    from vold_nemo.rehearsal.stand_ins import GPU, put_in_place
+    from vold_nemo.rehearsal.stand_ins import GPU, play_gpu, play_world
     from vold_nemo.rehearsal.watch import Watch
 
     capability = divmod(round(10 * config.cluster.compute_capability), 10)
     gpu = GPU(config.cluster.name, capability, int(config.cluster.memory_gib * 2**30))
     ledger, groups = Ledger(), Groups(asked.rank, world, per_node)
     watch = Watch(ledger, groups)
-    put_in_place(gpu, ledger, watch)
-    result = Rehearsal(config, stage, asked.rank, world, ledger, groups)
+    play_gpu(gpu, ledger, watch)
+    layers = _engine(asked.engine, ledger)
+    play_world(ledger, watch)
+    result = Rehearsal(config, stage, asked.rank, world, ledger, groups, layers=layers)
     began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="rehearsal_") as folder:
         try:
@@ -87,6 +114,32 @@ def rehearse(config: Config) -> Rehearsal:
             result.failed = error
     result.seconds = time.process_time() - began
     return result
+
+
+def _engine(asked: str, ledger) -> str:
+    """Make Transformer Engine's layers importable where they are asked for and can be had; returns whose layers are taken.
+
+    Raises:
+        ConfigError: ``rehearse.engine=te`` and no registry answers.
+    """
+    if asked == "local":
+        return "the project's own"
+    from vold_nemo.rehearsal import engine, values
+    from vold_nemo.rehearsal.engine import report
+
+    version = engine.wanted_version()
+    try:
+        site = engine.cached()
+    except RuntimeError as error:
+        if asked == "te":
+            allowed = f"te where pip can download Transformer Engine {version}'s Python wheel, once"
+            mend = "let pip reach a package registry, or set rehearse.engine=local"
+            raise ConfigError("rehearse.engine", f"te: {error}", allowed, mend) from error
+        print(f"note: the project's own layers are rehearsed, not Transformer Engine's: {error}", file=sys.stderr)
+        return "the project's own"
+    report.on_kernel, report.values_of = ledger.kernel, values.known
+    engine.install(site)
+    return f"Transformer Engine {version}'s"
 
 
 def _run(config: Config, watch, folder: Path, result: Rehearsal) -> None:
@@ -103,6 +156,4 @@ def _run(config: Config, watch, folder: Path, result: Rehearsal) -> None:
         else:
             inputs = VOLDInputs(config, watch, folder, models_of(config), result.world)
             train_vold(config, inputs)
-        result.model, result.layout = inputs.built, inputs.built.layout
-        if result.stage == "vold":
-            result.held = inputs.built.handover.held
+        result.take(inputs.built)

@@ -1,8 +1,9 @@
 """Everything that a rehearsal puts in the place of others' functions, in a process of its own; nothing is put back.
 
-torch's CPU build has no CUDA runtime, so what asks for it in Python answers here (first part).  The rest is torch's and
-megatron-core's: functions that would send values to ranks that are not there, and choices that torch makes in C++ by asking a
-real device.  Of the project's own code what locks pages of host memory is replaced, and nothing else.
+torch's CPU build has no CUDA runtime, so what asks for it in Python answers here (:func:`play_gpu`), as do choices that torch
+makes in C++ by asking a real device.  :func:`play_world` answers for ranks that are not there.  Of the project's own code what
+locks pages of host memory is replaced, and nothing else.  What stands in for Transformer Engine's extension has a folder of its
+own (``engine/``).
 """
 
 from __future__ import annotations
@@ -53,12 +54,11 @@ class _Stream:
         return lambda *args, **kwargs: self if name == "record_event" else True if name == "query" else None
 
 
-def put_in_place(gpu: GPU, ledger: Ledger, watch: Watch) -> None:
-    """All of it.  Before megatron-core or Transformer Engine is imported, which look once and remember."""
+def play_gpu(gpu: GPU, ledger: Ledger, watch: Watch) -> None:
+    """First part.  Before megatron-core or Transformer Engine is imported, which look once and remember."""
     _runtime(gpu, ledger)
     _tensors(ledger, watch)
     _kernels()
-    _collectives(ledger, watch)
 
 
 def _runtime(gpu: GPU, ledger: Ledger) -> None:
@@ -224,7 +224,7 @@ class _FusedNorm(torch.autograd.Function):
         return torch.empty_like(input), None if weight is None else torch.empty_like(weight)
 
 
-def _collectives(ledger: Ledger, watch: Watch) -> None:
+def play_world(ledger: Ledger, watch: Watch) -> None:
     """Groups get torch's ``fake`` backend; objects go nowhere: all ranks would have said what this one says."""
     groups = watch.groups
     dist.new_group = dist.distributed_c10d.new_group = groups.new_group

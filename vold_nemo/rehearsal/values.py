@@ -23,6 +23,10 @@ _FILLED = {
     aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.new_zeros.default: 0, aten.new_ones.default: 1,
     aten.zero_.default: 0, aten.zeros.default: 0, aten.ones.default: 1,
 }  # fmt: skip
+_NOTHING_YET = (
+    aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
+    aten.new_empty_strided.default,
+)  # fmt: skip
 _SUMS_UP = {aten.any: False, aten.all: True}  # of flags that nobody knows
 _CHOOSES = (aten.topk.default,)
 
@@ -60,6 +64,8 @@ def on_host(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def follow(func, args, kwargs, out) -> str | None:
     """Work out the values of ``out`` = ``func(*args, **kwargs)``; returns what went wrong where that failed."""
+    if func in _NOTHING_YET:
+        return None
     results = [one for one in tree_flatten(out)[0] if isinstance(one, FakeTensor)]
     if not results or not all(worth_keeping(one) or known(one) is not None for one in results):
         for one in results if func._schema.is_mutable else ():

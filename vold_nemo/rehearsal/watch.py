@@ -45,6 +45,8 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if any(kind is not Tensor and not issubclass(kind, FakeTensor | torch.nn.Parameter) for kind in types):
+            return NotImplemented  # a tensor that is made of others (FP8) takes itself apart, and its parts come here
         if func.namespace == "c10d":
             return self._collective(func, args)
         flat = tree_flatten((args, kwargs))[0]

@@ -1,0 +1,89 @@
+"""What a rehearsal shows that must not be, and how far the planner is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vold_nemo.planning import memory
+from vold_nemo.planning.memory import GIB, Met, Models, Phase
+from vold_nemo.rehearsal.run import Rehearsal
+
+# Of a training step: what is made in a phase has gone when another begins (columns of the table stay: they are small).
+GONE_BY = {"generate": "teacher", "logprobs": "sync", "teacher": "sync", "train": "sync", "sync": "validate"}
+GONE_BY_IN_SFT = {"train": "agree"}
+LARGEST = 6  # places named of one finding
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One of them.  ``place``: a phase, or file and line."""
+
+    kind: str
+    what: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what} ({self.place})"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Peak of one phase, rehearsed and planned, in bytes and without the planner's reserve; ``parts``: the plan's."""
+
+    phase: str
+    rehearsed: int
+    planned: int
+    parts: dict[str, int]
+
+    @property
+    def deviation(self) -> float:
+        return self.rehearsed / self.planned - 1
+
+
+def _planned(done: Rehearsal, models: Models) -> Iterator[Phase]:
+    """The planner's phases on the pipeline stage that was rehearsed, for the micro-batches that were run."""
+    met = Met(done.scored_tokens, done.micro_batches_run)
+    for phase in memory.phases(done.config, models, done.stage, done.world, met):
+        if phase.at.stage == done.layout.pipeline_rank and phase.name != "export":
+            yield phase
+
+
+def compared(done: Rehearsal, models: Models) -> list[Compared]:
+    """Each phase that the planner knows."""
+    peaks, found = done.ledger.device.peaks, []
+    for phase in _planned(done, models):
+        if phase.name in peaks:
+            parts = {name: size for name, size in phase.parts.items() if name != "reserve" and size}
+            found.append(Compared(phase.name, peaks[phase.name].size, sum(parts.values()), parts))
+    return found
+
+
+def violations(done: Rehearsal, models: Models, rows: list[Compared]) -> Iterator[Violation]:
+    """Everything but what ended the rehearsal."""
+    config, ledger, stage = done.config, done.ledger, done.stage
+    planned: dict[str, int] = {}
+    for phase in _planned(done, models) if done.layout is not None else ():
+        planned = phase.parts | planned  # what each holder takes in the first phase that it stands in
+    for name, size in done.held.items():
+        if name in planned and size != planned[name]:
+            what = f"{name} take {size:,} bytes, {planned[name]:,} were planned"
+            yield Violation("other bytes than planned", what, "held all the time")
+    for problem in ledger.problems.values():
+        yield Violation(problem.kind, problem.what, problem.place)
+    limit = config.rehearse.outlives_mib * 2**20
+    for made, gone in (GONE_BY if stage == "vold" else GONE_BY_IN_SFT).items():
+        left = ledger.survivors.get(gone, {}).get(made, {})
+        if sum(left.values()) > limit:
+            said = ", ".join(f"{size / GIB:.2f} GiB from {place}" for place, size in left.most_common(LARGEST))
+            what = f"{sum(left.values()) / GIB:.2f} GiB: {said}"
+            yield Violation("outlives its phase", what, f"made in {made}, there in {gone}")
+    reserve, room = memory.reserve(config).get("reserve", 0), memory.capacity(config)
+    for phase, peak in ledger.device.peaks.items():
+        if room is not None and peak.size + reserve > room:
+            what = f"{peak.size / GIB:.1f} GiB and a reserve of {reserve / GIB:.1f} (plan.reserve_gib) of {room / GIB:.1f}"
+            yield Violation("does not fit", what, phase)
+    for row in rows:
+        if abs(row.deviation) > config.rehearse.deviation:
+            what = f"{row.rehearsed / GIB:.2f} GiB, planned {row.planned / GIB:.2f} ({row.deviation:+.1%})"
+            yield Violation("not as planned", what, row.phase)

@@ -1,0 +1,60 @@
+"""Rehearsals of before: where they lie, and of which configuration each was.  No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vold_nemo.config import Config
+from vold_nemo.config.writing import replace_text, writing
+
+# What does not change a rehearsal: where things lie, what else is printed.
+_ASIDE = ("rehearse", "dry_run", "strict", "explain", "search", "sbatch", "outputs", "logging", "report", "compare",
+          "reproduce", "verify", "handoff", "evaluate", "prefetch", "prepare", "limits", "seed")  # fmt: skip
+
+
+def digest(config: Config) -> str:
+    """16 hex digits of all that decides what a rehearsal finds."""
+    values = {key: value for key, value in asdict(config).items() if key not in _ASIDE}
+    values["vold"] = {key: value for key, value in values["vold"].items() if key not in ("start", "run")}
+    values["sft"] = {key: value for key, value in values["sft"].items() if key != "run"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def name(stage: str, rank: int, world: int) -> str:
+    return f"{stage}_rank{rank}_of_{world}.json"
+
+
+def keep(config: Config, found: dict[str, Any]) -> Path:
+    """Write ``found`` (``account.account``) into ``rehearse.path``."""
+    file = Path(config.rehearse.path) / name(found["stage"], found["rank"], found["world"])
+    with writing("rehearse.path", file.parent):
+        replace_text(file, json.dumps(found, indent=1) + "\n")
+    return file
+
+
+def of(config: Config) -> list[dict[str, Any]]:
+    """What was rehearsed of this configuration, in the order of stage and rank."""
+    found = []
+    for file in sorted(Path(config.rehearse.path).glob("*_rank*_of_*.json")):
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.get("configuration") == digest(config):
+            found.append(content)
+    return sorted(found, key=lambda one: (one["stage"], one["world"], one["rank"]))
+
+
+def said(config: Config) -> str:
+    """A line for a plan."""
+    known = of(config)
+    if not known:
+        return "rehearsed: not yet; recipes/rehearse.py runs any rank of this on fake tensors, without a GPU"
+    wrong = sum(bool(one["violations"]) for one in known)
+    ranks = ", ".join(f"{one['stage']} rank {one['rank']} of {one['world']}" for one in known)
+    verdict = f"{wrong} of them with violations" if wrong else "no violation"
+    return f"rehearsed: {ranks}; {verdict}; last {max(one['when'] for one in known)} ({Path(config.rehearse.path)})"
