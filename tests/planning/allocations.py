@@ -150,6 +150,7 @@ def training_peak(
             loss, said = vold_loss(
                 hidden, head, tokens, shard, Objective(kl=KLTerm(estimator), chunk_tokens=chunk),
                 teacher=TeacherStates(teacher_hidden.index_select(0, torch.arange(count)), teacher_head),
+                head_gradient=head.main_grad,
             )  # fmt: skip
             at_loss = live.peak
             del hidden, output, said

@@ -21,7 +21,7 @@ import torch
 
 from tests.rehearsal.engine_job_shapes import HIDDEN, TOKENS, WIDE
 from vold_nemo.rehearsal import engine, stand_ins, values
-from vold_nemo.rehearsal.engine import gemm, quantise, report
+from vold_nemo.rehearsal.engine import gemm, quantise, report, routing
 from vold_nemo.rehearsal.groups import Groups
 from vold_nemo.rehearsal.ledger import Ledger
 from vold_nemo.rehearsal.watch import Watch
@@ -33,11 +33,9 @@ work: Counter[str] = Counter()
 def start(site: Path, capability: tuple[int, int]) -> Watch:
     ledger = Ledger()
     watch = Watch(ledger, Groups(0, 64, 8))
-    stand_ins._runtime(stand_ins.GPU("a test", capability, 80 << 30), ledger)
-    stand_ins._tensors(ledger, watch)
-    engine.install(site)  # once torch.cuda answers, and before megatron-core is imported
-    stand_ins._kernels()
-    stand_ins._collectives(ledger, watch)
+    stand_ins.play_gpu(stand_ins.GPU("a test", capability, 80 << 30), ledger, watch)
+    engine.install(site)
+    stand_ins.play_world(ledger, watch)
 
     def on_kernel(name, *, flops, dtype):
         launches[name] += 1
@@ -96,7 +94,31 @@ def bf16_layers(te) -> dict:
         "attention": saved(core, *query) | {"work": counted(lambda: core(*query))["work"]},
         "packed": saved(of_packed, *packed) | {"work": counted(lambda: of_packed(*packed))["work"]},
         "adam": counted(lambda: step(te, norm)),
+        "experts": experts(te, given),
+        "permutation": counted(lambda: permuted(te, given)),
     }
+
+
+def experts(te, given) -> dict:
+    """Three experts in one module, of which one gets no token."""
+    module = te.GroupedLinear(3, HIDDEN, WIDE, bias=False, params_dtype=torch.bfloat16)
+
+    def forward_backward() -> None:
+        output = module(given(TOKENS, HIDDEN), [TOKENS - 256, 0, 256])
+        output.backward(torch.empty_like(output))
+
+    return counted(forward_backward) | {"gradients": [list(p.grad.shape) for p in module.parameters()]}
+
+
+def permuted(te, given) -> None:
+    """As ``moe_permute_fusion`` does it: one custom operator, which under fake tensors allocates and launches nothing; the map
+    that it begins with is made here by its kernels in Triton."""
+    from transformer_engine.pytorch.triton.permutation import make_row_id_map
+
+    chosen = routing.balanced_map(TOKENS, 4, 2, torch.device("cuda"))
+    rows, _ = te.moe_permute(given(TOKENS, HIDDEN), chosen, num_out_tokens=2 * TOKENS, map_type="mask")
+    assert rows.shape == (2 * TOKENS, HIDDEN) and values.known(chosen).sum(0).tolist() == [TOKENS // 2] * 4
+    assert make_row_id_map(chosen, TOKENS, 4).shape == (TOKENS, 9)
 
 
 def step(te, module) -> None:
@@ -125,6 +147,16 @@ def recipes(te, capability) -> dict:
         found[name] = counted(run) | {"bytes": sum(p.numel() * p.element_size() for p in parts)}
         found[name]["backward"] = refused(lambda weight=weight: _backward_product(weight))
     return found
+
+
+def scale_shapes(te) -> list:
+    """(what the stand-in allocates, what Transformer Engine's Python says) for tensors that are no neat multiples."""
+    quantisers = [te.Float8BlockQuantizer(te.DType.kFloat8E4M3, rowwise=True, columnwise=True, block_scaling_dim=dim)
+                  for dim in (1, 2)]  # fmt: skip
+    quantisers.append(te.MXFP8Quantizer(te.DType.kFloat8E4M3))
+    cases = [(quantiser, shape, columnwise) for quantiser in quantisers for columnwise in (False, True)
+             for shape in ((32, 96), (160, 1056), (4, 64, 128), (2048, 4096))]  # fmt: skip
+    return [[list(quantise.scale_shape(q, shape, col)), list(q.get_scale_shape(shape, col))] for q, shape, col in cases]
 
 
 def _backward_product(weight) -> None:
@@ -175,5 +207,5 @@ if __name__ == "__main__":
 
         found = {"recipes": recipes(te, capability)}
         if capability == (9, 0):
-            found |= {"layers": bf16_layers(te), "models": models()}
+            found |= {"layers": bf16_layers(te), "models": models(), "scale shapes": scale_shapes(te)}
         print("FOUND " + json.dumps(found))

@@ -102,3 +102,19 @@ def test_experts_multiply_their_equal_share_of_tokens_in_fp8():
     experts = found("9.0")["models"]["experts"]
     assert "blockwise" in experts["held"]
     assert experts["work"]["multi_tensor_gemm float8_e4m3fn"] == experts["expected"]
+
+
+def test_an_expert_without_tokens_multiplies_nothing_and_has_a_gradient_all_the_same():
+    experts = layer("experts")
+    assert experts["launches"]["multi_tensor_gemm"] == 3 * 2  # outputs, gradients of inputs and of weights; two experts
+    assert experts["work"]["multi_tensor_gemm bfloat16"] == 3 * 2 * shapes.TOKENS * shapes.HIDDEN * shapes.WIDE
+    assert experts["gradients"] == [[shapes.WIDE, shapes.HIDDEN]] * 3
+
+
+def test_kernels_in_triton_are_launched_and_not_run():
+    assert layer("permutation")["launches"] == {f"triton _row_id_map_pass_{n}_kernel": 1 for n in (1, 2, 3)}
+
+
+def test_scales_have_the_shapes_that_the_python_layer_expects():
+    pairs = found("9.0")["scale shapes"]
+    assert len(pairs) == 24 and all(allocated == expected for allocated, expected in pairs)

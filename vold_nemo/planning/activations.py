@@ -6,7 +6,8 @@ an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-valu
 
     norm        fp32 copy of its input (the input itself in fp32) 4nH, normalised input 4nH, 1/rms 4n, its output enH
                 Transformer Engine: input enH, output enH, 1/rms 4n
-    attention   qkv e·n(A+2K)/T, rotated q and k e·n(A+K)/T, output e·nA/T, log-sum-exp 4n·heads/T, rotary tables 4·s·d·e
+    attention   qkv e·n(A+2K)/T (Transformer Engine: a copy of v, e·nK/T), rotated q and k e·n(A+K)/T, output e·nA/T,
+                log-sum-exp 4n·heads/T, rotary tables 4·s·d·e
     qk norms    as a norm without its output: 8nA/T + 8nK/T (Transformer Engine: they add e·n(A+K)/T)
     MLP         gate and up 2F, gate copied F, silu(gate) F, product F:  5·e·nF/T
 
@@ -63,7 +64,8 @@ def layer(arch: Architecture, tokens: Tokens, parallel: ParallelConfig, how: Num
     heads, groups = arch.heads // tensor, max(1, arch.kv_groups // tensor)
     query, key, ffn = heads * arch.head_dim, groups * arch.head_dim, arch.ffn // tensor
     total = 2 * _norm(_norm_tokens(tokens, parallel), arch.hidden, 1, how)
-    total += e * n * (query + 2 * key) + e * n * (query + key) + e * n * query + FP32 * n * heads
+    qkv = key if how.cuda else query + 2 * key
+    total += e * n * qkv + e * n * (query + key) + e * n * query + FP32 * n * heads
     total += 4 * e * tokens.length * arch.head_dim
     if arch.qk_norm:
         total += _norm(n, query, heads, how, output=False) + _norm(n, key, groups, how, output=False)
@@ -98,9 +100,9 @@ def layer_backward(arch: Architecture, tokens: Tokens, tensor: int, how: Numeric
     return 2 * how.size * tokens.count * arch.ffn // tensor
 
 
-def embedding_backward(arch: Architecture, rows: int, pipeline: int, how: Numerics) -> int:
-    """The embedding's dense gradient [v, H]; where the LM head is the same parameter, also the head's, and their sum."""
-    return how.size * rows * arch.hidden * (3 if arch.tied and pipeline == 1 else 1)
+def embedding_backward(arch: Architecture, rows: int, how: Numerics) -> int:
+    """The embedding's dense gradient [v, H]; the LM head's goes into the gradient buffer while the loss is formed."""
+    return how.size * rows * arch.hidden
 
 
 def in_flight(pipeline: int, stage: int, micro_batches: int) -> int:
@@ -112,8 +114,8 @@ def in_flight(pipeline: int, stage: int, micro_batches: int) -> int:
 class Objective:
     """Working set of the loss on the last stage.
 
-    ``kept`` lives on into the backward pass (∂hidden [m, H], ∂head [v, H] in their own types, and the chosen rows of hidden);
-    ``peak`` is the most that the loss holds while it runs, ``kept`` included.
+    ``kept`` lives on into the backward pass (∂hidden [m, H] and the chosen rows of hidden); ``peak`` is the most that the loss
+    holds while it runs, ``kept`` included.
     """
 
     kept: int
@@ -132,25 +134,24 @@ class Heads:
 def objective(heads: Heads, tokens: int, chunk: int, how: Numerics, *, gathered: bool, exact: bool) -> Objective:
     """The chunked loss over ``tokens`` predicted tokens; ``exact``: with a KL that sums over the vocabulary.
 
-    Two [c, v] fp32 logit buffers (one without a teacher), ∂head [v, H] in fp32 and then in the weights' type, ∂hidden, the
-    chosen rows of hidden, the all-gathered hidden under sequence parallelism, and the teacher's chosen rows.  Besides, the
-    temporaries of an element-wise pass (two where a KL sums over the vocabulary, else one), in blocks of rows of which two
-    live at once; or, with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits and 8192 rows
-    of ∂head, on a CPU at most 8192 head rows and what they meet, converted.
+    Two [c, v] fp32 logit buffers (one without a teacher), ∂hidden, the chosen rows of hidden, the all-gathered hidden under
+    sequence parallelism, and the teacher's chosen rows; ∂head is added up in the gradient buffer.  Besides, the temporaries of
+    an element-wise pass (two where a KL sums over the vocabulary, else one), in blocks of rows of which two live at once; or,
+    with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits and 8192 rows of ∂head, on a CPU
+    at most 8192 head rows and what they meet, converted.
     """
     rows, hidden, teacher_hidden = heads.rows, heads.hidden, heads.teacher_hidden
     e, c = how.size, min(chunk, tokens)
     selected = e * tokens * hidden
     held = 2 * selected + (selected if gathered else 0) + e * tokens * teacher_hidden
-    head, chunk_bytes = FP32 * rows * hidden, FP32 * c * rows
+    chunk_bytes = FP32 * c * rows
     temporaries, converted = 2 if exact else 1, 0
     passes = temporaries * min(chunk_bytes, 2 * (_GPU_BLOCK if how.cuda else _CPU_BLOCK))
     if e != FP32:
         block, wide = min(_HEAD_ROWS, rows), max(hidden, teacher_hidden)
         converted = e * c * rows + FP32 * block * hidden if how.cuda else FP32 * (block * (wide + c) + c * wide)
     logits = chunk_bytes * (2 if teacher_hidden else 1)
-    running = held + head + max(logits + passes, logits + converted, 0 if e == FP32 else e * rows * hidden)
-    return Objective(held + e * rows * hidden, running)
+    return Objective(held, held + logits + max(passes, converted))
 
 
 def decoding(arch: Architecture, rows: int, length: int, size: int) -> int:

@@ -327,7 +327,7 @@ def _work(
         added = max(loss.peak, loss.kept + added)  # what the loss keeps is used up before a layer is made again
     added = max(added, behind)
     if at.is_first:
-        added = max(added, activations.embedding_backward(arch, heads.rows, at.pipeline, how) - kept)
+        added = max(added, activations.embedding_backward(arch, heads.rows, how) - kept)
     return {"activations": kept, "objective": added}
 
 

@@ -12,7 +12,7 @@ from vold_nemo.rehearsal import findings
 from vold_nemo.rehearsal.kept import digest
 from vold_nemo.rehearsal.run import Rehearsal
 
-HOLDERS = 12  # named of a peak
+HOLDERS = 16  # named of a peak
 PLACES = 20  # named of waits and of copies
 
 

@@ -11,6 +11,7 @@ from typing import Any
 _ROOT = Path(__file__).parents[2]
 _OWN = str(Path(__file__).parent)
 _LIBRARIES = ("megatron/core", "transformer_engine", "nemo", "torch/optim")
+BACKWARD = "torch.autograd, backward pass"  # its thread knows no line of ours
 _places: dict[tuple[str, int], str | None] = {}  # of code, by file and line; None = not worth naming
 
 
@@ -26,7 +27,7 @@ def place(depth: int = 2) -> str:
                 return f"{here} > {inner}" if inner else here
             inner = inner or here
         frame = frame.f_back
-    return inner or "?"
+    return inner or BACKWARD
 
 
 def _named(file: str, line: int) -> str | None:

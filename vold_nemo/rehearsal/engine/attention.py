@@ -39,6 +39,11 @@ def _axes(part: str) -> str:
 def get_fused_attn_backend(fused_attn_params):
     """(backend, why not): the part of ``fused_attn.cpp: nvte_get_fused_attn_backend`` that cases of this project reach.
 
+    The extension's sources do not carry that file; what stands here follows 2.20.0.dev, which decides by rules, where 2.20.2
+    has cuDNN's frontend look at the graph (``fused_attn/graph_cache.h: check_support``).  They may differ for packed sequences
+    below compute capability 9.0: the rules refuse them, the frontend refuses (from 9.18.1 on) the backward pass alone
+    (``scaled_dot_product_flash_attention.h``: "Packed/ragged LSE is not supported for bprop thd on SM8X").
+
     :raises NotImplementedError: for a case outside it, rather than a guess.
     """
     import transformer_engine_torch as tex

@@ -1,7 +1,8 @@
 """A stand-in of Triton: kernels that Transformer Engine and megatron-core launch from Python are reported, not run.
 
-They are given their outputs, so that a launch allocates nothing.  Triton itself would do as well up to the launch, which
-asks a driver for a device; and its wheel is 200 MB.
+They are given their outputs, so that a launch allocates nothing.  (Transformer Engine's permutations are custom operators
+with a fake implementation of their own, which is what runs; their scratch is not seen.)  Triton itself would do as well up to
+the launch, which asks a driver for a device; and its wheel is 200 MB.
 """
 
 from __future__ import annotations
