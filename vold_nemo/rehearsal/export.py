@@ -139,7 +139,7 @@ def _account(config: Config, watch, layers: str, read: Counter, files: list[int]
         "configuration": digest(config),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "experiment": config.name, "cluster": config.cluster.name, "stage": "export", "rank": 0, "world": 1,
-        "place": {}, "layers": layers, "processor_seconds": round(seconds, 1), "memory": where,
+        "place": {}, "layers": layers, "apex": False, "processor_seconds": round(seconds, 1), "memory": where,
         "micro_batches": {"planned": 0, "run": 0}, "tokens": {"planned": 0, "run": 0},
         "violations": [{"kind": one.kind, "what": one.what, "place": one.place} for one in wrong],
         "phases": [account.phase_of(ledger, phase, row if phase == most else None, where) for phase in ledger.phases],

@@ -119,6 +119,10 @@ def play(config: Config, ledger, watch) -> str:
 
     capability = divmod(round(10 * config.cluster.compute_capability), 10)
     play_gpu(GPU(config.cluster.name, capability, int(config.cluster.memory_gib * 2**30)), ledger, watch)
+    if config.rehearse.apex:  # first: Transformer Engine imports megatron-core
+        from vold_nemo.rehearsal import apex
+
+        apex.install(ledger)
     return _engine(config.rehearse.engine, ledger)
 
 

@@ -16,7 +16,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     place = ", ".join(f"{name} {rank}" for name, rank in found["place"].items())
     yield (
         f"rehearsed: {found['experiment']} on {found['cluster']}, {found['stage']}, rank {found['rank']} of {found['world']}"
-        f"{f' ({place})' if place else ''}; {found['layers']} layers; {found['processor_seconds']:.0f} processor seconds"
+        f"{f' ({place})' if place else ''}; {found['layers']} layers{', apex' if found.get('apex') else ''}; "
+        f"{found['processor_seconds']:.0f} processor seconds"
     )
     batches, tokens = found["micro_batches"], found["tokens"]
     if files := found.get("files"):  # of an export
