@@ -16,7 +16,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("device", "precision", "seed", "parallel", "teacher", "teachers", "objective"))
+@recipe(reads=("device", "precision", "seed", "parallel", "teacher", "teachers", "objective", "cluster"))
 def main(config: Config) -> None:
     import torch.distributed as dist
 
@@ -33,6 +33,9 @@ def main(config: Config) -> None:
         if config.objective.kl.enabled:
             device = pick_training_device(config.device, place.local_rank)
             found += diagnosis.attempt("teacher", lambda: diagnosis.teachers(config, device, architecture_of))
+        copy, gpus = config.parallel, config.cluster.gpus
+        world = max(place.world, copy.tensor * copy.pipeline * copy.context, gpus.sft or 1, gpus.vold or 1)
+        found += diagnosis.attempt("open files", lambda: diagnosis.open_files(world))
         found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
         print("\n".join(map(str, found)), flush=True)
     if place.world > 1:

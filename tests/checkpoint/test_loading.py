@@ -104,6 +104,47 @@ def test_two_steps_and_two_resumed_are_four_bit_for_bit(name, source, tmp_path, 
         assert all(torch.equal(weights[key], weights_again[key]) for key in weights)
 
 
+def _gathered(optimizer, weights, *, loading=False):
+    """The distributed optimizer's state as megatron-core gives it: gathered, each parameter whole on data-parallel rank 0."""
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    return optimizer.sharded_state_dict(weights, is_loading=loading, metadata=metadata)
+
+
+def _four_gathered(*arguments):
+    """:func:`_four`, whose checkpoint is written as it was before ranks wrote their own shares."""
+    from vold_nemo.checkpoint import saving
+
+    own, saving.sharded_state = saving.sharded_state, _gathered
+    try:
+        return _four(*arguments)
+    finally:
+        saving.sharded_state = own
+
+
+def _stored(folder):
+    """Every tensor of a checkpoint, whole."""
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.FileSystemReader(folder)
+    sizes = {k: v for k, v in reader.read_metadata().state_dict_metadata.items() if hasattr(v, "size")}
+    state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in sizes.items()}
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+@pytest.mark.parametrize("name", ["distributed", "distributed_bf16_tp2"])
+def test_a_gathered_state_and_the_ranks_own_shares_are_the_same_checkpoint(name, source, tmp_path, gloo):
+    world, *layout, options = LAYOUTS[name]
+    before, now = tmp_path / "gathered", tmp_path / "shares"
+    whole = gloo(world).run(_four_gathered, source, before, *layout, options)
+    assert [found for found, *_ in gloo(world).run(_four, source, now, *layout, options)] == [found for found, *_ in whole]
+    gathered, shared = (_stored(folder / "step_2" / "shards") for folder in (before, now))
+    assert gathered.keys() == shared.keys() and any(name.startswith("optimizer.state.exp_avg_sq.") for name in shared)
+    assert all(torch.equal(gathered[key], shared[key]) for key in gathered)
+    resumed = gloo(world).run(_two_more, source, before, *layout, options)  # an older run's checkpoint
+    assert [found for found, *_ in resumed] == [found for found, *_ in whole]
+
+
 def _resharded(source, folder, tensor, pipeline, sequence, options):
     from vold_nemo.checkpoint import loading
     from vold_nemo.megatron import parallel

@@ -60,6 +60,17 @@ def test_what_the_hardware_means_for_an_experiment_s_teacher(monkeypatch):
     assert said(h100, "teacher.path=nowhere")[0] == diagnosis.NOTE
 
 
+@pytest.mark.parametrize(
+    ("limits", "grade", "follows"),
+    [((8192, 8192), diagnosis.GOOD, ""), ((1024, 8192), diagnosis.NOTE, "its own"), ((1024, 4096), diagnosis.BAD, "4,608"),
+     ((-1, -1), diagnosis.GOOD, "")],
+)  # fmt: skip
+def test_open_files_are_counted_against_the_world(monkeypatch, limits, grade, follows):
+    monkeypatch.setattr(diagnosis.resource, "getrlimit", lambda _: limits)
+    found = diagnosis.open_files(1024)
+    assert found.grade == grade and follows in found.follows and "needs up to 4,608" in found.what
+
+
 def reduced():
     import torch
 
@@ -77,6 +88,7 @@ def test_the_recipe_reports_this_machine(tmp_path, ranks):
         [sys.executable, *launcher, str(ROOT / "recipes/doctor.py"), f"outputs={tmp_path}", "device=auto"],
         capture_output=True, text=True, timeout=200, cwd=tmp_path,
     )  # fmt: skip
-    for topic in ("teacher", "node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm", "storage"):
+    for topic in ("teacher", "node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm",
+                  "open files", "storage"):
         assert sum(line[8:].startswith(topic) for line in done.stdout.splitlines()) >= 1, done.stdout + done.stderr
     assert ("all-reduce" in done.stdout) == (ranks > 1)

@@ -86,6 +86,77 @@ def test_a_world_that_does_not_fit_is_refused_on_every_rank(gloo):
     assert gloo(4).run(_refused, 3) == ["world size"] * 4
 
 
+def asked_of_torch(device):
+    """Backends that are asked for while a layout is made as if on ``device``; the groups themselves are gloo's."""
+    import torch
+
+    from vold_nemo.megatron import parallel
+
+    asked, made, joined = [], torch.distributed.new_group, parallel.join
+
+    def record(*args, backend=None, **options):
+        asked.append(backend)
+        return made(*args, **options)
+
+    torch.distributed.new_group = record
+    parallel.join = lambda *args, **options: torch.device(device)
+    try:
+        parallel.initialize(2, 1, seed=3)
+    finally:
+        torch.distributed.new_group, parallel.join = made, joined
+        parallel.destroy()
+    return asked
+
+
+def test_on_a_gpu_the_default_group_alone_has_sockets(gloo):
+    for asked in gloo(2).run(asked_of_torch, "cuda"):
+        assert len(asked) > 10 and set(asked) == {"nccl"}
+    for asked in gloo(2).run(asked_of_torch, "cpu"):
+        assert len(asked) > 10 and set(asked) == {None}
+
+
+@pytest.mark.parametrize(
+    ("device", "said", "lazy", "backend"), [("cuda", None, "1", "cpu:gloo,cuda:nccl"), ("cuda", "0", "0", "cpu:gloo,cuda:nccl"),
+                                            ("cpu", None, None, "gloo")],
+)  # fmt: skip
+def test_gloo_connects_late_where_groups_are_large_and_a_person_does_not_say_otherwise(
+    monkeypatch, device, said, lazy, backend
+):
+    import torch
+    import torch.distributed as dist
+
+    from vold_nemo.megatron import parallel
+
+    variable, seen = "TORCH_GLOO_LAZY_INIT", []
+    monkeypatch.setenv(variable, said or "")  # so that it is put back
+    if said is None:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(parallel, "pick_training_device", lambda *_: torch.device(device))
+    monkeypatch.setattr(parallel, "use", lambda _: None)
+    monkeypatch.setattr(parallel, "_own_default_group", False)
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda kind, **_: seen.append((kind, os.environ.get(variable))))
+    parallel.join()
+    assert seen == [(backend, lazy)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "world", "after"),
+    [((1024, 4096), 64, 1024), ((1024, 4096), 1024, 4096), ((1024, 524288), 1024, 4608), ((8192, 8192), 1024, 8192),
+     ((1024, -1), 1024, 4608), ((-1, -1), 1024, -1)],
+)  # fmt: skip
+def test_a_rank_raises_its_limit_of_open_files_as_far_as_it_needs_and_may(monkeypatch, limits, world, after):
+    import resource
+
+    from vold_nemo.megatron import parallel
+
+    now = [limits]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: now[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: now.append(pair))
+    parallel.raise_file_limit(world)
+    assert now[-1] == (after, limits[1])
+
+
 def test_a_lone_process_needs_no_launcher():
     code = (
         "from vold_nemo.megatron import parallel; import torch.distributed as dist\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.stages import REWARDS, vold_steps
+from tests.models.stages import REWARDS, FixedSampler, build_vold, configuration, layout_of, vold_steps
 from vold_nemo.models.handover import Handover
 
 ASKED = ["vold.offload.gradients=true", "vold.offload.optimizer=true", "rollout.sleep=true", "vold.updates_per_step=2"]
@@ -49,6 +49,86 @@ def test_leaving_comes_first_and_a_phase_that_is_not_in_the_table_moves_nothing(
         said.append(" ".join(log))
         log.clear()
     assert said == ["-optimizer", "", "-engine +optimizer", "", "-optimizer +engine", "-engine +optimizer"]
+
+
+def test_what_left_before_the_first_phase_is_not_asked_to_leave_and_comes_back():
+    log = []
+    movables = {name: Recorder(name, log) for name in ("gradients", "optimizer", "engine")}
+    handover = Handover(movables, {}, away=["engine"])
+    handover.enter("checkpoint")
+    handover.enter("sync")
+    assert log == ["-gradients", "-optimizer", "+engine"]
+
+
+class Enough(Exception):
+    """Ends a stage at its first model."""
+
+
+@pytest.mark.parametrize(("sleeps", "before"), [("true", ["engine", "sleep"]), ("false", ["engine"])])
+def test_an_engine_that_is_to_sleep_does_so_before_there_is_a_model(world, gloo, sleeps, before):
+    assert gloo(1).run(until_a_model, world, f"rollout.sleep={sleeps}") == [before]
+
+
+def until_a_model(folder, *options):
+    """What :func:`train_vold` asks of its engine until the first model is built."""
+    from vold_nemo.megatron import parallel
+    from vold_nemo.models.stages import train_vold
+
+    log = []
+
+    def stop(config):
+        raise Enough
+
+    def engine(device):
+        log.append("engine")
+        return SimpleNamespace(sleep=lambda: log.append("sleep"))
+
+    with pytest.raises(Enough):
+        train_vold(configuration(folder, *options), SimpleNamespace(engine=engine, model=stop))
+    parallel.destroy()
+    return log
+
+
+class Watched(FixedSampler):
+    """Notes what is on the device while it is woken, fed and asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.awake, self.log, self.model = False, [], None
+
+    def note(self, what):
+        held = self.model.handover._bytes_of
+        self.log.append((what, held["gradients"](), held["optimizer"](), self.awake))
+
+    def wake(self):
+        self.note("wake")
+        super().wake()
+
+    def load(self, stream, version, part):
+        self.note("load")
+        return super().load(stream, version, part)
+
+    def validate(self, step):
+        self.note("validate")
+        return {}
+
+
+def first_sync(folder, *options):
+    from vold_nemo.megatron import parallel
+
+    config = configuration(folder, *options)
+    watched = Watched()
+    watched.model = build_vold(config, layout_of(config), watched)
+    watched.model.on_loop_start(0)
+    held = watched.model.handover.held["validate"]
+    parallel.destroy()
+    return watched.log, held
+
+
+def test_the_first_sync_and_validation_have_the_device_as_the_later_ones_do(gloo, world):
+    log, held = gloo(1).run(first_sync, world, *ASKED)[0]
+    assert log == [("wake", 0, 0, False), ("load", 0, 0, True), ("validate", 0, 0, True)]
+    assert held["gradients"] == held["optimizer"] == 0 and held["engine"] == 1000
 
 
 def test_fp32_parameters_in_the_optimizers_groups_never_leave():

@@ -51,12 +51,12 @@ def id_of(tensor: torch.Tensor) -> int:
 
 def _copied(model, optimizer) -> tuple[int, int]:
     """Bytes that stay when training goes on after a checkpoint is staged, and that stand before they are copied."""
-    from vold_nemo.checkpoint.loading import OPTIMIZER_LAYOUT
+    from vold_nemo.checkpoint.optimizer_state import sharded_state
     from vold_nemo.checkpoint.sharded import Staged, model_state
 
     weights = model_state(model)
     with LiveBytes() as live:
-        state = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=OPTIMIZER_LAYOUT)}
+        state = {"model": weights, "optimizer": sharded_state(optimizer, weights)}
         gathered = live.now
         staged = Staged(state, copied=True)
         del state

@@ -36,9 +36,9 @@ def test_bytes_are_megatron_cores(gloo, checkpoints, model, distributed, layout)
         assert [(p.name, p.numel) for p in stage_parameters(arch, at, padded)] == named
         plan = trained(arch, at, padded, precision, distributed)
         assert [plan.parameters, plan.gradients, plan.optimizer] == measured
-        kept, beside = checkpoint_copy(arch, at, padded, precision, distributed)
+        kept = checkpoint_copy(arch, at, padded, precision, distributed)
         if tensor_rank == 0:
             assert copied == kept
         else:
-            assert copied < kept or copied == kept == 0  # the first writes what all hold alike
-        assert beside - 12 * 128 < gathered <= beside  # padding of the last bucket is not gathered
+            assert copied <= kept  # the first writes what all hold alike
+        assert gathered == 0  # the state is written from where it is

@@ -101,11 +101,15 @@ def test_what_leaves_the_device_is_charged_to_the_phases_that_need_it(paper):
         assert gone <= set(kept[phase])
 
 
-def test_a_checkpoint_that_a_thread_writes_takes_host_memory_and_a_plain_optimizer_gathers_none(paper):
-    (before,) = [line for line in text.checkpoint_table(paper, models_of(paper)) if "vold" in line]
-    assert "until it is written" in before and "while the optimizer is gathered" in before
-    waits = compose(["experiment=paper_3b", "checkpoint.asynchronous=false", "vold.optimizer.distributed=false"])
-    assert not any("vold" in line for line in text.checkpoint_table(waits, models_of(waits)))
+def test_a_checkpoint_that_a_thread_writes_takes_host_memory_and_a_distributed_optimizer_shares_it_out(paper):
+    (said,) = [line for line in text.checkpoint_table(paper, models_of(paper)) if "vold" in line]
+    assert "until it is written" in said
+    models = models_of(paper)
+    plain = compose(["experiment=paper_3b", "vold.optimizer.distributed=false"])
+    own, whole = (memory.checkpoint_copy(config, models, "vold", 4) for config in (paper, plain))
+    assert own == pytest.approx(whole * (2 + 12 / 2) / (2 + 12), rel=0.01)  # weights, and the share of data rank 0 of 2
+    waits = compose(["experiment=paper_3b", "checkpoint.asynchronous=false"])
+    assert not list(text.checkpoint_table(waits, models_of(waits)))
 
 
 def test_the_mask_saves_more_the_more_rollouts_are_right(paper):

@@ -26,16 +26,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from vold_nemo.checkpoint.optimizer_state import sharded_state, take_up
 from vold_nemo.checkpoint.sharded import load_model, load_shards, model_state, set_model
 from vold_nemo.config import CheckpointConfig, ConfigError
-from vold_nemo.megatron.optimizer import load_state
+from vold_nemo.megatron import device as devices
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _STEP = re.compile(r"step_(\d+)$")
-# The whole optimizer state in the shape of the parameters: what every layout could read.
-OPTIMIZER_LAYOUT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass(frozen=True)
@@ -152,12 +151,12 @@ def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tup
     weights = model_state(into.model)
     state = {
         "model": weights,
-        "optimizer": into.optimizer.sharded_state_dict(weights, is_loading=True, metadata=OPTIMIZER_LAYOUT),
+        "optimizer": sharded_state(into.optimizer, weights, loading=True),
     }
     loaded = load_shards(state, path / "shards")
     set_model(into.model, loaded["model"])
     mine = torch.load(path / "ranks" / f"rank_{into.layout.rank if before == now else 0}.pt", weights_only=True)
-    load_state(into.optimizer, loaded["optimizer"], mine["adam_steps"])
+    take_up(into.optimizer, loaded["optimizer"], mine["adam_steps"])
     into.schedule.load_state_dict(mine["schedule"])
     if before == now:
         set_random_state(mine["random"])
@@ -191,8 +190,8 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "megatron": {name: value.clone() for name, value in get_cuda_rng_tracker().get_states().items()},
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if (own := devices.random_state()) is not None:
+        state["cuda"] = own
     return state
 
 
@@ -206,7 +205,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     get_cuda_rng_tracker().set_states(dict(state["megatron"]))
     if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+        devices.set_random_state(state["cuda"])
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -28,7 +28,6 @@ import torch.distributed as dist
 
 from vold_nemo.checkpoint.loading import (
     FORMAT,
-    OPTIMIZER_LAYOUT,
     Retention,
     TrainingState,
     complete_checkpoints,
@@ -37,6 +36,7 @@ from vold_nemo.checkpoint.loading import (
     random_state,
     step_of,
 )
+from vold_nemo.checkpoint.optimizer_state import sharded_state
 from vold_nemo.checkpoint.sharded import Staged, model_state
 from vold_nemo.config.writing import replace_text, sync
 from vold_nemo.megatron.optimizer import steps_taken
@@ -86,7 +86,7 @@ class Snapshot:
 
         def stage() -> None:
             weights = model_state(state.model)
-            optimizer = state.optimizer.sharded_state_dict(weights, metadata=OPTIMIZER_LAYOUT)
+            optimizer = sharded_state(state.optimizer, weights)
             self._staged = Staged({"model": weights, "optimizer": optimizer}, copied=later)
 
         self._together(self._make_room)

@@ -61,9 +61,9 @@ class Staged:
         if copied:
             for piece in itertools.chain.from_iterable(by_key.values()):
                 if isinstance(piece, ShardedTensor):
-                    # Pageable memory: pinned pages are kept for ever, rounded up to powers of two
+                    # Pageable memory: what torch pins it keeps for ever, rounded up to powers of two
                     piece.data = piece.data.detach().to("cpu", copy=True)
-        self._copied, self._common = copied, io.BytesIO()
+        self._common = io.BytesIO()
         torch.save(common, self._common)
         self._state = mcore_to_pyt_state_dict(by_key, False)
 
@@ -84,10 +84,10 @@ class Staged:
         from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 
         state, self._state = self._state, None
-        # Copying ahead uses a CUDA stream, even for what lies in host memory: in a new thread that would be device 0's.
-        ahead = {"per_thread_copy_ahead": 0} if self._copied else {}
+        # Copying ahead goes through pinned memory, which torch rounds up and keeps, and uses a CUDA stream even for what lies
+        # in host memory: in a new thread that would be device 0's.
         dcp.save(
-            state, storage_writer=dcp.FileSystemWriter(folder, thread_count=1, **ahead),
+            state, storage_writer=dcp.FileSystemWriter(folder, thread_count=1, per_thread_copy_ahead=0),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False), process_group=group,
         )  # fmt: skip
 

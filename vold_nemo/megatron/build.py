@@ -18,6 +18,7 @@ from torch import Tensor
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import cpu, fp8
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.device import has_gpu
 from vold_nemo.megatron.parallel import Layout
 from vold_nemo.megatron.precision import Precision
 
@@ -46,7 +47,7 @@ def _model_class() -> type:
 
 
 def has_transformer_engine() -> bool:
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    return has_gpu() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def recomputation(arch: Architecture, recompute: str) -> dict:

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import resource
 import shutil
 import socket
 import subprocess
@@ -131,6 +132,23 @@ def slurm() -> Finding:
     if job is None:
         return Finding(GOOD, "Slurm", f"{there}; not inside a job", "for the compute nodes: srun ... recipes/doctor.py")
     return Finding(GOOD, "Slurm", f"{there}; job {job} on {os.environ.get('SLURM_JOB_NODELIST', '?')}")
+
+
+def open_files(world: int) -> Finding:
+    """The limit of open files against what a rank of ``world`` needs (``parallel.files_of_rank``)."""
+    from vold_nemo.megatron.parallel import files_of_rank
+
+    topic, need = "open files", files_of_rank(world)
+    soft, hard = (
+        float("inf") if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    what = f"{soft:,.0f} allowed, {hard:,.0f} at most; a rank of {world:,} needs up to {need:,}"
+    if hard < need:
+        mend = f"connections will be refused: have the hard limit raised (LimitNOFILE of slurmd, ulimit -Hn) to {need:,}"
+        return Finding(BAD, topic, what, mend)
+    if soft < need:
+        return Finding(NOTE, topic, what, "every rank raises its own limit when it joins")
+    return Finding(GOOD, topic, what)
 
 
 def teachers(config: Config, device, architecture_of: Callable[[str], Architecture]) -> list[Finding]:

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vold_nemo.megatron import device as devices
 from vold_nemo.megatron import float8
 from vold_nemo.megatron.precision import BLOCK, Hardware, Precision, weight_bytes
 
@@ -38,8 +39,7 @@ def hardware(device: torch.device) -> Hardware:
     """What this rank computes on."""
     if device.type == "cpu":
         return Hardware("cpu")
-    cuda = _version(torch.version.cuda or "")
-    return Hardware("cuda", torch.cuda.get_device_capability(device), _engine(), cuda)
+    return Hardware("cuda", devices.capability(device), _engine(), _version(devices.cuda_version()))
 
 
 def _engine() -> tuple[int, int] | None:

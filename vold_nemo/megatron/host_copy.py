@@ -4,7 +4,7 @@ Storages are freed in place (``resize_(0)``) and filled again, so that every par
 was, FP8 codes and scales inside Transformer Engine's tensors included.  As nothing is ever written to the weights, the device
 is read once: from then on leaving costs no copy.
 
-On a GPU the host's memory is pinned.  On a CPU both ends are host memory: the move is the same and saves nothing.
+On a CPU both ends are host memory: the move is the same and saves nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from vold_nemo.megatron import device as devices
+from vold_nemo.megatron.pinned import Slab, whole_storage
 
 
 class HostCopy:
@@ -27,7 +30,9 @@ class HostCopy:
 
     def __init__(self, model: torch.nn.Module, reload: Callable[[], None] | None = None):
         self._model, self._reload = model, reload
-        self._host: dict[int, Tensor] = {}  # by storage
+        self._device = next(model.parameters()).device
+        self._host: dict[int, Slab] = {}  # by storage; one for all that there are when the first of them leaves
+        self._copied: set[int] = set()
         self._sizes: dict[int, int] = {}  # bytes of the storages that are away
         self._moved = 0  # bytes between host and device, both ways
         self._seconds = 0.0
@@ -36,16 +41,21 @@ class HostCopy:
         """Free the device's memory, but for the tensors ``keep``."""
         kept = {_key(part) for tensor in keep for part in _plain(tensor)}
         with self._timed():
+            sizes = {key: tensor.untyped_storage().nbytes() for key, tensor in self._storages().items()}
+            new = {key: size for key, size in sizes.items() if size and key not in self._host}
+            if new and self._reload is None:
+                self._host |= dict.fromkeys(new, Slab(new, self._device))
             for key, tensor in self._storages().items():
                 storage = tensor.untyped_storage()
                 if key in kept or key in self._sizes or not storage.nbytes():
                     continue
-                if key not in self._host and self._reload is None:
-                    host = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=tensor.is_cuda)
-                    self._host[key] = host.copy_(_bytes(storage))  # blocks: the storage is freed next
+                if key in self._host and key not in self._copied:
+                    self._host[key][key].copy_(whole_storage(tensor))  # blocks: the storage is freed next
+                    self._copied.add(key)
                     self._moved += storage.nbytes()
                 self._sizes[key] = storage.nbytes()
                 storage.resize_(0)
+            devices.empty_cache(self._device)
 
     def come_back(self) -> None:
         """All of it on the device again, bit for bit."""
@@ -58,7 +68,7 @@ class HostCopy:
                     storage.resize_(self._sizes[key])
                     self._moved += self._sizes[key]
                     if key in self._host:
-                        _bytes(storage).copy_(self._host[key], non_blocking=True)
+                        whole_storage(tensor).copy_(self._host[key][key], non_blocking=True)
             self._sizes = {}
             if self._reload is not None:
                 self._reload()
@@ -81,8 +91,7 @@ class HostCopy:
     def _timed(self) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        devices.synchronize(self._device)
         self._seconds += time.perf_counter() - began
 
 
@@ -96,7 +105,3 @@ def _plain(tensor: Tensor) -> Iterator[Tensor]:
 
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

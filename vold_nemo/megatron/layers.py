@@ -19,6 +19,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
+from vold_nemo.megatron.device import of_parameters
 from vold_nemo.megatron.sequences import zigzag
 
 if not hasattr(moe_utils, "te_general_gemm"):
@@ -44,7 +45,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     def __init__(self, config, hidden_size: int, eps: float = 1e-6):
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=torch.cuda.current_device())
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=of_parameters(config))
         self.weight.sequence_parallel = config.sequence_parallel
 
 

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from vold_nemo.megatron import device as devices
+from vold_nemo.megatron.pinned import Slab, whole_storage
+
 
 class GradientBuffers:
     """DDP's gradient buffers (4 bytes a parameter of this rank).  They hold nothing between two updates: freed, not copied.
@@ -39,8 +42,8 @@ class GradientBuffers:
 class OptimizerState:
     """Master weights and moments (12 bytes a bf16 parameter, 8 a fp32 one; a share of that with ``distributed``).
 
-    Bit for bit the same after :meth:`leave` and :meth:`come_back`.  Host memory is allocated once, pinned where the state
-    is on a GPU, and kept.
+    Bit for bit the same after :meth:`leave` and :meth:`come_back`.  Host memory (a :class:`pinned.Slab`) is allocated once
+    and kept.
 
     Args:
         optimizer: megatron-core's, with its state filled (``optimizer.fill_state``).
@@ -49,31 +52,28 @@ class OptimizerState:
 
     def __init__(self, optimizer, model: torch.nn.Module):
         self._optimizer, self._model = optimizer, model
-        self._host: dict[int, Tensor] = {}  # by place in the order of _tensors
+        self._device = next(model.parameters()).device
+        self._host = Slab({}, self._device)  # by place in the order of _tensors
 
     def leave(self) -> None:
-        moved = False
-        for place, tensor in enumerate(self._tensors()):
-            storage = tensor.untyped_storage()
-            size = storage.nbytes()
-            if not size:
-                continue
-            if place not in self._host or self._host[place].numel() != size:
-                self._host[place] = torch.empty(size, dtype=torch.uint8, pin_memory=tensor.is_cuda)
-            self._host[place].copy_(_as_bytes(storage))  # blocks: the storage is freed next
-            storage.resize_(0)
-            moved = moved or tensor.is_cuda
-        if moved:
-            torch.cuda.empty_cache()
+        here = {place: tensor for place, tensor in enumerate(self._tensors()) if tensor.untyped_storage().nbytes()}
+        if not here:
+            return
+        sizes = {place: tensor.untyped_storage().nbytes() for place, tensor in here.items()}
+        if sizes != self._host.sizes:
+            self._host = Slab(sizes, self._device)
+        for place, tensor in here.items():
+            self._host[place].copy_(whole_storage(tensor))  # blocks: the storage is freed next
+            tensor.untyped_storage().resize_(0)
+        devices.empty_cache(self._device)
 
     def come_back(self) -> None:
         for place, tensor in enumerate(self._tensors()):
             storage = tensor.untyped_storage()
             if storage.nbytes() == 0 and place in self._host:
-                storage.resize_(self._host[place].numel())
-                _as_bytes(storage).copy_(self._host[place], non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+                storage.resize_(self._host.sizes[place])
+                whole_storage(tensor).copy_(self._host[place], non_blocking=True)
+        devices.synchronize(self._device)
 
     def device_bytes(self) -> int:
         return storage_bytes(self._tensors())
@@ -101,10 +101,6 @@ def _own_tensors(part) -> Iterator[Tensor]:
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _as_bytes(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

@@ -91,8 +91,7 @@ def steps_taken(optimizer) -> float:
 def load_state(optimizer, state, steps: float) -> None:
     """``optimizer.load_state_dict(state)``, with AdamW's count of updates set to ``steps`` in every parameter.
 
-    megatron-core's DistributedOptimizer leaves torch's ``step`` out of what it reads and then asks for it (KeyError), and
-    its other optimizers leave a count of 0 out of what they write: it is handed over here.
+    megatron-core's plain optimizers leave a count of 0 out of what they write: it is handed over here.
     """
     many = len(optimizer.chained_optimizers) > 1
     for index, part in enumerate(optimizer.chained_optimizers):
@@ -100,26 +99,12 @@ def load_state(optimizer, state, steps: float) -> None:
         saved = saved.get("optimizer", saved)
         if "state" in saved and part.optimizer is not None and _counts_in_state(part.optimizer):
             saved["state"].setdefault("common_step", torch.tensor(float(steps)))
-    parts = [p for p in optimizer.chained_optimizers if hasattr(p, "_set_main_param_and_optimizer_states")]
-    for part in parts:
-        part._set_main_param_and_optimizer_states = _with_step(part._set_main_param_and_optimizer_states, steps)
-    try:
-        optimizer.load_state_dict(state)
-    finally:
-        for part in parts:
-            del part._set_main_param_and_optimizer_states  # the class's own again
+    optimizer.load_state_dict(state)
     fill_state(optimizer)
     for part in optimizer.chained_optimizers:
         for entry in part.optimizer.state.values() if part.optimizer is not None else ():
             if "step" in entry:
                 entry["step"] = torch.tensor(float(steps), dtype=torch.float32)
-
-
-def _with_step(setter, steps: float):
-    def set_states(parameter, tensors):
-        setter(parameter, {"step": torch.tensor(float(steps)), **tensors})
-
-    return set_states
 
 
 class LearningRate:

@@ -1,12 +1,21 @@
 """Process groups: from ``torchrun`` or plain ``srun`` variables to megatron-core's tensor x pipeline x data layout.
 
 Ranks are numbered tensor first, then context, then data, then pipeline (megatron-core's ``tp-cp-ep-dp-pp``), so that the
-ranks of a tensor group share a node.  gloo on the CPU; with CUDA, NCCL for device tensors and gloo for those on the CPU.
+ranks of a tensor group share a node.
+
+gloo on the CPU.  With CUDA every group has NCCL; gloo, too, has the default group alone, which carries what is in host memory
+(objects, checkpoints' plans).  A gloo group connects each rank with each other when it is made, which with megatron-core's
+some twenty groups took 3,950 sockets a rank of 1,024: there it connects those that talk, when they first do.  Objects in
+megatron-core's groups (a fingerprint of the batch, names of weights) travel through the device.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import resource
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -16,7 +25,7 @@ import torch.distributed as dist
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launch
 from vold_nemo.megatron import cpu
-from vold_nemo.megatron.device import pick_training_device
+from vold_nemo.megatron.device import pick_training_device, use
 
 _current: Layout | None = None  # what initialize() made last
 _own_default_group = False  # whether destroy() may take the default group down, too
@@ -85,8 +94,10 @@ def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     global _own_default_group, _groups_before
     place = launch()
     where = pick_training_device(device, place.local_rank)
+    use(where)
+    raise_file_limit(place.world)
     if where.type == "cuda":
-        torch.cuda.set_device(where)
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")  # read when a group is made; vLLM's own groups follow it, too
     if not dist.is_initialized():
         if place.host is None:
             join_alone(where, timeout_minutes)
@@ -123,12 +134,12 @@ def initialize(
         raise ConfigError("parallel.expert", expert, f"a divisor of the {world // pipeline} ranks of a stage",
                           "lower parallel.expert, or start more processes")
     _groups_before = set(dist.distributed_c10d._world.pg_map)
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, context_parallel_size=context,
-        expert_model_parallel_size=expert, expert_tensor_parallel_size=1, distributed_timeout_minutes=timeout_minutes,
-        # Object collectives and checkpoints on a GPU go through gloo; on the CPU every group is gloo already.
-        create_gloo_process_groups=where.type == "cuda",
-    )
+    with _device_groups(where):
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, context_parallel_size=context,
+            expert_model_parallel_size=expert, expert_tensor_parallel_size=1, distributed_timeout_minutes=timeout_minutes,
+            create_gloo_process_groups=False,  # of data-parallel ranks, for a gather of optimizer state that is not ours
+        )
     random.seed(seed)
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
@@ -148,6 +159,44 @@ def initialize(
         context_group=parallel_state.get_context_parallel_group(),
     )
     return _current
+
+
+@contextlib.contextmanager
+def _device_groups(where: torch.device) -> Iterator[None]:
+    """On a GPU, megatron-core's groups are made with NCCL alone: without a word they would be all that the default group is."""
+    from megatron.core import parallel_state
+
+    if where.type == "cpu":
+        yield
+        return
+    create = parallel_state.create_group
+
+    def on_the_device(ranks=None, timeout=None, backend=None, **options):
+        return create(ranks, timeout=timeout, backend=backend or "nccl", **options)
+
+    parallel_state.create_group = on_the_device
+    try:
+        yield
+    finally:
+        parallel_state.create_group = create
+
+
+def files_of_rank(world: int) -> int:
+    """Open files that a rank of ``world`` may come to: as many as rank 0, whom all others meet.
+
+    It serves the rendezvous (two connections a rank: torch's, and that of NCCL's watchdog), and checkpoints' plans are
+    gathered to it, over the default group and over the writing thread's.  Beside these stand CUDA's and NCCL's own, and files.
+    """
+    return 4 * world + 512
+
+
+def raise_file_limit(world: int) -> None:
+    """Take what the hard limit of open files allows, as far as a rank of ``world`` needs it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = files_of_rank(world)
+    if resource.RLIM_INFINITY != soft < need:
+        most = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def initialize_from(config: Config) -> Layout:

@@ -46,11 +46,16 @@ def on_this_rank(batch: MicroBatch, layout) -> MicroBatch:
     return batch.sliced(zigzag(batch.bounds or (0, batch.ids.shape[1]), layout.context_rank, layout.context))
 
 
-def packed_parameters(bounds: Sequence[int] | None, device: torch.device):
+def packed_parameters(bounds: Sequence[int] | None, device: torch.device, context: int = 1):
     """megatron-core's ``PackedSeqParams`` of a packed row (whole lengths, also under context parallelism); None otherwise.
 
     ``max_seqlen`` is the longest sequence's: megatron-core takes rotary tables as long as the whole row for positions that
     do not restart.
+
+    Over ``context`` ranks Transformer Engine cuts the row at the padded starts and has no default for them with its
+    flash-attention backend.  Sequences are padded to what can be cut already, so both are the same: the same tensor, by which
+    it knows that nothing lies between them.  Older versions compare values instead, and stall the device in each layer, so
+    both are left away where nobody needs them.
     """
     from megatron.core.packed_seq_params import PackedSeqParams
 
@@ -58,16 +63,17 @@ def packed_parameters(bounds: Sequence[int] | None, device: torch.device):
         return None
     starts = torch.tensor(bounds, dtype=torch.int32, device=device)
     longest = max(end - start for start, end in itertools.pairwise(bounds))
+    padded = starts if context > 1 else None
     return PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest
-    )
+        qkv_format="thd", cu_seqlens_q=starts, cu_seqlens_kv=starts, max_seqlen_q=longest, max_seqlen_kv=longest,
+        cu_seqlens_q_padded=padded, cu_seqlens_kv_padded=padded,
+    )  # fmt: skip
 
 
-def run(model, batch: MicroBatch) -> Tensor:
+def run(model, batch: MicroBatch, context: int = 1) -> Tensor:
     """``model`` (a pipeline stage) over ``batch``, which is sliced and on the device: the stage's output."""
-    return model(
-        batch.ids, batch.position_ids, None, packed_seq_params=packed_parameters(batch.bounds, batch.ids.device)
-    )
+    packed = packed_parameters(batch.bounds, batch.ids.device, context)
+    return model(batch.ids, batch.position_ids, None, packed_seq_params=packed)
 
 
 def through(finish: Callable[..., Summed], layout) -> ForwardStep:
@@ -79,7 +85,7 @@ def through(finish: Callable[..., Summed], layout) -> ForwardStep:
 
     def step(model, batch: MicroBatch):
         batch = batch.to(layout.device)
-        return run(model, batch), partial(finish, batch=batch, index=next(numbers))
+        return run(model, batch, layout.context), partial(finish, batch=batch, index=next(numbers))
 
     return step
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vold_nemo.megatron.device import synchronize
 from vold_nemo.megatron.pipeline import exchange
 
 logger = logging.getLogger(__name__)
@@ -215,8 +216,7 @@ def forward_backward(
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from vold_nemo.megatron.device import synchronize
 from vold_nemo.models import heartbeat
 from vold_nemo.models.handover import Handover
 
@@ -23,8 +24,7 @@ class PhaseClock:
         self.seconds: dict[str, float] = {}
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
     @contextmanager

@@ -6,10 +6,13 @@ back, so that two never need the room at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import torch
+
 from vold_nemo.config import Config
+from vold_nemo.megatron import device as devices
 from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
 from vold_nemo.models.teachers import Teachers
 from vold_nemo.planning.residency import NEEDS, leaving
@@ -29,11 +32,14 @@ class Handover:
     Args:
         movables: what leaves the device, by its column: ``gradients | optimizer | teacher | engine``.
         bytes_of: how many bytes of the device each holder takes now, movable or not; measured, not reckoned.
+        away: the movables that have left already.
     """
 
-    def __init__(self, movables: Mapping[str, Movable], bytes_of: Mapping[str, Callable[[], int]]):
+    def __init__(
+        self, movables: Mapping[str, Movable], bytes_of: Mapping[str, Callable[[], int]], away: Iterable[str] = ()
+    ):
         self._movables, self._bytes_of = movables, bytes_of
-        self.away: set[str] = set()
+        self.away = set(away)
         self.held: dict[str, dict[str, int]] = {}  # by phase; of the last time that it was left
 
     def enter(self, phase: str) -> None:
@@ -55,16 +61,26 @@ class Handover:
 
 
 class SleepingEngine:
-    """The rollout engine as a :class:`Movable`."""
+    """The rollout engine as a :class:`Movable`.  What training freed is given back to the device first: an engine that
+    allocates past torch (vLLM) would find it taken."""
 
-    def __init__(self, engine: RolloutEngine):
-        self.leave, self.come_back = engine.sleep, engine.wake
+    def __init__(self, engine: RolloutEngine, device: torch.device):
+        self._engine, self._device = engine, device
+        self.leave = engine.sleep
+
+    def come_back(self) -> None:
+        devices.empty_cache(self._device)
+        self._engine.wake()
 
 
 def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teachers: Teachers) -> Handover:
-    """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's."""
+    """The handover that the keys ask for.  ``stage``: the student in DDP; ``optimizer``: megatron-core's.
+
+    An engine that is to sleep does so since it was built (``models/stages.py``).
+    """
     gradients, state = GradientBuffers(stage), OptimizerState(optimizer, stage)
-    movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine)}
+    device = next(stage.parameters()).device
+    movables: dict[str, Movable] = {"gradients": gradients, "optimizer": state, "engine": SleepingEngine(engine, device)}
     measured = {
         "student": lambda: storage_bytes(stage.parameters()),
         "gradients": gradients.device_bytes,
@@ -73,4 +89,5 @@ def handover_of(config: Config, stage, optimizer, engine: RolloutEngine, teacher
     }
     if teachers:
         measured["teacher"] = teachers.device_bytes
-    return Handover({name: movables[name] for name in movables if name in leaving(config)}, measured)
+    asked = leaving(config)
+    return Handover({name: movables[name] for name in movables if name in asked}, measured, away=asked & {"engine"})

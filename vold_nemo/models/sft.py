@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -22,6 +20,7 @@ from vold_nemo.data.token_cache import StoredExamples
 from vold_nemo.data.traces import SFTExample
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import sequences
+from vold_nemo.megatron.device import peak_bytes
 from vold_nemo.megatron.training import forward_backward, summed
 from vold_nemo.models import heartbeat
 from vold_nemo.models.student import MegatronStudent
@@ -121,10 +120,3 @@ class MegatronSFTModel(MegatronStudent):
             return f"{item} (traces {', '.join(self.examples[row].name for row in rows[:4])})"
 
         return describe
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory this process has held so far: on the device, or resident in the host's memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

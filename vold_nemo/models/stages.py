@@ -35,6 +35,8 @@ def train_vold(config: Config, inputs: VOLDInputs) -> None:
     # The engine comes first: vLLM measures free memory when it is built.
     heartbeat.note("engine")
     engine = inputs.engine(parallel.join(config.device))
+    if config.rollout.sleep:  # teacher, student, gradients and optimizer come where it was
+        engine.sleep()
     heartbeat.note("groups")
     layout = parallel.initialize_from(config)
     heartbeat.note("student")

@@ -30,20 +30,13 @@ def on_transformers(config: Config, local_rank: int):
 
 def on_vllm(config: Config, local_rank: int):
     """vLLM with the teacher in it, on this task's GPUs."""
-    import os
-
-    import torch
-
     from vold_nemo.data.templates import eos_ids, load_tokenizer
+    from vold_nemo.megatron import device as devices
     from vold_nemo.planning.decoding import trace_precision
     from vold_nemo.rollout.vllm_teacher import VLLMTeacher
 
-    visible: list[str] = []
-    if config.device != "cpu" and torch.cuda.is_available():
-        named = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
     return VLLMTeacher(
         config.teacher.path, config.traces, dtype={"fp32": "float32", "bf16": "bfloat16"}[trace_precision(config)],
         stop_ids=eos_ids(config.teacher.path, load_tokenizer(config.teacher.path, config.teacher.revision)),
-        local_rank=local_rank, visible=visible,
+        local_rank=local_rank, visible=devices.visible() if config.device != "cpu" else [],
     )  # fmt: skip

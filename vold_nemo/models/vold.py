@@ -24,6 +24,7 @@ from vold_nemo.checkpoint.run_folder import Run
 from vold_nemo.config import OptimizerConfig
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import architecture, sequences
+from vold_nemo.megatron.device import peak_bytes
 from vold_nemo.megatron.precision import pad_multiple
 from vold_nemo.megatron.training import forward_backward, summed
 from vold_nemo.models import columns
@@ -31,7 +32,6 @@ from vold_nemo.models.clock import PhaseClock
 from vold_nemo.models.handover import handover_of
 from vold_nemo.models.rank_checks import largest_of_ranks, planned_once
 from vold_nemo.models.sampling import Sampler
-from vold_nemo.models.sft import peak_bytes
 from vold_nemo.models.student import MegatronStudent
 from vold_nemo.models.teachers import Teachers
 from vold_nemo.models.terms import objective_of, step_options
@@ -216,8 +216,13 @@ class MegatronVOLDModel(MegatronStudent):
         return deliver(self.hf_weights(borrowed=True), self.sampler.engine, version, parts)
 
     def on_loop_start(self, number: int) -> None:
-        self.sync(version=number)
-        if number == 0 and (before := self.sampler.validate(0)):  # where the curves of the validation begin
+        phase, before = PhaseClock(self.layout.device, self.handover), {}  # the engine may sleep since before there was a model
+        with phase("sync"):
+            self.sync(version=number)
+        if number == 0:
+            with phase("validate"):
+                before = self.sampler.validate(0)
+        if before:  # where the curves of the validation begin
             self.run.log(0, before)
 
     def save_checkpoint(self, *args, **kwargs) -> None:

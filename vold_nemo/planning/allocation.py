@@ -173,18 +173,23 @@ def trained(arch: Architecture, at: Placement, padded: int, precision: str, dist
     return Allocation(elements, size * length, FP32 * length, state * held)
 
 
-def checkpoint_copy(arch: Architecture, at: Placement, padded: int, precision: str, distributed: bool) -> tuple[int, int]:
-    """Host memory of a checkpoint that a thread writes (``checkpoint.asynchronous``): (kept until written, beside it before).
+def checkpoint_copy(arch: Architecture, at: Placement, padded: int, precision: str, distributed: bool) -> int:
+    """Host memory of a checkpoint that a thread writes (``checkpoint.asynchronous``), from when it is copied until written.
 
-    Kept are the rank's own pieces of weights and optimizer state; of those who hold the same, data-parallel rank 0 has them,
-    and of what tensor-parallel ranks hold alike, the first.  Beside it, until the copy is made, a distributed optimizer's
-    state stands whole (parameters among it, in fp32) on every rank: megatron-core gathers it for ``fully_reshardable``.
+    These are the rank's own pieces of weights and optimizer state, and nothing stands beside them.  Of those who hold the
+    same, data-parallel rank 0 has them, and of what tensor-parallel ranks hold alike, the first.  A distributed optimizer's
+    share (parameters among it, in fp32) is each rank's own.
     """
     parameters = stage_parameters(arch, at, padded)
-    written = sum(p.numel for p in parameters if not (p.tied and at.is_last))  # a tied head is the first stage's to write
-    state = 12 if distributed or precision == "bf16" else 8
-    kept = (BYTES[precision] + state) * written if at.data_rank == 0 else 0
-    return kept, 12 * bucket_ranges(parameters, at.data)[0][-1][1] if distributed else 0
+    ours = [not (p.tied and at.is_last) for p in parameters]  # a tied head is the first stage's to write
+    written = sum(p.numel for p, own in zip(parameters, ours, strict=True) if own)
+    first = at.data_rank == 0
+    weights = BYTES[precision] * written if first else 0
+    if not distributed:
+        return weights + ((12 if precision == "bf16" else 8) * written if first else 0)
+    buckets, ranges = bucket_ranges(parameters, at.data)
+    own_ranges = [one for one, own in zip(ranges, reversed(ours), strict=True) if own]
+    return weights + 12 * sum(_overlap(buckets, own_ranges, at))
 
 
 def _overlap(buckets: list[tuple[int, int]], ranges: list[tuple[int, int]], at: Placement) -> Iterator[int]:

@@ -155,7 +155,7 @@ def streamed(arch: Architecture, size: int, cuda: bool) -> tuple[int, int]:
     return max((table, table), (layer, size * sum(reads)), key=sum)
 
 
-def checkpoint_copy(config: Config, models: Models, stage: str, gpus: int) -> tuple[int, int]:
+def checkpoint_copy(config: Config, models: Models, stage: str, gpus: int) -> int:
     """:func:`allocation.checkpoint_copy` of the fullest rank of a training stage."""
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     rows = [models.student.vocabulary] if stage == "sft" else models.padded_rows

@@ -34,16 +34,10 @@ def memory_table(plan: Plan) -> Iterator[str]:
 
 
 def checkpoint_table(config: Config, models: Models) -> Iterator[str]:
-    """Host memory that a checkpoint of each training stage takes."""
-    for stage in ("sft", "vold"):
-        copied, gathered = memory.checkpoint_copy(config, models, stage, stage_gpus(config, stage))
-        said = []
-        if config.checkpoint.asynchronous:
-            said.append(f"{copied / GIB:.2f} GiB on the fullest rank until it is written")
-        if gathered:
-            said.append(f"{gathered / GIB:.2f} GiB on each while the optimizer is gathered")
-        if said:
-            yield f"  {stage}: host memory of a checkpoint: {', '.join(said)}"
+    """Host memory that a checkpoint of each training stage takes, where a thread writes it."""
+    for stage in ("sft", "vold") if config.checkpoint.asynchronous else ():
+        copied = memory.checkpoint_copy(config, models, stage, stage_gpus(config, stage))
+        yield f"  {stage}: host memory of a checkpoint: {copied / GIB:.2f} GiB on the fullest rank until it is written"
 
 
 def _row(phase: Phase, capacity: int | None) -> str:

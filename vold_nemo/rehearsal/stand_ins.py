@@ -1,8 +1,9 @@
 """Everything that a rehearsal puts in the place of others' functions, in a process of its own; nothing is put back.
 
 torch's CPU build has no CUDA runtime, so what asks for it in Python answers here (:func:`play_gpu`), as do choices that torch
-makes in C++ by asking a real device.  :func:`play_world` answers for ranks that are not there.  The project's own code is not
-touched.  What stands in for Transformer Engine's extension has a folder of its own (``engine/``).
+makes in C++ by asking a real device.  :func:`play_world` answers for ranks that are not there.  Of the project's own code what
+locks pages of host memory is replaced, and nothing else.  What stands in for Transformer Engine's extension has a folder of its
+own (``engine/``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from vold_nemo.megatron import device as devices
 from vold_nemo.rehearsal.ledger import Ledger
 from vold_nemo.rehearsal.watch import Watch
 
@@ -101,12 +103,18 @@ def _runtime(gpu: GPU, ledger: Ledger) -> None:
     }.items():  # fmt: skip
         setattr(torch._C, name, answer)
     torch.version.cuda = gpu.cuda
+    devices.host_memory = _locked
     # ``isinstance(x, torch.cuda.FloatTensor)`` and ``torch.cuda.LongTensor([1, 2])``, as megatron-core writes them.
     for name, dtype in {
         "FloatTensor": torch.float32, "DoubleTensor": torch.float64, "LongTensor": torch.int64, "IntTensor": torch.int32,
         "ByteTensor": torch.uint8, "HalfTensor": torch.float16, "BFloat16Tensor": torch.bfloat16,
     }.items():  # fmt: skip
         setattr(cuda, name, _typed(name, dtype, one))
+
+
+def _locked(size: int, device: torch.device):
+    """As ``megatron/device.py: host_memory``."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True), lambda: None
 
 
 def _typed(name: str, kind: torch.dtype, device: torch.device) -> type:
