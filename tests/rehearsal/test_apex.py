@@ -61,4 +61,4 @@ def test_a_step_with_apex_launches_less_waits_less_and_computes_the_same(tmp_pat
     assert 3 * sum(added_up.values()) == pytest.approx(products, rel=0.05)  # of a layer's products every third is a gradient
     # The peak is a forward pass' end, where no gradient lives; torch's own norm asks for one value a tensor list.
     assert after["launches"] < before["launches"] and after["waits"] < before["waits"]
-    assert after["peak_bytes"] <= before["peak_bytes"]
+    assert after["peak_bytes"] == pytest.approx(before["peak_bytes"], abs=64)
