@@ -4,7 +4,7 @@
     python recipes/rehearse.py experiment=qwen2_5_vl_72b_from_235b rehearse.rank=100       the world of cluster.gpus
     python recipes/rehearse.py experiment=qwen2_5_vl_72b_from_235b rehearse.rank=1001 rehearse.world=1024 \\
         parallel.pipeline=4 parallel.expert=32
-    python recipes/rehearse.py experiment=paper_3b_h100 rehearse.all=true                  both stages, the telling ranks
+    python recipes/rehearse.py experiment=paper_3b_h100 rehearse.all=true         both stages' telling ranks, the export
     python recipes/rehearse.py experiment=qwen2_5_vl_72b_from_235b rehearse.stage=export device=cpu     its export
 
 The rank builds what it would build and takes one step, in the recipe's own order: engine, student, teacher, gradients,
