@@ -131,9 +131,7 @@ def build_model(
     spec = _layer_spec(arch, layout, config, held)
     # Text has equal temporal, height and width positions, where Qwen2.5-VL's multimodal RoPE is plain RoPE.
     # Outside gradients Transformer Engine keeps neither a high-precision copy of an FP8 weight nor a column-wise one.
-    # Of what megatron-core makes it leaves a router's weight to the default device.
-    born = torch.device(layout.device) if arch.experts else contextlib.nullcontext()
-    with born, contextlib.nullcontext() if trainable else torch.no_grad():
+    with _born(arch, layout), contextlib.nullcontext() if trainable else torch.no_grad():
         model = _model_class()(
             config=config, transformer_layer_spec=spec,
             vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
@@ -146,6 +144,11 @@ def build_model(
         model.requires_grad_(False)
         model.eval()
     return model
+
+
+def _born(arch: Architecture, layout: Layout):
+    """Where what is made without naming a device is made: a router's weight, which would else begin on the CPU."""
+    return torch.device(layout.device) if arch.experts else contextlib.nullcontext()
 
 
 def _layer_spec(arch: Architecture, layout: Layout, config, held: Precision | None):
@@ -168,7 +171,7 @@ def build_layer(arch: Architecture, layout: Layout, number: int, dtype: torch.dt
 
     config = transformer_config(arch, layout, dtype=dtype, trainable=False)
     spec = _layer_spec(arch, layout, config, None)
-    with torch.no_grad():
+    with torch.no_grad(), _born(arch, layout):
         layer = build_module(getattr(spec, "layer_specs", [spec])[0], config=config, layer_number=number + 1)
     return layer.to(layout.device).requires_grad_(False).eval()
 

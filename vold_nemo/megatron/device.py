@@ -57,9 +57,9 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def of_parameters(config) -> torch.device:
-    """Where a layer of megatron-core's ``config`` allocates its parameters."""
-    return torch.device("cpu") if config.use_cpu_initialization else torch.device("cuda", torch.cuda.current_device())
+def of_parameters(config) -> torch.device | int:
+    """Where a layer of megatron-core's ``config`` allocates its parameters; a GPU by its number, as megatron-core does it."""
+    return torch.device("cpu") if config.use_cpu_initialization else torch.cuda.current_device()
 
 
 def capability(device: torch.device) -> tuple[int, int] | None:
