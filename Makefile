@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | test-trl | test-vllm | lint
+# make install | demo | test | test-long | test-trl | test-vllm | rehearse | lint
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := $(CURDIR)/.venv
@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-long test-trl test-vllm lint
+.PHONY: install demo test test-long test-trl test-vllm rehearse lint
 
 install: $(STAMP)
 
@@ -68,6 +68,13 @@ $(VLLM_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_oper
 
 test-vllm: $(VLLM_VENV)/.installed
 	"$(VLLM_VENV)/bin/python" -m pytest -q tests/vllm
+
+# Every experiment for GPUs, without one: both stages' telling ranks and the export of each; may take an hour.
+# make rehearse REHEARSE="rehearse.engine=local"
+REHEARSE ?=
+
+rehearse: install
+	"$(BIN)/python" -m vold_nemo.rehearsal.experiments $(REHEARSE)
 
 lint: install
 	"$(BIN)/ruff" check .

@@ -15,7 +15,7 @@ from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.config.places import conf, root
 from vold_nemo.megatron import architecture
 from vold_nemo.megatron.architecture import read as architecture_of
-from vold_nemo.planning import allocation, memory, text, timing
+from vold_nemo.planning import allocation, memory, rates, text, timing
 from vold_nemo.planning.memory import GIB
 from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, places, plan_stage, stage_gpus
 from vold_nemo.planning.published import vision_parameters
@@ -315,6 +315,15 @@ def test_the_command_answers_without_torch_and_leaves_2_where_it_does_not_fit(tm
     assert "fewest: 2 GPU(s)" in searched.stdout and "rollout.sleep=true" in searched.stdout
     assert os.times().children_user - before < 60 and not (tmp_path / "none.sbatch").exists()
     assert run("parallel.tensor=3").returncode == CONFIGURATION_ERROR
+
+
+@pytest.mark.parametrize("name", ["a100_80", "h100", "h200", "b200"])
+def test_the_shipped_clusters_have_all_rates(name):
+    config = compose(["experiment=paper_3b", f"cluster={name}"])
+    cluster = config.cluster
+    assert not rates.missing(config) and cluster.name == name and make_plan(config, models_of(config)).gpu_hours > 0
+    assert (cluster.fp8_tflops is not None) == (cluster.compute_capability >= 8.9)  # bf16 is all that an A100 has
+    assert cluster.fp8_tflops is None or cluster.fp8_tflops == pytest.approx(2 * cluster.bf16_tflops, rel=1e-3)  # both dense
 
 
 def test_a_cluster_without_rates_gets_memory_and_no_verdict():

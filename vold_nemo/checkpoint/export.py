@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,25 +79,41 @@ def export_hf(
         lineage.write(origin, aside / lineage.IN_EXPORT)
         append_tokens(aside, origin.get("added_tokens", ()))
     places = _lay_out(entries, aside, max_shard_bytes)
+
+    def put(name: str, data: Tensor) -> None:
+        _write(places[name], memoryview(data.view(torch.uint8).numpy()))
+
+    seen = receive(named_tensors, arch, entries, source, put)
+    for name in entries.keys() - seen:
+        _carry(entries[name], places[name])
+    written = {place.file for place in places.values()}
+    for file in written:
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    _put_in_place(aside, out)
+    return ExportReport(out, len(written), sum(entry.nbytes for entry in entries.values()), len(seen), len(entries) - len(seen))
+
+
+def receive(
+    named_tensors: Iterable[tuple[str, Tensor]], arch: architecture.Architecture, entries: Mapping[str, tensors.Entry],
+    source: Path, put: Callable[[str, Tensor], None],
+) -> set[str]:  # fmt: skip
+    """Hand each tensor of the stream to ``put``, flat, on the host and in its source's precision; returns their names there.
+
+    :raises ConfigError: as :func:`export_hf`.
+    """
     wanted, seen = set(hf_names(arch)), set()
     for streamed, tensor in named_tensors:
         name = _source_name(streamed, arch)
         _check(name, streamed, tensor, entries, seen, source)
         seen.add(name)
         data = tensor.detach().to("cpu", _DTYPES[entries[name].dtype]).contiguous().reshape(-1)
-        _write(places[name], memoryview(data.view(torch.uint8).numpy()))
+        put(name, data)
         del tensor, data  # gone before the next is read
     if wanted - seen:
         raise ConfigError("stream of trained tensors", f"lacks {min(wanted - seen)}",
                           f"all {len(wanted)} tensors of the backbone", "stream the whole model")
-    for name in entries.keys() - seen:
-        _carry(entries[name], places[name])
-    files = {place.file for place in places.values()}
-    for file in files:
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
-    _put_in_place(aside, out)
-    return ExportReport(out, len(files), sum(entry.nbytes for entry in entries.values()), len(seen), len(entries) - len(seen))
+    return seen
 
 
 def _source_name(name: str, arch: architecture.Architecture) -> str:
@@ -128,8 +144,8 @@ def _copy_beside(source: Path, aside: Path) -> None:
                 shutil.copyfile(file, target)
 
 
-def _lay_out(entries: dict[str, tensors.Entry], folder: Path, max_shard_bytes: int) -> dict[str, tensors.Entry]:
-    """Create the weight files, headers written and room left for the data; the place of every tensor.
+def files(entries: Mapping[str, tensors.Entry], max_shard_bytes: int) -> list[list[str]]:
+    """Which tensors each weight file holds.
 
     Tensors stay in the source's order; a file is closed when the next one would exceed ``max_shard_bytes`` (one larger
     tensor has a file of its own).
@@ -142,6 +158,12 @@ def _lay_out(entries: dict[str, tensors.Entry], folder: Path, max_shard_bytes: i
             size = 0
         shards[-1].append(name)
         size += entry.nbytes
+    return shards
+
+
+def _lay_out(entries: dict[str, tensors.Entry], folder: Path, max_shard_bytes: int) -> dict[str, tensors.Entry]:
+    """Create the weight files, headers written and room left for the data; the place of every tensor."""
+    shards = files(entries, max_shard_bytes)
     places: dict[str, tensors.Entry] = {}
     for number, names in enumerate(shards, 1):
         file = folder / (f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else tensors.SINGLE)

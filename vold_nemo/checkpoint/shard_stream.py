@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +23,22 @@ from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.names import Placement, placements
 from vold_nemo.megatron.parallel import Layout
 
+Read = Callable[[list], None]  # fills the memory that pieces describe
 
-def stream_shards(folder: str | Path, arch: Architecture, layout: Layout, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+
+def stream_shards(
+    folder: str | Path, arch: Architecture, layout: Layout, dtype: torch.dtype, *, strategy: Any = None
+) -> Iterator[tuple[str, Tensor]]:
     """What :func:`weights.stream_hf` yields of a model with the sharded weights in ``folder``, which any layout wrote.
 
     For one process (``layout`` of one rank).  Memory: one layer, the embedding or the head, and the tensor that is yielded.
+    ``strategy``: what reads tensors, as in :func:`sharded.load_shards`.
 
     :raises ConfigError: before the first tensor, if ``folder`` holds other weights than ``arch`` has.
     """
     # Nothing here asks for gradients.  torch.no_grad as a decorator would hold each tensor until the next one is made.
     folder = Path(folder)
+    read = partial(_read, folder=folder, strategy=strategy)
     pieces = _pieces(build.build_layer(arch, layout, 0, dtype), 0, arch)  # their whole shapes count the other layers
     for place in (place for place in placements(arch, 1, arch.vocabulary) if place.layer is None):
         pieces.append(_piece(place, torch.empty(place.shapes[0], dtype=dtype, device="meta")))
@@ -40,26 +48,26 @@ def stream_shards(folder: str | Path, arch: Architecture, layout: Layout, dtype:
     for layer, group in itertools.groupby(placements(arch, 1, arch.vocabulary), key=lambda place: place.layer):
         if layer is None:
             for place in group:
-                yield from _single(place, folder, arch, layout, dtype)
+                yield from _single(place, read, arch, layout, dtype)
         else:
-            yield from _layer(layer, list(group), folder, arch, layout, dtype)
+            yield from _layer(layer, list(group), read, arch, layout, dtype)
             gc.collect()
 
 
 # Functions of their own, so that no variable keeps the memory of one while the next is read.
 
 
-def _single(place: Placement, folder: Path, arch: Architecture, layout: Layout, dtype: torch.dtype):
+def _single(place: Placement, read: Read, arch: Architecture, layout: Layout, dtype: torch.dtype):
     """Embedding, final norm or head."""
     whole = torch.empty(place.shapes[0], dtype=dtype, device=layout.device)
-    _read([_piece(place, whole)], folder)
+    read([_piece(place, whole)])
     yield from weights.emit([place], {place.megatron: whole}, arch, layout, _memory(layout, dtype), views=True)
 
 
-def _layer(layer: int, places: list[Placement], folder: Path, arch: Architecture, layout: Layout, dtype: torch.dtype):
+def _layer(layer: int, places: list[Placement], read: Read, arch: Architecture, layout: Layout, dtype: torch.dtype):
     """The tensors of one decoder layer."""
     module = build.build_layer(arch, layout, layer, dtype)
-    _read(_pieces(module, layer, arch), folder)
+    read(_pieces(module, layer, arch))
     parameters = {f"decoder.layers.{layer}.{name}": parameter for name, parameter in module.named_parameters()}
     held = {place.megatron: parameter for place, parameter in weights.matched(places, parameters, arch, layout)}
     for _, same in itertools.groupby(places, key=lambda place: place.hf):
@@ -71,9 +79,9 @@ def _memory(layout: Layout, dtype: torch.dtype) -> weights.Memory:
     return weights.Memory(dtype, layout.device, reused=False)
 
 
-def _read(pieces: list, folder: Path) -> None:
+def _read(pieces: list, folder: Path, strategy: Any) -> None:
     """Fill the memory that ``pieces`` describe."""
-    sharded.load_shards({"model": dict(enumerate(pieces))}, folder, part=True)
+    sharded.load_shards({"model": dict(enumerate(pieces))}, folder, part=True, strategy=strategy)
 
 
 def _pieces(module: torch.nn.Module, layer: int, arch: Architecture) -> list:

@@ -100,15 +100,16 @@ def save_shards(state: dict[str, Any], folder: Path) -> None:
     staged.write(folder)
 
 
-def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False) -> dict[str, Any]:
+def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False, strategy: Any = None) -> dict[str, Any]:
     """Read what ``state`` asks for from ``folder``.  Collective.  A missing key is an error, never a default.
 
-    ``part``: the ranks together need not ask for the whole of a tensor.
+    ``part``: the ranks together need not ask for the whole of a tensor.  ``strategy``: megatron-core's ``LoadShardedStrategy``
+    that reads the tensors; None = that of the format.
     """
     from megatron.core import dist_checkpointing
 
     check_index(folder)
-    return dist_checkpointing.load(state, str(folder), validate_access_integrity=not part)
+    return dist_checkpointing.load(state, str(folder), strategy, validate_access_integrity=not part)
 
 
 def model_state(model) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def _lead(one: dict[str, Any]) -> str:
     place = ", ".join(f"{name} {rank}" for name, rank in one["place"].items())
     batches = one["micro_batches"]
     return (
-        f"{place}. {one['layers']} layers; {batches['run']} of {batches['planned']} micro-batches run; "
+        f"{place}. {one['layers']} layers{', apex' if one.get('apex') else ''}; {batches['run']} of {batches['planned']} "
+        "micro-batches run; "
         f"{one['processor_seconds']:.0f} processor seconds; {one['when']}."
     )
 

@@ -9,7 +9,7 @@ Who holds the device (all of it stays resident, but for what the keys send away:
     vold train      residents + those hidden states + activations + the objective
     vold sync       residents + what one parameter becomes, whole, and the slice that is being gathered into it
     traces          the teacher in an engine + key-value cache (``decoding.py``)
-    export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`_export`);
+    export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`export`);
                     with ``export.verify`` the student whole, twice (as trained, and the export read by transformers)
 
 Longest sequences are supposed everywhere but for the hidden states of an update, where mean lengths add up; at the start of
@@ -112,7 +112,7 @@ def phases(config: Config, models: Models, stage: str, gpus: int, met: Met | Non
     for number in range(pipeline):
         at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number, expert=config.parallel.expert)
         yield from _sft(config, models, at, met) if stage == "sft" else _vold(config, models, at, gpus, met)
-    yield _export(config, models, stage)
+    yield export(config, models, stage)
 
 
 def _traces(config: Config, models: Models) -> Phase:
@@ -123,7 +123,7 @@ def _traces(config: Config, models: Models) -> Phase:
     return Phase("traces", "decode", Placement(engine.tensor, 1, 1, 0), parts)
 
 
-def _export(config: Config, models: Models, stage: str) -> Phase:
+def export(config: Config, models: Models, stage: str) -> Phase:
     """The student alone, in one process; the vision tower goes from file to file.
 
     ``export.verify`` makes the student whole after the last file is written, and then transformers' model of the export.

@@ -62,7 +62,10 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
 
 
 def _rehearsed(config: Config) -> tuple[str, ...]:
-    return ("sft", "vold") if config.rehearse.all else ("vold",) if config.rehearse.stage == "vold" else ("sft",)
+    """Stages that must be able to run: an export reads what a run has written, wherever that was."""
+    if config.rehearse.all:
+        return ("sft", "vold")
+    return () if config.rehearse.stage == "export" else (config.rehearse.stage,)
 
 
 def _shapes(config: Config, stages: tuple[str, ...]) -> Iterator[ConfigError]:
@@ -98,7 +101,7 @@ def planned_world(config: Config, verb: str) -> int:
     a rehearsal those of its world."""
     world = launched_world()
     if verb == "rehearse":
-        return config.rehearse.world or submitted_world(config, _rehearsed(config)[-1])
+        return config.rehearse.world or submitted_world(config, (_rehearsed(config) or ("vold",))[-1])
     if world is not None:
         return world
     return submitted_world(config, STAGES.get(verb, ("",))[-1]) if config.dry_run or verb == "plan" else 1

@@ -20,7 +20,7 @@ def account(done: Rehearsal) -> dict[str, Any]:
     """Bytes, counts and seconds.  ``measured`` is false: nothing of it was run on a GPU."""
     config, ledger, layout = done.config, done.ledger, done.layout
     models = models_of(config)
-    rows, wrong = [], [findings.Violation("ended early", _reason(done.failed), ledger.phase)] if done.failed else []
+    rows, wrong = [], [findings.Violation("ended early", reason(done.failed), ledger.phase)] if done.failed else []
     if layout is not None:
         rows = findings.compared(done, models)
     wrong += findings.violations(done, models, rows)
@@ -30,22 +30,23 @@ def account(done: Rehearsal) -> dict[str, Any]:
         "configuration": digest(config),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "experiment": config.name, "cluster": config.cluster.name, "stage": done.stage, "rank": done.rank, "world": done.world,
-        "place": _place(layout), "layers": done.layers, "processor_seconds": round(done.seconds, 1),
+        "place": _place(layout), "layers": done.layers, "apex": config.rehearse.apex,
+        "processor_seconds": round(done.seconds, 1),
         "micro_batches": {"planned": done.micro_batches, "run": done.micro_batches_run},
         "tokens": {"planned": done.tokens, "run": done.tokens_run},
         "violations": [{"kind": one.kind, "what": one.what, "place": one.place} for one in wrong],
-        "phases": [_phase(done, phase, planned.get(phase)) for phase in ledger.phases],
+        "phases": [phase_of(ledger, phase, planned.get(phase)) for phase in ledger.phases],
         "held": done.held,
         "collectives": _collectives(ledger),
-        "waits": _by_place(ledger.syncs),
-        "copies": _by_place(ledger.copies),
+        "waits": by_place(ledger.syncs),
+        "copies": by_place(ledger.copies),
         "unknown_values": dict(ledger.unknown.most_common(PLACES)),
-        "groups": _groups(done.groups),
+        "groups": groups_of(done.groups),
         "seconds": _seconds(done, models),
     }  # fmt: skip
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no word"]
     return f"{type(error).__name__}: {lines[0][:300]}"
 
@@ -56,9 +57,9 @@ def _place(layout) -> dict[str, int]:
     return {name: getattr(layout, f"{name}_rank") for name in ("tensor", "context", "data", "pipeline", "expert")}
 
 
-def _phase(done: Rehearsal, phase: str, row: findings.Compared | None) -> dict[str, Any]:
-    ledger = done.ledger
-    peak = ledger.device.peaks[phase]
+def phase_of(ledger, phase: str, row: findings.Compared | None, memory: str = "device") -> dict[str, Any]:
+    """One phase; ``memory``: whose peak is told by holder."""
+    peak = getattr(ledger, memory).peaks[phase]
     holders = sorted(peak.holders.items(), key=lambda item: -item[1])[:HOLDERS]
     made_in: Counter[str] = Counter()
     for (_, made), size in peak.holders.items():
@@ -90,14 +91,14 @@ def _collectives(ledger) -> list[dict[str, Any]]:
     return found + objects
 
 
-def _by_place(counted: Counter) -> list[dict[str, Any]]:
+def by_place(counted: Counter) -> list[dict[str, Any]]:
     return [
         {"phase": phase, "what": what, "place": place, "count": count}
         for (phase, what, place), count in counted.most_common(PLACES)
     ]
 
 
-def _groups(groups) -> dict[str, Any]:
+def groups_of(groups) -> dict[str, Any]:
     """Connections by formula: gloo's to each peer of each group when it is made, NCCL's when a device tensor first meets it."""
     gloo = [group for group in groups.known.values() if "gloo" in group.backend and group.size > 1]
     nccl = [group for group in groups.known.values() if "cuda" in groups.using.get(group.name, ()) and group.size > 1]

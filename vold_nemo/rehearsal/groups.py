@@ -41,6 +41,14 @@ class Groups:
         dist.init_process_group("fake", rank=self.rank, world_size=self.world, store=FakeStore())
         self._note(dist.distributed_c10d._get_default_group(), tuple(range(self.world)), backend, "world")
 
+    def go_on(self, rank: int, world: int) -> None:
+        """Leave this world for another one."""
+        dist.destroy_process_group()
+        self.rank, self.world, self.made = rank, world, 0
+        self.known.clear()
+        self.using.clear()
+        self.join()
+
     def new_group(self, ranks=None, timeout=None, backend=None, pg_options=None, **options):
         """In place of ``torch.distributed.new_group``."""
         made = self._new_group(ranks=ranks, backend="fake", **options)

@@ -93,15 +93,12 @@ def rehearse(config: Config) -> Rehearsal:
     shim.load()
     from vold_nemo.rehearsal.groups import Groups
     from vold_nemo.rehearsal.ledger import Ledger
-    from vold_nemo.rehearsal.stand_ins import GPU, play_gpu, play_world
+    from vold_nemo.rehearsal.stand_ins import play_world
     from vold_nemo.rehearsal.watch import Watch
 
-    capability = divmod(round(10 * config.cluster.compute_capability), 10)
-    gpu = GPU(config.cluster.name, capability, int(config.cluster.memory_gib * 2**30))
     ledger, groups = Ledger(), Groups(asked.rank, world, per_node)
     watch = Watch(ledger, groups)
-    play_gpu(gpu, ledger, watch)
-    layers = _engine(asked.engine, ledger)
+    layers = play(config, ledger, watch)
     play_world(ledger, watch)
     result = Rehearsal(config, stage, asked.rank, world, ledger, groups, layers=layers)
     began = time.process_time()
@@ -114,6 +111,19 @@ def rehearse(config: Config) -> Rehearsal:
             result.failed = error
     result.seconds = time.process_time() - began
     return result
+
+
+def play(config: Config, ledger, watch) -> str:
+    """Put the cluster's GPU in place, and what would be installed beside it; returns whose layers are taken."""
+    from vold_nemo.rehearsal.stand_ins import GPU, play_gpu
+
+    capability = divmod(round(10 * config.cluster.compute_capability), 10)
+    play_gpu(GPU(config.cluster.name, capability, int(config.cluster.memory_gib * 2**30)), ledger, watch)
+    if config.rehearse.apex:  # first: Transformer Engine imports megatron-core
+        from vold_nemo.rehearsal import apex
+
+        apex.install(ledger)
+    return _engine(config.rehearse.engine, ledger)
 
 
 def _engine(asked: str, ledger) -> str:

@@ -1,4 +1,4 @@
-"""The telling ranks of both stages, each in a process of its own."""
+"""The telling ranks of both stages and the export, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from vold_nemo.rehearsal import kept
 
 
 def telling(config: Config) -> Iterator[tuple[str, int]]:
-    """(stage, rank): of the first, a middle and the last pipeline stage the first rank, and one that holds other experts."""
+    """(stage, rank): of the first, a middle and the last pipeline stage the first rank, and one that holds other experts;
+    then the export."""
     for stage in ("sft", "vold"):
         world, pipeline = config.rehearse.world or stage_gpus(config, stage), config.parallel.pipeline
         each = world // pipeline
@@ -24,6 +24,11 @@ def telling(config: Config) -> Iterator[tuple[str, int]]:
             yield stage, number * each
             if config.parallel.expert > 1 and each > 1 and stage == "vold":
                 yield stage, number * each + min(each, config.parallel.expert) - 1
+    yield "export", 0
+
+
+def _world(config: Config, stage: str) -> int:
+    return 1 if stage == "export" else config.rehearse.world or stage_gpus(config, stage)
 
 
 def rehearse_all(config: Config, argv: Sequence[str]) -> list[dict[str, Any]]:
@@ -36,8 +41,7 @@ def rehearse_all(config: Config, argv: Sequence[str]) -> list[dict[str, Any]]:
 
     found = []
     for stage, rank in tqdm(list(telling(config)), unit="rank", desc="rehearsal"):
-        one = replace(config, rehearse=replace(config.rehearse, stage=stage, rank=rank, all=False))
-        file = Path(config.rehearse.path) / kept.name(stage, rank, one.rehearse.world or stage_gpus(config, stage))
+        file = Path(config.rehearse.path) / kept.name(stage, rank, _world(config, stage))
         file.unlink(missing_ok=True)
         asked = [argv[0], *argv[1:], "rehearse.all=false", f"rehearse.stage={stage}", f"rehearse.rank={rank}"]
         done = subprocess.run([sys.executable, *asked], text=True, capture_output=True)

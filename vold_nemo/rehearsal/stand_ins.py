@@ -58,6 +58,7 @@ def play_gpu(gpu: GPU, ledger: Ledger, watch: Watch) -> None:
     """First part.  Before megatron-core or Transformer Engine is imported, which look once and remember."""
     _runtime(gpu, ledger)
     _tensors(ledger, watch)
+    play_modules(ledger)
     _kernels()
 
 
@@ -168,6 +169,10 @@ def _tensors(ledger: Ledger, watch: Watch) -> None:
         return done
 
     torch.UntypedStorage.resize_ = resize_
+
+
+def play_modules(ledger: Ledger) -> None:
+    """Modules of fake parameters, on a GPU or not."""
 
     def apply(module, function, recurse=True):
         """``Module._apply`` by new parameters: the data of a real one cannot be exchanged for a fake."""

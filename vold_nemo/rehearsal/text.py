@@ -16,13 +16,24 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     place = ", ".join(f"{name} {rank}" for name, rank in found["place"].items())
     yield (
         f"rehearsed: {found['experiment']} on {found['cluster']}, {found['stage']}, rank {found['rank']} of {found['world']}"
-        f"{f' ({place})' if place else ''}; {found['layers']} layers; {found['processor_seconds']:.0f} processor seconds"
+        f"{f' ({place})' if place else ''}; {found['layers']} layers{', apex' if found.get('apex') else ''}; "
+        f"{found['processor_seconds']:.0f} processor seconds"
     )
     batches, tokens = found["micro_batches"], found["tokens"]
-    yield (
-        f"  {batches['run']} of {batches['planned']} micro-batches run ({tokens['run']:,} of {tokens['planned']:,} tokens, "
-        "padding included); nothing was computed, no number is a measurement"
-    )
+    if files := found.get("files"):  # of an export
+        yield (
+            f"  {files['read_bytes'] / 1e9:,.2f} GB read from {files['read']} files, {files['written_bytes'] / 1e9:,.2f} GB "
+            f"written to {files['written']} (the largest {files['largest'] / 1e9:.2f} GB), "
+            f"{files['carried_bytes'] / 1e9:.2f} GB of them carried from file to file; nothing was computed, no number is a "
+            "measurement"
+        )
+        at = max(found["phases"], key=lambda row: row["host_peak_bytes"])
+        yield f"  host memory: at most {at['host_peak_bytes'] / GIB:.2f} GiB ({at['phase']})"
+    else:
+        yield (
+            f"  {batches['run']} of {batches['planned']} micro-batches run ({tokens['run']:,} of {tokens['planned']:,} tokens, "
+            "padding included); nothing was computed, no number is a measurement"
+        )
     yield ""
     yield from _memory(found)
     yield ""
@@ -43,7 +54,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _memory(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{'memory, GiB':<18}{'peak':>9}{'planned':>9}{'':>8}   held by"
+    kind = "host memory, GiB" if found.get("memory") == "host" else "memory, GiB"
+    yield f"{kind:<18}{'peak':>9}{'planned':>9}{'':>8}   held by"
     largest = max((row["peak_bytes"] for row in found["phases"]), default=0)
     for row in found["phases"]:
         planned, peak = row["planned_bytes"], row["peak_bytes"]

@@ -37,11 +37,12 @@ class Watch(TorchDispatchMode):
 
     Args:
         groups: of the world that is rehearsed.
+        host_real: see :data:`HOST_REAL`.
     """
 
-    def __init__(self, ledger: Ledger, groups: Groups):
+    def __init__(self, ledger: Ledger, groups: Groups, host_real: int = HOST_REAL):
         super().__init__()
-        self.ledger, self.groups = ledger, groups
+        self.ledger, self.groups, self.host_real = ledger, groups, host_real
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -58,7 +59,7 @@ class Watch(TorchDispatchMode):
         device = kwargs.get("device")
         to_cuda = device is not None and torch.device(device).type == "cuda"
         pinned = bool(kwargs.get("pin_memory"))
-        if not fakes and not to_cuda and not pinned and not _large(func, args, kwargs):
+        if not fakes and not to_cuda and not pinned and not _large(func, args, kwargs, self.host_real):
             return func(*args, **kwargs)
         if pinned:
             kwargs = {**kwargs, "pin_memory": False}
@@ -76,7 +77,7 @@ class Watch(TorchDispatchMode):
         to_host = func is aten._to_copy.default and device is not None and torch.device(device).type == "cpu"
         if to_host and fakes[0].is_cuda:
             self._say_copied("device to host", fakes[0], blocks=not kwargs.get("non_blocking"))
-            if fakes[0].numel() <= HOST_REAL:
+            if fakes[0].numel() <= self.host_real:
                 return values.on_host(fakes[0], kwargs.get("dtype"))
         args, kwargs = mapped(self._faked, args), mapped(self._faked, kwargs)
         if to_cuda and func is aten._to_copy.default and not args[0].is_cuda:
@@ -265,12 +266,12 @@ def _spread(name: str, args) -> None:
             values.remember(one, value.reshape(-1).repeat(one.numel() // value.numel()).view(one.shape))
 
 
-def _large(func, args, kwargs) -> bool:
+def _large(func, args, kwargs, limit: int) -> bool:
     """Whether a factory asks for more host memory than a rehearsal has: buffers for the optimizer's state, say."""
-    if func not in _FACTORIES:
+    if func not in _FACTORIES or torch.device(kwargs.get("device") or "cpu").type == "meta":
         return False
     kind = kwargs.get("dtype") or torch.get_default_dtype()
-    return kind.is_floating_point and math.prod(args[0]) > HOST_REAL
+    return kind.is_floating_point and math.prod(args[0]) > limit
 
 
 def _is_mask(one: Any) -> bool:

@@ -67,8 +67,8 @@ class RehearseConfig:
     stage: str = key("vold", "which stage, or the export of the finished run", choices=("sft", "vold", "export"))
     rank: int = key(0, "of the world", bound=COUNT)
     world: int | None = key(None, "ranks of the stage; null = `cluster.gpus.<stage>`", bound=POSITIVE)
-    all: bool = key(False, "both stages; of the first, a middle and the last pipeline stage the first rank and one of others' "
-                    "experts")
+    all: bool = key(False, "both stages and the export; of the first, a middle and the last pipeline stage the first rank and "
+                    "one of others' experts")
     engine: str = key("auto", "layers: Transformer Engine's, the project's own, or the former where it can be fetched",
                       choices=("auto", "te", "local"))  # fmt: skip
     apex: bool = key(False, "as if NVIDIA's apex were installed: gradients of weights are added up by its kernels")

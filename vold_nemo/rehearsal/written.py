@@ -1,0 +1,143 @@
+"""Sharded weights that nobody wrote: the index of a checkpoint as a layout's ranks write it, and a reader of fake tensors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies import torch as torch_dist
+from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import CachedMetadataFileSystemReader
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.futures import Future
+
+from vold_nemo.checkpoint import shard_stream
+from vold_nemo.megatron import build
+from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.names import placements
+from vold_nemo.megatron.parallel import Layout
+from vold_nemo.rehearsal.watch import Watch
+
+Grid = tuple[Sequence[int], Sequence[int]]  # whole shape of a tensor, into how many equal chunks each axis is cut
+
+
+def grids(arch: Architecture, layout: Layout, padded: int, dtype: torch.dtype) -> dict[str, Grid]:
+    """Every tensor that the ranks of ``layout`` write of a model with ``padded`` rows of vocabulary, by its key on disk.
+
+    megatron-core cuts all of them in regular grids, and says so on each rank: any rank will do.
+    """
+    found = {}
+    for piece in shard_stream._pieces(build.build_layer(arch, layout, 0, dtype), 0, arch):
+        found[piece.key] = (piece.global_shape, piece.axis_fragmentations)
+    for place in placements(arch, layout.tensor, padded):
+        if place.layer is None:  # embedding and head are cut by rows, the final norm is whole
+            shape = (padded, *place.shapes[0][1:]) if place.split else place.shapes[0]
+            found[place.megatron] = (shape, (layout.tensor if place.split else 1, *[1] * (len(shape) - 1)))
+    return found
+
+
+def chunks(key: str, grid: Grid, arch: Architecture, layout: Layout) -> Iterator[tuple[ChunkStorageMetadata, int]]:
+    """Chunks of one tensor, each with the rank that writes it (of its copies the first data rank)."""
+    shape, parts = grid
+    sizes = tuple(size // count for size, count in zip(shape, parts, strict=True))
+    stacked = key.startswith("decoder.layers.")
+    axis = max((axis for axis, count in enumerate(parts) if count > 1 and axis >= stacked), default=None)
+    stage = 0 if key.startswith("embedding.") else layout.pipeline - 1
+    for at in itertools.product(*map(range, parts)):
+        stage = arch.stage_of(at[0], layout.pipeline) if stacked else stage
+        tensor = 0 if axis is None else at[axis] % layout.tensor
+        rank = stage * (layout.world // layout.pipeline) + tensor
+        yield ChunkStorageMetadata(torch.Size(map(math.prod, zip(at, sizes, strict=True))), torch.Size(sizes)), rank
+
+
+def write_index(arch: Architecture, layout: Layout, padded: int, dtype: torch.dtype, folder: Path) -> None:
+    """All of a checkpoint but its tensors' files into ``folder``: the index, what is common to all ranks, the format."""
+    tensors, places = {}, {}
+    for key, grid in grids(arch, layout, padded, dtype).items():
+        found = list(chunks(key, grid, arch, layout))
+        tensors[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(grid[0]), [chunk for chunk, _ in found])
+        for index, (chunk, rank) in enumerate(found):
+            size = math.prod(chunk.sizes) * dtype.itemsize
+            places[MetadataIndex(key, chunk.offsets, index)] = _StorageInfo(f"__{rank}_0.distcp", 0, size)
+    (folder / ".metadata").write_bytes(pickle.dumps(dcp.Metadata(tensors, None, places)))
+    torch.save({}, folder / COMMON_STATE_FNAME)
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+class Reader(CachedMetadataFileSystemReader):
+    """torch's reader of files, up to the file: in place of what it would hold stands a fake tensor of the host.
+
+    Args:
+        counted: file: bytes read of it.
+        begins: told the key of each first tensor.
+    """
+
+    def __init__(self, folder: Path, watch: Watch, counted: Counter[str], begins: Callable[[str], None]):
+        super().__init__(folder)
+        self._watch, self._counted, self._begins = watch, counted, begins
+
+    def read_data(self, plan, planner) -> Future:
+        """As torch 2.13 has it: file by file, each chunk whole, and the last one until the next is read."""
+        self._begins(plan.items[0].storage_index.fqn)
+        by_file: dict[str, list] = {}
+        for item in plan.items:
+            by_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        for file, items in by_file.items():
+            for item in items:
+                known = planner.metadata.state_dict_metadata[item.storage_index.fqn]
+                (sizes,) = {chunk.sizes for chunk in known.chunks if chunk.offsets == item.storage_index.offset}
+                tensor = self._watch.on_host(sizes, known.properties.dtype)
+                self._counted[file] += tensor.nbytes
+                tensor = narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths)
+                target = planner.resolve_tensor(item).detach()
+                target.copy_(tensor)
+                planner.commit_tensor(item, target)
+        done: Future = Future()
+        done.set_result(None)
+        return done
+
+
+class Strategy(torch_dist.TorchDistLoadShardedStrategy):
+    """megatron-core's, which makes its reader itself; this one is handed it.  For one process.
+
+    Args:
+        reader: makes one from a folder.
+    """
+
+    def __init__(self, reader: Callable[[Path], Reader]):
+        super().__init__()
+        self._reader = reader
+
+    def load(self, sharded_state_dict, checkpoint_dir):
+        """``TorchDistLoadShardedStrategy.load`` of megatron-core 0.16.1."""
+        pieces = list(torch_dist.nested_values(sharded_state_dict))
+        assert all(isinstance(piece, ShardedTensor) for piece in pieces)
+        state, flat, renamed = torch_dist._replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
+        planner = torch_dist.MCoreLoadPlanner(
+            shapes_validation_sharded_tensors=[piece for piece in pieces if not piece.allow_shape_mismatch],
+            allow_shape_mismatch_sharded_tensors={piece.key: piece for piece in pieces if piece.allow_shape_mismatch},
+        )
+        asked = torch_dist.mcore_to_pyt_state_dict(state, True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant: the groups carry nothing
+            dcp.load(asked, storage_reader=self._reader(checkpoint_dir), planner=planner, no_dist=True)
+        loaded = {key: torch_dist._unwrap_pyt_sharded_tensor(value) for key, value in asked.items()}
+        loaded = torch_dist._replace_sharded_keys_with_state_dict_keys(loaded, flat, renamed)
+        torch_dist._restore_dict_types(loaded, sharded_state_dict)
+        return loaded
