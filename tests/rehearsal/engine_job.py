@@ -20,8 +20,8 @@ shim.load()
 import torch
 
 from tests.rehearsal.engine_job_shapes import HIDDEN, TOKENS, WIDE
-from vold_nemo.rehearsal import engine, stand_ins, values
-from vold_nemo.rehearsal.engine import gemm, quantise, report, routing
+from vold_nemo.rehearsal import engine, routing, stand_ins, values
+from vold_nemo.rehearsal.engine import gemm, quantise, report
 from vold_nemo.rehearsal.groups import Groups
 from vold_nemo.rehearsal.ledger import Ledger
 from vold_nemo.rehearsal.watch import Watch

@@ -12,7 +12,8 @@ from tests.rehearsal import engine_job_shapes as shapes
 from vold_nemo.megatron.precision import weight_bytes
 from vold_nemo.rehearsal import engine
 
-pytestmark = pytest.mark.timeout(180)
+# In `make test` rehearsals of whole steps stand for them.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]
 BF16, FP32 = 2, 4
 
 

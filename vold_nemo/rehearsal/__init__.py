@@ -8,6 +8,7 @@ storage, and no values.  Operations, devices, groups, bytes, lifetimes and waits
     watch.py             sees every operation, makes it fake, and writes it down in the ledger
     values.py            small whole numbers and flags keep their values, so that control flow is exact
     groups.py            process groups of a world that is not there
+    routing.py           experts that all get the same number of tokens
     ledger.py            memory by holder and phase, FLOPs, collectives, waits, copies, launches
     engine/              Transformer Engine's own Python layer over a stand-in of its compiled extension
     inputs.py            weights without files, prompts and rollouts of the planned lengths, an engine of vLLM's size

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vold_nemo.megatron import device as devices
+from vold_nemo.rehearsal import routing
 from vold_nemo.rehearsal.ledger import Ledger
 from vold_nemo.rehearsal.watch import Watch
 
@@ -256,6 +257,7 @@ def play_world(ledger: Ledger, watch: Watch) -> None:
     from megatron.core.dist_checkpointing import state_dict_utils
 
     state_dict_utils.validate_sharding_integrity = lambda *args, **options: None
+    routing.install(ledger)
 
     for name, stand_in in {
         "all_gather_object": all_gather_object, "gather_object": gather_object,

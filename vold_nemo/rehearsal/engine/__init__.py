@@ -15,7 +15,6 @@ allocates, and returns it: kernels that compute nothing, on fake tensors that ho
 :mod:`~vold_nemo.rehearsal.engine.optimizer`   kernels over lists of tensors: Adam, norm, scale
 :mod:`~vold_nemo.rehearsal.engine.launched`    a stand-in of Triton, whose kernels Transformer Engine launches itself
 :mod:`~vold_nemo.rehearsal.engine.fakes`       tensors' exact types and addresses, which Transformer Engine goes by
-:mod:`~vold_nemo.rehearsal.engine.routing`     the router: balanced, and its weight on the device
 :mod:`~vold_nemo.rehearsal.engine.report`      where each kernel reports its work, and asks for values
 =============================================  =====================================================================
 

@@ -78,7 +78,7 @@ def install(site: Path) -> None:
     os.environ["NVTE_PROJECT_BUILDING"] = "1"
     sys.path.insert(0, str(site))
     importlib.invalidate_caches()
-    from vold_nemo.rehearsal.engine import fakes, launched, routing
+    from vold_nemo.rehearsal.engine import fakes, launched
 
     launched.install()
     sys.modules[EXTENSION] = extension()
@@ -92,7 +92,6 @@ def install(site: Path) -> None:
         del sys.modules[name]
     sys.modules["transformer_engine"].pytorch = importlib.import_module("transformer_engine.pytorch")
     fakes.install()
-    routing.install()
 
 
 def extension() -> types.ModuleType:

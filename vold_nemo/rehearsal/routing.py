@@ -13,12 +13,14 @@ import importlib
 import torch
 from torch import Tensor, nn
 
+from vold_nemo.rehearsal.ledger import Ledger
 
-def install() -> None:
+
+def install(ledger: Ledger) -> None:
     """Into megatron-core's router, for good."""
     router = importlib.import_module("megatron.core.transformer.moe.router")
     router.topk_routing_with_score_function = _balanced(router.topk_routing_with_score_function)
-    router.Router.gating = _moved_first(router.Router.gating)
+    router.Router.gating = _moved_first(router.Router.gating, ledger)
 
 
 def balanced_map(tokens: int, experts: int, chosen: int, device: torch.device) -> Tensor:
@@ -42,16 +44,17 @@ def _balanced(route):
     return balanced
 
 
-def _moved_first(gating):
-    """A model that Transformer Engine holds in FP8 is built on the device and never moved as a whole
-    (:func:`vold_nemo.megatron.build.build_model`); the router's weight alone is born on the CPU, and ``Router.gating`` gives it
-    ``data`` of the device at its first use.  A real parameter cannot take a fake tensor's data: a new parameter comes instead.
+def _moved_first(gating, ledger: Ledger):
+    """A router's weight that was born on the CPU gets ``data`` of the device at its first use, and nobody is told.  A real
+    parameter cannot take a fake tensor's data: a new parameter comes instead, and it is a violation.
     """
 
     @functools.wraps(gating)
     def moved_first(self, input):
         for name, parameter in list(self._parameters.items()):
             if parameter is not None and parameter.device.type == "cpu":
+                what = f"Router.{name} {list(parameter.shape)} was born on the cpu"
+                ledger.problem("parameter on the CPU", what)
                 moved = nn.Parameter(parameter.detach().to(input.device), requires_grad=parameter.requires_grad)
                 vars(moved).update({key: value for key, value in vars(parameter).items() if not key.startswith("_")})
                 self._parameters[name] = moved
