@@ -69,7 +69,7 @@ def phase_of(ledger, phase: str, row: findings.Compared | None, memory: str = "d
         "planned_parts": row.parts if row else {}, "host_peak_bytes": ledger.host.peaks[phase].size,
         "holders": [{"bytes": size, "place": place, "made_in": made} for (place, made), size in holders],
         "made_in": dict(made_in.most_common()),
-        "launches": ledger.launches[phase],
+        "launches": ledger.launches[phase], "processor_seconds": round(ledger.processor[phase], 1),
         "flops": {f"{name} {kind}": flops for (at, kind, name), flops in ledger.flops.items() if at == phase},
         "waits": sum(count for (at, *_), count in ledger.syncs.items() if at == phase),
     }  # fmt: skip

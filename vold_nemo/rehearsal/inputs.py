@@ -6,7 +6,7 @@ spread around what is then left of the mean, right at the planned rate.  Of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,6 +145,16 @@ class RehearsedSFT(OneStep, MegatronSFTModel):
 
 class RehearsedVOLD(OneStep, MegatronVOLDModel):
     """Stage 2."""
+
+    _synced = False
+
+    def hf_weights(self, *, borrowed: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The first sync, before any step, does what the next one does, tensor by tensor: its first layer stands for it."""
+        whole, self._synced = self._synced, True
+        for name, tensor in super().hf_weights(borrowed=borrowed):
+            if not whole and ".layers.1." in name:
+                return
+            yield name, tensor
 
     def plan(self, step: Step) -> StepPlan:
         """Made here: rank 0, which makes it in a run, may be another rank."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,8 @@ class Ledger:
         self.phase = "join"
         self.phases: list[str] = ["join"]  # in the order in which they were first entered
         self.device, self.host = Memory(), Memory()
+        self.processor: Counter[str] = Counter()  # seconds of this machine, by phase
+        self._since = time.process_time()
         self.flops: Counter[tuple[str, str, str]] = Counter()  # phase, type, operation
         self.launches: Counter[str] = Counter()
         self.collective_bytes: Counter[Collective] = Counter()
@@ -161,6 +164,9 @@ class Ledger:
         """Go on to ``phase``."""
         if phase == self.phase:
             return
+        now = time.process_time()
+        self.processor[self.phase] += now - self._since
+        self._since = now
         for memory in (self.device, self.host):
             memory.turn(self.phase, phase)
         if phase not in self.phases:

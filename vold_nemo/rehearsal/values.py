@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_flatten, tree_map
+
+from vold_nemo.rehearsal.trees import leaves, mapped
 
 aten = torch.ops.aten
 
@@ -66,7 +67,7 @@ def follow(func, args, kwargs, out) -> str | None:
     """Work out the values of ``out`` = ``func(*args, **kwargs)``; returns what went wrong where that failed."""
     if func in _NOTHING_YET:
         return None
-    results = [one for one in tree_flatten(out)[0] if isinstance(one, FakeTensor)]
+    results = [one for one in leaves(out) if isinstance(one, FakeTensor)]
     if not results or not all(worth_keeping(one) or known(one) is not None for one in results):
         for one in results if func._schema.is_mutable else ():
             forget(one)
@@ -80,7 +81,7 @@ def follow(func, args, kwargs, out) -> str | None:
         return None
     if func._overloadpacket in _SUMS_UP:
         results[0]._guess = _SUMS_UP[func._overloadpacket]
-    flat = tree_flatten((args, kwargs))[0]
+    flat = leaves((args, kwargs))
     if any(isinstance(one, FakeTensor) and known(one) is None for one in flat):
         if func in _CHOOSES:  # which of them is largest, nobody knows: all in turn, so that experts get equal shares
             remember(results[1], _in_turn(tuple(results[1].shape), args[0].shape[-1]))
@@ -92,14 +93,14 @@ def follow(func, args, kwargs, out) -> str | None:
         return known(one) if isinstance(one, FakeTensor) else one
 
     given = {key: real(value) for key, value in kwargs.items() if key != "pin_memory"}
-    given = tree_map(real, given)
+    given = mapped(real, given)
     if given.get("device") is not None:
         given["device"] = "cpu"
     try:
-        values = func(*tree_map(real, args), **given)
+        values = func(*mapped(real, args), **given)
     except Exception as error:
         return f"{func}: {error!r}"[:160]
-    values = [one for one in tree_flatten(values)[0] if isinstance(one, Tensor)]
+    values = [one for one in leaves(values) if isinstance(one, Tensor)]
     for one, value in zip(results, values, strict=False):
         if one.shape == value.shape:
             remember(one, value)
