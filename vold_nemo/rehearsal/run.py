@@ -47,13 +47,17 @@ class Rehearsal:
         self.scored_tokens, self.scored_tokens_run = (
             sum(batch.ids.numel() for batch in some if batch.scored) for some in (every, run)
         )
-        self.held = {
-            "parameters": storage_bytes(model.stage.parameters()),
-            "gradients": GradientBuffers(model.stage).device_bytes(),
-            "optimizer": OptimizerState(model.optimizer_in_training, model.stage).device_bytes(),
-        }
-        if self.stage == "vold" and model.teachers:
-            self.held["teacher"] = model.teachers.device_bytes()
+        if self.stage == "sft":
+            self.held = {
+                "parameters": storage_bytes(model.stage.parameters()),
+                "gradients": GradientBuffers(model.stage).device_bytes(),
+                "optimizer": OptimizerState(model.optimizer_in_training, model.stage).device_bytes(),
+            }
+        else:  # as the run itself measures it, in the phase that needs it
+            train, teacher = (model.handover.held.get(phase, {}) for phase in ("train", "teacher"))
+            found = {"parameters": train.get("student"), "teacher": teacher.get("teacher")}
+            found |= {name: train.get(name) for name in ("gradients", "optimizer")}
+            self.held = {name: size for name, size in found.items() if size is not None}
 
 
 def world_of(config: Config) -> int:
