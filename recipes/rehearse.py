@@ -23,7 +23,7 @@ from vold_nemo.config.launcher import CONFIGURATION_ERROR
 
 @recipe(reads=(
     "rehearse", "cluster", "plan", "parallel", "student", "teacher", "teachers", "tokenizer", "objective", "rollout", "sft",
-    "vold", "checkpoint", "export", "precision", "device",
+    "vold", "checkpoint", "export", "limits", "seed", "precision", "device",
 ))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.pages import rehearsal as page

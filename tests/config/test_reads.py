@@ -19,6 +19,12 @@ NOT_READ = {
         "reward": "MegatronVOLDModel names the Sampler; given traces are scored, nothing is sampled",
         "checkpoint": "MegatronStudent.fit is not called: nothing is trained",
     },
+    "rehearse": {
+        "reward": "PlannedSampler is a Sampler, and judges at plan.reward_rate",
+        "data": "traces and prompts are made of plan.*: rehearsal/inputs.py",
+        "traces": "the planner is asked for the other stages alone",
+        "logging": "rehearsal/inputs.py takes the place of models/inputs.py, whose run is logged",
+    },
 }
 BY_THE_COMMAND_LINE = {"plan": {"strict"}}
 

@@ -47,9 +47,12 @@ def _title(one: dict[str, Any]) -> str:
 def _lead(one: dict[str, Any]) -> str:
     place = ", ".join(f"{name} {rank}" for name, rank in one["place"].items())
     batches = one["micro_batches"]
+    did = f"{batches['run']} of {batches['planned']} micro-batches run"
+    if files := one.get("files"):
+        place = f"One process; peaks are of {one['memory']} memory"
+        did = f"{files['read_bytes'] / 1e9:,.1f} GB read, {files['written_bytes'] / 1e9:,.1f} GB written"
     return (
-        f"{place}. {one['layers']} layers{', apex' if one.get('apex') else ''}; {batches['run']} of {batches['planned']} "
-        "micro-batches run; "
+        f"{place}. {one['layers']} layers{', apex' if one.get('apex') else ''}; {did}; "
         f"{one['processor_seconds']:.0f} processor seconds; {one['when']}."
     )
 
@@ -63,7 +66,7 @@ def _violations(found: Sequence[dict[str, Any]]) -> Table:
 
 
 def _blocks(one: dict[str, Any], capacity_gib: float | None) -> list[Any]:
-    limit = ("one GPU", capacity_gib) if capacity_gib else None
+    limit = ("one GPU", capacity_gib) if capacity_gib and one.get("memory") != "host" else None
     largest = max((row["peak_bytes"] for row in one["phases"]), default=0)
     makers = [row["phase"] for row in one["phases"] if any(
         other["made_in"].get(row["phase"], 0) > SMALL * largest for other in one["phases"]

@@ -11,7 +11,10 @@ storage, and no values.  Operations, devices, groups, bytes, lifetimes and waits
     routing.py           experts that all get the same number of tokens
     ledger.py            memory by holder and phase, FLOPs, collectives, waits, copies, launches
     engine/              Transformer Engine's own Python layer over a stand-in of its compiled extension
+    apex.py              NVIDIA's apex, where it is asked for
     inputs.py            weights without files, prompts and rollouts of the planned lengths, an engine of vLLM's size
     run.py               one stage, one rank
+    export.py            the export of a finished run; written.py describes the checkpoint that it reads
+    several.py           the telling ranks of one configuration; experiments.py: every experiment for GPUs
     findings.py          what must not be, and how far the plan is from it
 """
