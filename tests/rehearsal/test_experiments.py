@@ -1,44 +1,62 @@
-"""Which experiments and which ranks `make rehearse` takes, and what it says of them."""
+"""What is shipped, rehearsed: every experiment for GPUs, a world of 1,024 ranks, every family of models."""
 
-import subprocess
-from types import SimpleNamespace
+import pytest
 
+from tests.rehearsal.worlds import SHORT, STUDENT, TEACHER, rehearse, write
 from vold_nemo.config.compose import compose
-from vold_nemo.config.launcher import CONFIGURATION_ERROR
-from vold_nemo.rehearsal import experiments, several
+from vold_nemo.megatron.architecture import FAMILIES
+from vold_nemo.planning.plan import stage_gpus
+from vold_nemo.rehearsal import engine
+from vold_nemo.rehearsal.experiments import for_gpus
+
+pytestmark = pytest.mark.long
 
 
-def test_all_experiments_for_gpus_and_none_of_the_miniatures():
-    found = list(experiments.for_gpus())
-    assert {"paper_3b", "qwen2_5_vl_72b_from_235b"} <= set(found) and not [name for name in found if "miniature" in name]
+@pytest.fixture(scope="module", autouse=True)
+def transformer_engine():
+    """Its Python layer lies in the user's cache, on the path of rehearsals alone."""
+    try:
+        engine.cached()
+    except RuntimeError as error:
+        pytest.skip(f"Transformer Engine's wheel is not to be had: {error}")
 
 
-def test_the_telling_ranks_are_of_each_end_of_the_pipeline_and_of_other_experts_and_then_the_export():
-    config = compose(["experiment=qwen2_5_vl_72b_from_235b"])
-    found = list(several.telling(config))
-    half = config.cluster.gpus.vold // 2
-    assert config.parallel.pipeline == 2 and found[-1] == ("export", 0)
-    assert {rank for stage, rank in found if stage == "vold"} == {
-        0, config.parallel.expert - 1, half, half + config.parallel.expert - 1
-    }  # fmt: skip
-    assert {rank for stage, rank in found if stage == "sft"} == {0, config.cluster.gpus.sft // 2}
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", ["sft", "vold"])
+@pytest.mark.parametrize("name", for_gpus())
+def test_an_experiment_has_no_violation(tmp_path, name, stage):
+    """The first rank of stage 1, the last one of stage 2."""
+    config = compose([f"experiment={name}"])
+    rank = 0 if stage == "sft" else stage_gpus(config, stage) - 1
+    done = rehearse(tmp_path / "out", f"experiment={name}", f"rehearse.stage={stage}", f"rehearse.rank={rank}",
+                    "rehearse.micro_batches=2", "rehearse.engine=te")  # fmt: skip
+    assert done.code == 0 and not done.found["violations"], done.said
+    for row in done.found["phases"]:
+        if row["planned_bytes"] and row["phase"] != "generate":
+            assert row["peak_bytes"] == pytest.approx(row["planned_bytes"], rel=0.05), row["phase"]
 
 
-def test_the_end_names_who_had_violations_and_leaves_with_their_code(monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "for_gpus", lambda arguments: ["paper_3b", "paper_3b_h100"])
-    asked = []
+@pytest.mark.timeout(600)
+def test_a_rank_of_a_world_of_1024(tmp_path):
+    done = rehearse(tmp_path / "out", "experiment=qwen2_5_vl_72b_from_235b", "rehearse.rank=1001", "rehearse.world=1024",
+                    "parallel.pipeline=4", "parallel.expert=32", "rehearse.micro_batches=4", "rehearse.engine=te")  # fmt: skip
+    assert done.code == 0 and not done.found["violations"], done.said
+    assert done.found["place"] == {"tensor": 1, "context": 0, "data": 29, "pipeline": 3, "expert": 9}
+    groups = done.found["groups"]  # the default group and one that is asked for by name have gloo; the others have NCCL alone
+    assert groups["gloo"] <= 2 and groups["gloo_peers"] <= 2 * 1023
 
-    def of(config):
-        wrong = [{"kind": "does not fit"}] if config.cluster.name == "h100" else []
-        return [{"stage": "sft", "rank": 0, "violations": wrong}]
 
-    def run(command):
-        asked.append(command)
-        return SimpleNamespace(returncode=CONFIGURATION_ERROR if "experiment=paper_3b_h100" in command else 0)
-
-    monkeypatch.setattr(experiments.kept, "of", of)
-    monkeypatch.setattr(subprocess, "run", run)
-    assert experiments.main(["rehearse.engine=local"]) == CONFIGURATION_ERROR
-    said = capsys.readouterr().out
-    assert all("rehearse.all=true" in command and "rehearse.engine=local" in command for command in asked)
-    assert "no violation on 1 ranks" in said and "sft rank 0: does not fit" in said
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_of_every_family_are_those_of_its_layers(tmp_path, family):
+    """A missing or left-over parameter ends a rehearsal; experts are a teacher's alone."""
+    dense, experts = {**STUDENT, "model_type": family}, {**TEACHER, "model_type": family}
+    if not FAMILIES[family].qkv_bias:
+        dense |= {"head_dim": 32, "tie_word_embeddings": False}
+    student = write(tmp_path / "student", STUDENT if FAMILIES[family].experts else dense)
+    teacher = write(tmp_path / "teacher", experts if FAMILIES[family].experts else dense)
+    done = rehearse(
+        tmp_path / "out", *SHORT, f"student.path={student}", f"teacher.path={teacher}", "rehearse.engine=te",
+        "rehearse.world=4", "rehearse.rank=3", "parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true",
+        f"parallel.expert={2 if FAMILIES[family].experts else 1}",
+    )  # fmt: skip
+    assert done.code == 0 and not done.found["violations"], done.said

@@ -108,10 +108,10 @@ def emulated_layers(recipe: str, activations: bool) -> tuple[type, type]:
 def stores(model: torch.nn.Module) -> dict[int, Callable[[Tensor], object]]:
     """By ``id`` of an FP8 parameter of ``model``: what takes the whole bf16 shard and quantises it into the parameter."""
     found = {id(m.weight): m.store_weight for m in model.modules() if hasattr(m, "store_weight")}
-    return found | {id(p): p.copy_ for p in model.parameters() if _is_quantised(p)}
+    return found | {id(p): p.copy_ for p in model.parameters() if is_quantised(p)}
 
 
-def _is_quantised(parameter: Tensor) -> bool:
+def is_quantised(parameter: Tensor) -> bool:
     """Whether it is one of Transformer Engine's tensors."""
     from megatron.core.fp8_utils import is_float8tensor
 
@@ -120,7 +120,7 @@ def _is_quantised(parameter: Tensor) -> bool:
 
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes that ``tensor`` holds; of Transformer Engine's tensors those of codes, scales and whatever copy hangs on them."""
-    if not _is_quantised(tensor):
+    if not is_quantised(tensor):
         return tensor.numel() * tensor.element_size()
     inner = {id(part): part for part in vars(tensor).values() if isinstance(part, Tensor)}
     return sum(part.numel() * part.element_size() for part in inner.values())
@@ -145,10 +145,10 @@ def assert_held(model: torch.nn.Module, held: Precision) -> None:
     predicted = 0
     emulated = {id(module.weight) for module in model.modules() if hasattr(module, "store_weight")}
     for name, parameter in model.named_parameters():
-        is_linear, is_fp8 = bool(LINEAR.search(name)), id(parameter) in emulated or _is_quantised(parameter)
+        is_linear, is_fp8 = bool(LINEAR.search(name)), id(parameter) in emulated or is_quantised(parameter)
         if is_linear != is_fp8:
             raise RuntimeError(f"{name} is {'not in FP8' if is_linear else 'in FP8'}: {held.describe()}")
-        if is_fp8 and _is_quantised(parameter):
+        if is_fp8 and is_quantised(parameter):
             _drop_columnwise(name, parameter, held)
         predicted += weight_bytes(*parameter.shape, held.recipe) if is_fp8 else parameter.numel() * parameter.element_size()
     found = model_bytes(model)

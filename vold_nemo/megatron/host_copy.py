@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vold_nemo.megatron import device as devices
+from vold_nemo.megatron import fp8
 from vold_nemo.megatron.pinned import Slab, whole_storage
 
 
@@ -97,10 +98,10 @@ class HostCopy:
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:
     """``tensor`` itself, or the tensors inside one that only wraps them (Transformer Engine's quantised parameters)."""
-    if type(tensor) in (Tensor, torch.nn.Parameter):
-        yield tensor
-    else:
+    if fp8.is_quantised(tensor):
         yield from (part for part in vars(tensor).values() if isinstance(part, Tensor))
+    else:
+        yield tensor
 
 
 def _key(tensor: Tensor) -> int:

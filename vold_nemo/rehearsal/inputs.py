@@ -165,7 +165,8 @@ class RehearsedVOLD(OneStep, MegatronVOLDModel):
         score = teachers.hidden_states
 
         def hidden_states(batches: Sequence[MicroBatch]) -> HiddenStates:
-            return HiddenStates(score(batches), self._of_those_cut(teachers))
+            rest = self._of_those_cut(teachers)  # they are there before the last one is scored, and the teacher leaves
+            return HiddenStates(score(batches), rest)
 
         teachers.hidden_states = hidden_states
 
