@@ -55,7 +55,9 @@ class Rehearsal:
             }
         else:  # as the run itself measures it, in the phase that needs it
             train, teacher = (model.handover.held.get(phase, {}) for phase in ("train", "teacher"))
-            found = {"parameters": train.get("student"), "teacher": teacher.get("teacher")}
+            found = {"parameters": train.get("student")}
+            if not any(one.resting for one in model.teachers.members):  # else it has left again, but for its LM head
+                found["teacher"] = teacher.get("teacher")
             found |= {name: train.get(name) for name in ("gradients", "optimizer")}
             self.held = {name: size for name, size in found.items() if size is not None}
 
