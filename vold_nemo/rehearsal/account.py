@@ -10,6 +10,7 @@ from vold_nemo.planning import rates, timing
 from vold_nemo.planning.plan import models_of
 from vold_nemo.rehearsal import findings
 from vold_nemo.rehearsal.kept import digest
+from vold_nemo.rehearsal.ledger import place_of
 from vold_nemo.rehearsal.run import Rehearsal
 
 HOLDERS = 16  # named of a peak
@@ -20,7 +21,7 @@ def account(done: Rehearsal) -> dict[str, Any]:
     """Bytes, counts and seconds.  ``measured`` is false: nothing of it was run on a GPU."""
     config, ledger, layout = done.config, done.ledger, done.layout
     models = models_of(config)
-    rows, wrong = [], [findings.Violation("ended early", reason(done.failed), ledger.phase)] if done.failed else []
+    rows, wrong = [], [ended_early(done.failed, ledger)] if done.failed else []
     if layout is not None:
         rows = findings.compared(done, models)
     wrong += findings.violations(done, models, rows)
@@ -46,9 +47,11 @@ def account(done: Rehearsal) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def reason(error: BaseException) -> str:
+def ended_early(error: BaseException, ledger) -> findings.Violation:
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no word"]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+    phase = ledger.before if ledger.phase == "failed" else ledger.phase  # a loop says so when it is left
+    where = f"{place_of(error)}, in {phase}"
+    return findings.Violation("ended early", f"{type(error).__name__}: {lines[0][:300]}", where)
 
 
 def _place(layout) -> dict[str, int]:

@@ -129,7 +129,7 @@ def _account(config: Config, watch, layers: str, read: Counter, files: list[int]
     peaks = getattr(ledger, where).peaks
     most = max(ledger.phases, key=lambda phase: peaks[phase].size)
     row = Compared(most, peaks[most].size, sum(parts.values()), parts)
-    wrong = [Violation("ended early", account.reason(failed), ledger.phase)] if failed else []
+    wrong = [account.ended_early(failed, ledger)] if failed else []
     wrong += [Violation(problem.kind, problem.what, problem.place) for problem in ledger.problems.values()]
     if row.deviation > config.rehearse.deviation:
         what = f"{row.rehearsed / GIB:.2f} GiB of {where} memory, planned {row.planned / GIB:.2f} ({row.deviation:+.1%})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,14 @@ def place(depth: int = 2) -> str:
             inner = inner or here
         frame = frame.f_back
     return inner or BACKWARD
+
+
+def place_of(error: BaseException) -> str:
+    """Where ``error`` was raised: the innermost line of this project, and of the library below it."""
+    named = [_named(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    known = [one for one in named if one is not None]
+    own = next((one for one in reversed(known) if one.startswith(("vold_nemo", "recipes"))), "")
+    return " > ".join(dict.fromkeys([own, *known[-1:]])).strip(" >")
 
 
 def _named(file: str, line: int) -> str | None:
@@ -144,7 +153,7 @@ class Ledger:
     """See the module.  ``device``, ``host``: memory; counters are by phase."""
 
     def __init__(self) -> None:
-        self.phase = "join"
+        self.phase, self.before = "join", ""
         self.phases: list[str] = ["join"]  # in the order in which they were first entered
         self.device, self.host = Memory(), Memory()
         self.processor: Counter[str] = Counter()  # seconds of this machine, by phase
@@ -171,7 +180,7 @@ class Ledger:
             memory.turn(self.phase, phase)
         if phase not in self.phases:
             self.phases.append(phase)
-        self.phase = phase
+        self.phase, self.before = phase, self.phase
         self.survivors[phase] = {known: self.device.made_in(known) for known in self.phases if known != phase}
 
     def kernel(self, name: str, *, flops: float = 0, dtype: object = None) -> None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.config import Config, ConfigError
+from vold_nemo.config import Config, ConfigError, TeacherConfig
 from vold_nemo.planning.plan import models_of, stage_gpus
+
+OWN = "the project's own"  # layers
 
 
 @dataclass
@@ -90,8 +92,8 @@ def rehearse(config: Config) -> Rehearsal:
     world = world_of(config)
     config = replace(config, vold=replace(config.vold, start=config.student.path))  # stage 1 has not run: the same shapes
     per_node = config.cluster.gpus_per_node
-    for name, value in {"RANK": asked.rank, "WORLD_SIZE": world, "LOCAL_RANK": asked.rank % per_node}.items():
-        os.environ[name] = str(value)
+    place = {"RANK": asked.rank, "WORLD_SIZE": world, "LOCAL_RANK": asked.rank % per_node}
+    os.environ |= {name: str(value) for name, value in place.items()}
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
     from vold_nemo.rehearsal import shim
@@ -105,6 +107,9 @@ def rehearse(config: Config) -> Rehearsal:
     ledger, groups = Ledger(), Groups(asked.rank, world, per_node)
     watch = Watch(ledger, groups)
     layers = play(config, ledger, watch)
+    if layers == OWN:  # as a run without Transformer Engine would choose, and as the planner is then asked
+        config = replace(config, teacher=_in_bf16(config.teacher),
+                         teachers={name: _in_bf16(one) for name, one in config.teachers.items()})  # fmt: skip
     play_world(ledger, watch)
     result = Rehearsal(config, stage, asked.rank, world, ledger, groups, layers=layers)
     began = time.process_time()
@@ -112,6 +117,8 @@ def rehearse(config: Config) -> Rehearsal:
         try:
             _run(config, watch, Path(folder), result)
         except ConfigError:
+            for name in place:  # this process speaks for itself, whatever rank it played
+                del os.environ[name]
             raise
         except Exception as error:
             result.failed = error
@@ -132,6 +139,10 @@ def play(config: Config, ledger, watch) -> str:
     return _engine(config.rehearse.engine, ledger)
 
 
+def _in_bf16(teacher: TeacherConfig) -> TeacherConfig:
+    return replace(teacher, precision="bf16") if teacher.precision == "auto" else teacher
+
+
 def _engine(asked: str, ledger) -> str:
     """Make Transformer Engine's layers importable where they are asked for and can be had; returns whose layers are taken.
 
@@ -139,7 +150,7 @@ def _engine(asked: str, ledger) -> str:
         ConfigError: ``rehearse.engine=te`` and no registry answers.
     """
     if asked == "local":
-        return "the project's own"
+        return OWN
     from vold_nemo.rehearsal import engine, values
     from vold_nemo.rehearsal.engine import report
 
@@ -152,7 +163,7 @@ def _engine(asked: str, ledger) -> str:
             mend = "let pip reach a package registry, or set rehearse.engine=local"
             raise ConfigError("rehearse.engine", f"te: {error}", allowed, mend) from error
         print(f"note: the project's own layers are rehearsed, not Transformer Engine's: {error}", file=sys.stderr)
-        return "the project's own"
+        return OWN
     report.on_kernel, report.values_of = ledger.kernel, values.known
     engine.install(site)
     return f"Transformer Engine {version}'s"

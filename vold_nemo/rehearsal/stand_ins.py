@@ -153,8 +153,9 @@ def _tensors(ledger: Ledger, watch: Watch) -> None:
     made = torch.tensor
 
     def tensor(data, **options):
-        """From a list of tensors: torch reads each in C++, past the watch (megatron-core's own gradient norm does so)."""
-        return made(read(data), **options)
+        """From a list of tensors torch reads each in C++, past the watch (megatron-core's own gradient norm does so); pages
+        of what it makes cannot be locked."""
+        return made(read(data), **{key: value for key, value in options.items() if key != "pin_memory"})
 
     def read(data):
         if isinstance(data, list | tuple):
