@@ -12,12 +12,13 @@ Who holds the device (all of it stays resident, but for what the keys send away:
     export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`export`);
                     with ``export.verify`` the student whole, twice (as trained, and the export read by transformers)
 
-Longest sequences are supposed everywhere but for the hidden states of an update, where mean lengths add up; at the start of
+Longest sequences are supposed everywhere, padded as FP8 matrix units ask, but for the hidden states of an update, where mean lengths add up; at the start of
 a run no rollout is right and all are scored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -195,7 +196,8 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int, met: Met | N
     stays = {"cache": cache} if config.rollout.engine == "vllm" and not config.rollout.sleep else {}
     yield Phase("vold", "generate", at, here(config, "generate", resident) | {"cache": cache})
 
-    tokens = _slice(config, max(config.vold.micro_batch_tokens, longest), longest)
+    padded_length = -(-longest // (multiple := pad_multiple(config, models))) * multiple
+    tokens = _slice(config, max(config.vold.micro_batch_tokens, padded_length), padded_length)
     update = rollout_tokens(config) // (config.vold.updates_per_step * at.data)  # context ranks share tokens as data ranks do
     count = met.micro_batches if met else max(1, -(-update // tokens.count))
     scored = met.scored // config.parallel.context if met else update
@@ -214,6 +216,13 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int, met: Met | N
     bucket = how.size * _largest(student, padded)
     gathered = bucket + min(SLICE["cuda"], bucket)
     yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered} | stays)
+
+
+def pad_multiple(config: Config, models: Models) -> int:
+    """What the length of a micro-batch of stage 2 is padded to: slices of the layout, and what FP8 matrix units ask for."""
+    parallel = config.parallel
+    split = (2 * parallel.context if parallel.context > 1 else 1) * (parallel.tensor if parallel.sequence else 1)
+    return math.lcm(split, *(precision.pad_multiple(held, split) for *_, held in scorers(config, models)))
 
 
 def engine_weights(config: Config, models: Models) -> int:
