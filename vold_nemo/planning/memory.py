@@ -12,8 +12,8 @@ Who holds the device (all of it stays resident, but for what the keys send away:
     export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`export`);
                     with ``export.verify`` the student whole, twice (as trained, and the export read by transformers)
 
-Longest sequences are supposed everywhere, padded as FP8 matrix units ask, but for the hidden states of an update, where mean lengths add up; at the start of
-a run no rollout is right and all are scored.
+Longest sequences are supposed everywhere, padded as FP8 matrix units ask, but for the hidden states of an update, where mean
+lengths add up; at the start of a run no rollout is right and all are scored.
 """
 
 from __future__ import annotations
