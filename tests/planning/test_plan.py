@@ -52,7 +52,7 @@ def test_every_experiment_is_valid_fits_and_says_that_it_is_planned(experiment):
     assert plan.fits, "\n".join(text.memory_table(plan))
     assert plan.gpu_hours > 0
     said = (conf() / "experiment" / f"{experiment}.yaml").read_text()
-    assert "planned with recipes/plan.py, never measured" in said.lower()
+    assert "planned (recipes/plan.py) and rehearsed (recipes/rehearse.py), never measured" in said.lower()
     fp8 = config.cluster.compute_capability >= 8.9  # bf16 on A100s
     assert memory.teacher_precision(config, config.teacher, models.teacher).weights == ("fp8" if fp8 else "bf16")
 

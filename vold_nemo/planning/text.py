@@ -113,7 +113,8 @@ def assumptions(config: Config) -> Iterator[str]:
         yield f"\n{module.__name__.rpartition('.')[2]}: {(module.__doc__ or '').strip()}"
     yield (
         "\nheld to account: allocation exactly, activations and objective within 10 % of tracked CPU allocations "
-        "(tests/planning); GPU columns (fused norms, GPU temporaries, reserve, all times) were never measured"
+        "(tests/planning), GPU columns (fused norms, GPU temporaries) within 5 % of rehearsals (tests/rehearsal); "
+        "reserve and all times were never measured"
     )
 
 
