@@ -37,8 +37,9 @@ def test_the_fewest_gpus_fit_and_half_of_them_do_not(paper):
     assert not any(layout.plan.fits for layout in ranked(paper, models, "vold", least.plan.gpus // 2))
 
 
-def test_a_layout_is_given_the_fastest_recomputation_and_offload_that_make_it_fit(paper):
+def test_a_layout_is_given_the_fastest_recomputation_and_offload_that_make_it_fit():
     """Against every combination of one layout, planned by itself."""
+    paper = compose(["experiment=paper_3b", "cluster.memory_gib=78"])
     models = models_of(paper)
     (best,) = (
         layout for layout in ranked(paper, models, "vold", 2)
@@ -73,7 +74,8 @@ def test_what_is_said_of_a_layout_makes_it_from_the_experiment():
 
 
 @pytest.mark.parametrize("overrides, offered", [
-    (["experiment=paper_3b_h200", "rollout.sleep=false", "teacher.offload=false"], "teacher.offload=true"),
+    (["experiment=paper_3b_h200", "rollout.sleep=false", "teacher.offload=false", "cluster.memory_gib=137"],
+     "teacher.offload=true"),
     (["experiment=paper_3b", "parallel.sequence=false", "vold.micro_batch_tokens=32768"], "parallel.recompute=selective"),
     (["experiment=paper_3b", "teacher.path=Qwen/Qwen3-32B", "cluster.gpus.vold=8"], "traces.engine=vllm"),
 ])  # fmt: skip

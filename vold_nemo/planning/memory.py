@@ -222,7 +222,8 @@ def pad_multiple(config: Config, models: Models) -> int:
     """What the length of a micro-batch of stage 2 is padded to: slices of the layout, and what FP8 matrix units ask for."""
     parallel = config.parallel
     split = (2 * parallel.context if parallel.context > 1 else 1) * (parallel.tensor if parallel.sequence else 1)
-    return math.lcm(split, *(precision.pad_multiple(held, split) for *_, held in scorers(config, models)))
+    held = [one for *_, one in scorers(config, models)] if models.teachers else []
+    return math.lcm(split, *(precision.pad_multiple(one, split) for one in held))
 
 
 def engine_weights(config: Config, models: Models) -> int:
