@@ -17,6 +17,7 @@ phase, does not fit or is not as planned, a parameter that is missing, left over
 import sys
 
 from vold_nemo.command import recipe
+from vold_nemo.command.recipe import until_nobody_reads
 from vold_nemo.config import Config
 from vold_nemo.config.launcher import CONFIGURATION_ERROR
 
@@ -34,11 +35,14 @@ def main(config: Config) -> None:
 
         found = rehearse_all(config, sys.argv)
     else:
+        kept.can_be_kept(config)  # before the work
         found = [_one(config)]
-        print("\n".join(text.lines(found[0])))
         kept.keep(config, found[0])
     written = page.write(config.rehearse.path, kept.of(config) or found, config.cluster.memory_gib)
-    print(f"written: {written}")
+    with until_nobody_reads():
+        if not config.rehearse.all:
+            print("\n".join(text.lines(found[0])))
+        print(f"written: {written}")
     if any(one["violations"] for one in found):
         sys.exit(CONFIGURATION_ERROR)
 

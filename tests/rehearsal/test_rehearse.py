@@ -86,6 +86,19 @@ MUTATIONS = {
         "vold_nemo/megatron/training.py", "    dist.all_reduce(totals)\n",
         "    dist.all_reduce(totals.cpu(), group=layout.model_group)\n", PIPELINE, "wrong backend",
     ),
+    "a product of mixed types": (
+        "vold_nemo/objective/head.py", "return torch.mm(hidden, head.t(), out_dtype=out.dtype, out=out)",
+        "return out.copy_(torch.mm(hidden.float(), head.t()))", PIPELINE, "mixed types",
+    ),
+    "a collective of a tensor that is not contiguous": (
+        "vold_nemo/megatron/training.py", "    dist.all_reduce(totals)\n",
+        "    dist.all_reduce(totals)\n    dist.all_reduce(torch.zeros(2, 3, device=layout.device).t())\n", PIPELINE,
+        "wrong collective",
+    ),
+    "an optimizer that stays": (
+        "vold_nemo/models/handover.py", "movable.leave()\n", "movable.leave() if name != 'optimizer' else None\n",
+        (*PIPELINE, "vold.offload.optimizer=true"), "did not leave",
+    ),
     "a parameter born on the CPU": (
         "vold_nemo/megatron/build.py", "return torch.device(layout.device) if arch.experts else", "return", PIPELINE,
         "parameter on the CPU",
@@ -104,7 +117,8 @@ def test_a_mutation_is_caught_by_name(transformer_engine, small, tmp_path, mutat
         code = (root / file).read_text()
         assert code.count(before) == 1
         (root / file).write_text(code.replace(before, after))
-    done = rehearse(tmp_path / "out", *small, *layout, "rehearse.outlives_mib=1.5", root=root)
+    few = ("rehearse.outlives_mib=1.5", "teacher.fp8.probe_tokens=0")
+    done = rehearse(tmp_path / "out", *small, *layout, *few, root=root)
     if mutation is None:
         assert done.code == 0, done.said
     else:

@@ -86,7 +86,7 @@ def _run(
     if arguments.help is not None:
         from vold_nemo.config.help import help_text
 
-        with _until_nobody_reads():
+        with until_nobody_reads():
             print(help_text(verb, inspect.getmodule(main).__doc__ or "", None if arguments.help == "all" else reads, own))
         return
     if is_first_rank():
@@ -99,7 +99,7 @@ def _run(
         _check(config, verb)
         if config.dry_run:
             if is_first_rank():
-                with _until_nobody_reads():
+                with until_nobody_reads():
                     _print_plan(config, verb, plan)
             return
         sys.argv[1:] = arguments.argv()
@@ -145,7 +145,7 @@ def _check(config: Config, verb: str) -> None:
 
 
 @contextlib.contextmanager
-def _until_nobody_reads() -> Iterator[None]:
+def until_nobody_reads() -> Iterator[None]:
     """``... --help | head`` ends without a traceback."""
     try:
         yield

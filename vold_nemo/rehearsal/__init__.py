@@ -6,6 +6,7 @@ storage, and no values.  Operations, devices, groups, bytes, lifetimes and waits
     shim.cpp, shim.py    the least of CUDA that torch asks for in C++, compiled on first use
     stand_ins.py         what is put in the place of others' functions, all of it, each with its reason
     watch.py             sees every operation, makes it fake, and writes it down in the ledger
+    rules.py             what torch on a GPU and NCCL refuse, and fake tensors let pass
     values.py            small whole numbers and flags keep their values, so that control flow is exact
     groups.py            process groups of a world that is not there
     routing.py           experts that all get the same number of tokens

@@ -112,6 +112,8 @@ def groups_of(groups) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# Groups that meet in each micro-batch; over the others gradients, norms and flags travel once an update.
+_OF_A_MICRO_BATCH = ("TENSOR_MODEL", "PIPELINE", "CONTEXT", "EXPERT", "TENSOR_AND")
 _TRAVELS = {"allreduce": 2.0, "broadcast": None, "send": None, "recv": None}  # times (n - 1)/n of the bytes; None: all, once
 
 
@@ -121,7 +123,7 @@ def _seconds(done: Rehearsal, models) -> dict[str, dict[str, float]]:
     Work and collectives of training and scoring are those of the micro-batches that were run, scaled by tokens to all.
     """
     config, ledger = done.config, done.ledger
-    if rates.missing(config):
+    if rates.missing(config) or not done.tokens_run:
         return {}
     speed, plan = rates.rates(config), config.plan
     found: dict[str, dict[str, float]] = defaultdict(lambda: {"work": 0.0, "links": 0.0})
@@ -136,8 +138,7 @@ def _seconds(done: Rehearsal, models) -> dict[str, dict[str, float]]:
         times = _TRAVELS.get(call.operation, 1.0)
         travelling = size if times is None else size * times * (call.size - 1) / call.size
         band = (speed.network_gbs if call.link == "network" else speed.link_gbs) * 1e9 * plan.network_efficiency
-        # What is reduced once an update is not a micro-batch's.
-        often = 1.0 if "coalesced" in call.operation else scale.get(call.phase, 1.0)
+        often = scale.get(call.phase, 1.0) if call.group.startswith(_OF_A_MICRO_BATCH) else 1.0
         found[call.phase]["links"] += often * travelling / band
     for phase, seconds in timing.duration(config, models, done.stage, done.world).seconds.items():
         found["train" if done.stage == "sft" else phase].setdefault("planned", 0.0)

@@ -8,7 +8,6 @@ from file to file, eight MiB at a time; only its bytes are counted, as one tenso
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from collections import Counter
@@ -31,10 +30,13 @@ def rehearse_export(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: no compiler, or a model without published shapes.
     """
-    cuda = memory.on_cuda(config)
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}.items():
-        os.environ[name] = str(value)
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    from vold_nemo.rehearsal import run
+
+    with run.launched_as(0, 1, 0):
+        return _rehearse(config, memory.on_cuda(config))
+
+
+def _rehearse(config: Config, cuda: bool) -> dict[str, Any]:
     from vold_nemo.rehearsal import run, shim
 
     if cuda:

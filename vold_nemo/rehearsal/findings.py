@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vold_nemo.megatron.fp8 import TOLERANCE
 from vold_nemo.planning import memory
 from vold_nemo.planning.memory import GIB, Met, Models, Phase
+from vold_nemo.rehearsal.ledger import WORKSPACE
 from vold_nemo.rehearsal.run import Rehearsal
 
 # Of a training step: what is made in a phase has gone when another begins (columns of the table stay: they are small).
-GONE_BY = {"generate": "teacher", "logprobs": "sync", "teacher": "sync", "train": "sync", "sync": "validate"}
-GONE_BY_IN_SFT = {"train": "agree"}
+GONE_BY = {
+    "probe": "student weights", "generate": "teacher", "logprobs": "sync", "teacher": "sync", "train": "sync",
+    "sync": "validate", "validate": "agree", "agree": "checkpoint", "checkpoint": "export", "export": "done",
+}  # fmt: skip
+GONE_BY_IN_SFT = {"train": "agree", "agree": "checkpoint", "checkpoint": "export", "export": "done"}
 WORKSPACES = 256 << 20  # bytes of matrix units and attention kernels, which the planner's reserve covers
 LARGEST = 6  # places named of one finding
 
@@ -61,6 +66,15 @@ def compared(done: Rehearsal, models: Models) -> list[Compared]:
     return found
 
 
+def _stayed(done: Rehearsal, models: Models) -> Iterator[Violation]:
+    """What the keys send away in a phase, and is there all the same."""
+    for phase in _planned(done, models) if done.layout is not None else ():
+        for name in ("gradients", "optimizer"):
+            size = done.held_by_phase.get(phase.name, {}).get(name, 0)
+            if size and name not in phase.parts:
+                yield Violation("did not leave", f"{size / GIB:.2f} GiB of {name}", phase.name)
+
+
 def violations(done: Rehearsal, models: Models, rows: list[Compared]) -> Iterator[Violation]:
     """Everything but what ended the rehearsal."""
     config, ledger, stage = done.config, done.ledger, done.stage
@@ -77,11 +91,13 @@ def violations(done: Rehearsal, models: Models, rows: list[Compared]) -> Iterato
         yield Violation(problem.kind, problem.what, problem.place)
     limit = config.rehearse.outlives_mib * 2**20
     for made, gone in (GONE_BY if stage == "vold" else GONE_BY_IN_SFT).items():
-        left = ledger.survivors.get(gone, {}).get(made, {})
+        left = ledger.survivors.get(gone, Counter()).get(made, Counter())
+        left = Counter({place: size for place, size in left.items() if not place.endswith(WORKSPACE)})
         if sum(left.values()) > limit:
             said = ", ".join(f"{size / GIB:.2f} GiB from {place}" for place, size in left.most_common(LARGEST))
             what = f"{sum(left.values()) / GIB:.2f} GiB: {said}"
             yield Violation("outlives its phase", what, f"made in {made}, there in {gone}")
+    yield from _stayed(done, models)
     reserve, room = memory.reserve(config).get("reserve", 0), memory.capacity(config)
     for phase, peak in ledger.device.peaks.items():
         if room is not None and peak.size + reserve > room:

@@ -117,7 +117,9 @@ class OneStep:
         return 1
 
     def share(self, batches: Sequence[MicroBatch], what: str) -> list[MicroBatch]:
-        kept = _kept(list(batches), self.config.rehearse.micro_batches)
+        asked = self.config.rehearse.micro_batches
+        # As many as a pipeline has in flight at once: fewer would hide its peak.
+        kept = _kept(list(batches), None if asked is None else max(asked, self.layout.pipeline))
         self.cut_short.append((list(batches), [batches[index] for index in kept]))
         return super().share([batches[index] for index in kept], what)
 
@@ -270,6 +272,7 @@ class Engine:
         self._weights = torch.empty(memory.engine_weights(config, models), dtype=torch.uint8, device=device)
         sampled = config.vold.prompts_per_step * config.rollout.samples_per_prompt
         rows, longest = min(config.rollout.batch, -(-sampled // gpus)), config.plan.prompt_tokens + config.rollout.max_tokens
+        self._host: Tensor | None = None  # the weights, once it has slept
         self._cache_size = memory.rollout_cache(config, models, rows, longest)
         self._cache = torch.empty(self._cache_size if self._keeps else 0, dtype=torch.uint8, device=device)
 
@@ -298,6 +301,8 @@ class Engine:
         self._cache.untyped_storage().resize_(0)
 
     def wake(self) -> None:
+        if self._host is None:
+            return
         self._weights.untyped_storage().resize_(self._weights.numel())
         self._weights.copy_(self._host, non_blocking=True)
 

@@ -12,7 +12,7 @@ from vold_nemo.config import Config
 from vold_nemo.config.writing import replace_text, writing
 
 # What does not change a rehearsal: where things lie, what else is printed.
-_ASIDE = ("rehearse", "dry_run", "strict", "explain", "search", "sbatch", "outputs", "logging", "report", "compare",
+_ASIDE = ("rehearse", "device", "dry_run", "strict", "explain", "search", "sbatch", "outputs", "logging", "report", "compare",
           "reproduce", "verify", "handoff", "evaluate", "prefetch", "prepare", "limits", "seed")  # fmt: skip
 
 
@@ -26,6 +26,18 @@ def digest(config: Config) -> str:
 
 def name(stage: str, rank: int, world: int) -> str:
     return f"{stage}_rank{rank}_of_{world}.json"
+
+
+def can_be_kept(config: Config) -> None:
+    """
+    Raises:
+        ConfigError: nothing can be written into ``rehearse.path``.
+    """
+    folder = Path(config.rehearse.path)
+    with writing("rehearse.path", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / ".written", "")
+        (folder / ".written").unlink()
 
 
 def keep(config: Config, found: dict[str, Any]) -> Path:

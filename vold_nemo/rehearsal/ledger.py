@@ -13,6 +13,7 @@ from typing import Any
 _ROOT = Path(__file__).parents[2]
 _OWN = str(Path(__file__).parent)
 _LIBRARIES = ("megatron/core", "transformer_engine", "nemo", "torch/optim")
+WORKSPACE = "cuBLAS workspace"  # Transformer Engine makes it at its first product and keeps it
 BACKWARD = "torch.autograd, backward pass"  # its thread knows no line of ours
 _places: dict[tuple[str, int], str | None] = {}  # of code, by file and line; None = not worth naming
 
@@ -21,6 +22,8 @@ def place(depth: int = 2) -> str:
     """Where the running code stands: the innermost line of a library, and the line of this project that led there."""
     frame, inner = sys._getframe(depth), ""
     while frame is not None:
+        if frame.f_code.co_name.startswith("get_cublas_workspace"):
+            inner = inner or WORKSPACE
         key = (frame.f_code.co_filename, frame.f_lineno)
         if key not in _places:
             _places[key] = _named(*key)

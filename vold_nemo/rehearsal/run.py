@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,9 @@ class Rehearsal:
     layout: Any = None
     seconds: float = 0.0  # of this process' processors
     failed: BaseException | None = None
+    inputs: Any = None
     held: dict[str, int] = field(default_factory=dict)  # bytes by holder, after the step
+    held_by_phase: dict[str, dict[str, int]] = field(default_factory=dict)  # as a run of stage 2 measures it
     micro_batches: int = 0  # of an update on this data rank
     micro_batches_run: int = 0
     tokens: int = 0  # of them, padding included
@@ -43,12 +47,7 @@ class Rehearsal:
         from vold_nemo.megatron.offload import GradientBuffers, OptimizerState, storage_bytes
 
         self.layout = model.layout
-        every, run = model.cut_short[-1]
-        self.micro_batches, self.micro_batches_run = len(every), len(run)
-        self.tokens, self.tokens_run = (sum(batch.ids.numel() for batch in some) for some in (every, run))
-        self.scored_tokens, self.scored_tokens_run = (
-            sum(batch.ids.numel() for batch in some if batch.scored) for some in (every, run)
-        )
+        self.count(model)
         if self.stage == "sft":
             self.held = {
                 "parameters": storage_bytes(model.stage.parameters()),
@@ -62,6 +61,18 @@ class Rehearsal:
                 found["teacher"] = teacher.get("teacher")
             found |= {name: train.get(name) for name in ("gradients", "optimizer")}
             self.held = {name: size for name, size in found.items() if size is not None}
+            self.held_by_phase = model.handover.held
+
+    def count(self, model) -> None:
+        """The micro-batches of ``model``'s last update."""
+        if not model.cut_short:
+            return
+        every, run = model.cut_short[-1]
+        self.micro_batches, self.micro_batches_run = len(every), len(run)
+        self.tokens, self.tokens_run = (sum(batch.ids.numel() for batch in some) for some in (every, run))
+        self.scored_tokens, self.scored_tokens_run = (
+            sum(batch.ids.numel() for batch in some if batch.scored) for some in (every, run)
+        )
 
 
 def world_of(config: Config) -> int:
@@ -75,6 +86,9 @@ def world_of(config: Config) -> int:
     if asked.rank >= world:
         allowed = f"0 to {world - 1}, the ranks of the {stage} stage"
         raise ConfigError("rehearse.rank", asked.rank, allowed, "name one of them, or raise rehearse.world")
+    if config.device == "cpu":
+        mend = "leave it out: a rehearsal plays a GPU (rehearse.stage=export may be one on a CPU)"
+        raise ConfigError("device", config.device, "auto | cuda", mend)
     for key in ("memory_gib", "compute_capability"):
         if getattr(config.cluster, key) is None:
             mend = "choose a cluster (cluster=h100), or give the key"
@@ -88,14 +102,30 @@ def rehearse(config: Config) -> Rehearsal:
     Raises:
         ConfigError: no compiler, a rank outside the world, a model without published shapes.
     """
-    asked, stage = config.rehearse, config.rehearse.stage
-    world = world_of(config)
+    asked, world = config.rehearse, world_of(config)
     config = replace(config, vold=replace(config.vold, start=config.student.path))  # stage 1 has not run: the same shapes
     per_node = config.cluster.gpus_per_node
-    place = {"RANK": asked.rank, "WORLD_SIZE": world, "LOCAL_RANK": asked.rank % per_node}
-    os.environ |= {name: str(value) for name, value in place.items()}
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    with launched_as(asked.rank, world, asked.rank % per_node):
+        return _rehearse(config, world, per_node)
 
+
+@contextlib.contextmanager
+def launched_as(rank: int, world: int, local_rank: int) -> Iterator[None]:
+    """The launcher's variables as that rank has them; afterwards this process speaks for itself again."""
+    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(local_rank), "TORCHDYNAMO_DISABLE": "1"}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _rehearse(config: Config, world: int, per_node: int) -> Rehearsal:
+    asked, stage = config.rehearse, config.rehearse.stage
     from vold_nemo.rehearsal import shim
 
     shim.load()
@@ -117,11 +147,11 @@ def rehearse(config: Config) -> Rehearsal:
         try:
             _run(config, watch, Path(folder), result)
         except ConfigError:
-            for name in place:  # this process speaks for itself, whatever rank it played
-                del os.environ[name]
             raise
         except Exception as error:
             result.failed = error
+            if result.inputs is not None and getattr(result.inputs, "built", None) is not None:
+                result.count(result.inputs.built)
     result.seconds = time.process_time() - began
     return result
 
@@ -178,9 +208,9 @@ def _run(config: Config, watch, folder: Path, result: Rehearsal) -> None:
     heartbeat.listeners.append(watch.ledger.enter)
     with watch:
         if result.stage == "sft":
-            inputs = SFTInputs(config, watch, folder)
-            train_sft(config, inputs)
+            result.inputs = SFTInputs(config, watch, folder)
+            train_sft(config, result.inputs)
         else:
-            inputs = VOLDInputs(config, watch, folder, models_of(config), result.world)
-            train_vold(config, inputs)
-        result.take(inputs.built)
+            result.inputs = VOLDInputs(config, watch, folder, models_of(config), result.world)
+            train_vold(config, result.inputs)
+        result.take(result.inputs.built)

@@ -49,6 +49,8 @@ def rehearse_all(config: Config, argv: Sequence[str]) -> list[dict[str, Any]]:
             said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()
             mend = f"see it whole: {' '.join(asked)}"
             raise ConfigError(f"rehearsal of {stage}, rank {rank}", said[-1], "one that comes to its end", mend)
+        for note in (line for line in done.stderr.splitlines() if line.startswith("note:")):
+            tqdm.write(note)
         tqdm.write(done.stdout.partition("\nwritten:")[0] + "\n")
         found.append(json.loads(file.read_text()))
     return found

@@ -49,7 +49,11 @@ def _compiled(folder: Path, version: str) -> Path:
     mend = "install g++ (Debian: apt-get install g++), or name a compiler in CXX"
     if compiler is None:
         raise ConfigError("C++ compiler", asked, "one that builds C++20: a rehearsal compiles 60 lines on first use", mend)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        mend = "set XDG_CACHE_HOME to one"
+        raise ConfigError("cache", f"{cache}: {error.strerror}", "a folder that can be written", mend) from error
     aside = library.with_suffix(f".{os.getpid()}")
     include, libraries = folder / "include", folder / "lib"
     done = subprocess.run(

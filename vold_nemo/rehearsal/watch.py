@@ -16,7 +16,7 @@ from torch.distributed._tools.fake_collectives import FakeWork
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
-from vold_nemo.rehearsal import values
+from vold_nemo.rehearsal import rules, values
 from vold_nemo.rehearsal.groups import Groups
 from vold_nemo.rehearsal.ledger import Collective, Ledger, place
 from vold_nemo.rehearsal.trees import leaves, mapped
@@ -29,6 +29,10 @@ _NO_LAUNCH = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "sl
               "as_strided", "unsqueeze", "squeeze", "empty", "empty_like", "new_empty", "empty_strided", "unbind", "chunk",
               "split_with_sizes", "narrow", "set_", "new_empty_strided", "view_as", "reshape"}  # fmt: skip
 _IN_PLACE = (aten.copy_.default, aten.add_.Tensor, aten.mul_.Tensor, aten.mul_.Scalar, aten.div_.Tensor, aten.sub_.Tensor)
+_MIXED = ("two different devices", "found at least two devices", "to be in the same device", "same device", "Mismatching")
+_CAUSAL = {  # where the flag stands
+    aten._scaled_dot_product_flash_attention.default: 4, aten._scaled_dot_product_flash_attention_backward.default: 11,
+}  # fmt: skip
 _BLOCKING = {aten.nonzero.default: "nonzero", aten.masked_select.default: "masked_select"}
 
 
@@ -67,24 +71,28 @@ class Watch(TorchDispatchMode):
         name = func._overloadpacket.__name__
         if on_cuda and name not in _NO_LAUNCH:
             self.ledger.launches[self.ledger.phase] += 1
+        if where := rules.mixed_devices(func, args):
+            self._refuse("mixed devices", where)
         if func is aten._local_scalar_dense.default:
-            self.ledger.sync("item")
+            if on_cuda:
+                self.ledger.sync("item")
             return values.on_host(args[0]).item()
         if func is aten.equal.default:
-            self.ledger.sync("equal")
+            if on_cuda:
+                self.ledger.sync("equal")
             both = [values.known(one) for one in args[:2]]
             return all(one is None for one in both) or (None not in both and torch.equal(*both))
         to_host = func is aten._to_copy.default and device is not None and torch.device(device).type == "cpu"
         if to_host and fakes[0].is_cuda:
-            self._say_copied("device to host", fakes[0], blocks=not kwargs.get("non_blocking"))
+            self._say_copied("device to host", fakes[0], waits=not kwargs.get("non_blocking"))
             if fakes[0].numel() <= self.host_real:
                 return values.on_host(fakes[0], kwargs.get("dtype"))
         args, kwargs = mapped(self._faked, args), mapped(self._faked, kwargs)
         if to_cuda and func is aten._to_copy.default and not args[0].is_cuda:
-            self._say_copied("host to device", args[0], blocks=False)
+            self._say_copied("host to device", args[0], waits=not kwargs.get("non_blocking"))
         if func is aten.copy_.default and args[0].device.type != args[1].device.type:
             direction = "host to device" if args[0].is_cuda else "device to host"
-            self._say_copied(direction, args[1], blocks=not args[0].is_cuda and not (len(args) > 2 and args[2]))
+            self._say_copied(direction, args[1], waits=not (len(args) > 2 and args[2]))
         out = self._run(func, args, kwargs, on_cuda)
         if failed := values.follow(func, args, kwargs, out):
             self.ledger.unknown[failed] += 1
@@ -110,6 +118,8 @@ class Watch(TorchDispatchMode):
         return True
 
     def _run(self, func, args, kwargs, on_cuda: bool):
+        if types := rules.mixed_types(func, args):
+            self._refuse("mixed types", types)
         masks = [one for one in args[1] or () if _is_mask(one)] if func in (aten.index.Tensor, aten.index_put_.default) else []
         if func is aten.nonzero.default or func is aten.masked_select.default or (masks and func is aten.index.Tensor):
             if on_cuda:
@@ -127,9 +137,14 @@ class Watch(TorchDispatchMode):
             found = func(*[values.known(one) if isinstance(one, Tensor) else one for one in args], **kwargs)
             return mapped(lambda one: self._like(one, args[0].device) if isinstance(one, Tensor) else one, found)
         except RuntimeError as error:
-            if "two different devices" in str(error) or "found at least two devices" in str(error):
-                self.ledger.problem("mixed devices", f"{func} of {_devices(args)}")
+            if any(words in str(error) for words in _MIXED):
+                self.ledger.problem("mixed devices", f"{func} of {rules.shapes(args)}")
             raise
+
+    def _refuse(self, kind: str, what: str) -> None:
+        """Say so, and end as a GPU would end it."""
+        self.ledger.problem(kind, what)
+        raise RuntimeError(f"{kind}: {what}")
 
     def _as_many_as_known(self, func, args):
         """Operations whose result is as long as their input's values say."""
@@ -204,17 +219,20 @@ class Watch(TorchDispatchMode):
             if storage._cdata in memory.storages:
                 memory.resized(storage._cdata, storage.nbytes(), self.ledger.phase)
 
-    def _say_copied(self, direction: str, tensor: Tensor, *, blocks: bool) -> None:
+    def _say_copied(self, direction: str, tensor: Tensor, *, waits: bool) -> None:
         self.ledger.copied(direction, tensor.numel() * tensor.element_size())
-        if blocks:
-            self.ledger.sync("copy to the host")
+        if waits:
+            self.ledger.sync(f"copy {direction}")
 
     def _count(self, func, args, kwargs, out) -> None:
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
             return
-        kind = next(one.dtype for one in leaves(args) if isinstance(one, Tensor) and one.dtype.is_floating_point)
+        kinds = (one.dtype for one in leaves(args) if isinstance(one, Tensor) and one.dtype.is_floating_point)
+        kind = next(kinds, torch.int64)
         flops = formula(*args, **kwargs, out_val=out)
+        if (place_of_flag := _CAUSAL.get(func)) is not None and args[place_of_flag]:
+            flops //= 2  # half of the pairs; the formula counts all of them
         self.ledger.flops[self.ledger.phase, str(kind).removeprefix("torch."), func._overloadpacket.__name__] += flops
 
     # -- collectives ---------------------------------------------------------------------------------------------------
@@ -225,7 +243,9 @@ class Watch(TorchDispatchMode):
         group = self.groups.called(args)
         devices = sorted({one.device.type for one in tensors})
         if len(devices) > 1:
-            self.ledger.problem("mixed devices", f"{name} of {_devices(tensors)} over {group.name}")
+            self.ledger.problem("mixed devices", f"{name} of {rules.shapes(tensors)} over {group.name}")
+        elif devices == ["cuda"] and (why := rules.refused(name, args, group.size)):
+            self.ledger.problem("wrong collective", f"{why} ({group.name})")
         for device in devices:
             wanted = "nccl" if device == "cuda" else "gloo"
             if wanted not in group.backend:
@@ -276,8 +296,3 @@ def _large(func, args, kwargs, limit: int) -> bool:
 
 def _is_mask(one: Any) -> bool:
     return isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8)
-
-
-def _devices(args) -> str:
-    found = [f"{one.device.type}{list(one.shape)}" for one in leaves(args) if isinstance(one, Tensor)]
-    return ", ".join(found)

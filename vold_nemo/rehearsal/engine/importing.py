@@ -30,7 +30,10 @@ def cached() -> Path:
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vold_nemo" / f"transformer_engine_{VERSION}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RuntimeError(f"{folder.parent} cannot be made: {error.strerror} (XDG_CACHE_HOME)") from error
         with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
             fetch(Path(aside) / "whole")
             with contextlib.suppress(OSError):  # another process was first
