@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vold_nemo.config.fields import ABOVE_ZERO, COUNT, PART, POSITIVE, SHARE, key, section
+from vold_nemo.config.fields import ABOVE_ZERO, COUNT, PART, POSITIVE, SHARE, Bound, key, section
+
+RANKS = Bound("1 to 65536", lambda ranks: 1 <= ranks <= 1 << 16)
 
 
 @dataclass
@@ -66,7 +68,7 @@ class RehearseConfig:
 
     stage: str = key("vold", "which stage, or the export of the finished run", choices=("sft", "vold", "export"))
     rank: int = key(0, "of the world", bound=COUNT)
-    world: int | None = key(None, "ranks of the stage; null = `cluster.gpus.<stage>`", bound=POSITIVE)
+    world: int | None = key(None, "ranks of the stage; null = `cluster.gpus.<stage>`", bound=RANKS)
     all: bool = key(False, "both stages and the export; of the first, a middle and the last pipeline stage the first rank and "
                     "one of others' experts")
     engine: str = key("auto", "layers: Transformer Engine's, the project's own, or the former where it can be fetched",
