@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -64,3 +65,16 @@ def machine(device: str) -> str:
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ": CPU")
     return f"{model.partition(':')[2].strip()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def tell(settings: dict, found: dict, where: str, text: str) -> None:
+    """Print ``text``, keep it and the numbers beside ``results`` (.md, .json), and print these where ``json`` asks for them."""
+    print(text)
+    line = json.dumps({**settings, "machine": where, "results": found})
+    if settings["results"]:
+        path = Path(settings["results"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".md").write_text(text)
+        path.with_suffix(".json").write_text(line + "\n")
+    if settings["json"]:
+        print(line)

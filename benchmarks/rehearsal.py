@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import machine, parse  # noqa: E402
+from benchmarks.measure import machine, parse, tell  # noqa: E402
 
 DEFAULTS = {"which": "", "engine": "auto", "repeats": 1, "json": False, "results": str(ROOT / "benchmarks/results/rehearsal")}
 LARGE = "experiment=qwen2_5_vl_72b_from_235b"
@@ -79,16 +79,7 @@ def table_of(s: dict, found: dict[str, dict], where: str) -> str:
 def main(arguments: list[str]) -> None:
     s = parse(arguments, DEFAULTS)
     found, where = measure(s), machine("cpu")
-    text = table_of(s, found, where)
-    print(text)
-    line = json.dumps({**s, "machine": where, "results": found})
-    if s["results"]:
-        path = Path(s["results"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".md").write_text(text)
-        path.with_suffix(".json").write_text(line + "\n")
-    if s["json"]:
-        print(line)
+    tell(s, found, where, table_of(s, found, where))
 
 
 if __name__ == "__main__":

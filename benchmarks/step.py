@@ -23,7 +23,6 @@ teacher_layers, teacher_hidden, micro_batch_tokens, repeats, threads, seed, json
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -35,7 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import machine, parse  # noqa: E402
+from benchmarks.measure import machine, parse, tell  # noqa: E402
 
 DEFAULTS = {
     "prompts": 16, "samples": 5, "max_tokens": 64, "prompt_tokens": 32, "rates": "0.2,0.5,0.8", "concentration": 2.0,
@@ -248,16 +247,7 @@ def main(arguments: list[str]) -> None:
     quiet()
     quiet_nemo()
     found, where = measure(s), machine("cpu")
-    text = table(s, found, where)
-    print(text)
-    line = json.dumps({**s, "machine": where, "results": found})
-    if s["results"]:
-        path = Path(s["results"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".md").write_text(text)
-        path.with_suffix(".json").write_text(line + "\n")
-    if s["json"]:
-        print(line)
+    tell(s, found, where, table(s, found, where))
 
 
 if __name__ == "__main__":

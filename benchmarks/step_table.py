@@ -17,7 +17,6 @@ seed, json, results (path without suffix, or empty).
 
 from __future__ import annotations
 
-import json
 import pickle
 import statistics
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import machine, parse  # noqa: E402
+from benchmarks.measure import machine, parse, tell  # noqa: E402
 
 DEFAULTS = {
     "rollouts": 1280, "samples": 5, "tokens": 2500, "ranks": 8, "repeats": 5, "seed": 0, "json": False,
@@ -152,16 +151,7 @@ def main(arguments: list[str]) -> None:
 
     torch.set_num_threads(1)
     found, where = measure(s), machine("cpu")
-    text = table_of(s, found, where)
-    print(text)
-    line = json.dumps({**s, "machine": where, "results": found})
-    if s["results"]:
-        path = Path(s["results"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".md").write_text(text)
-        path.with_suffix(".json").write_text(line + "\n")
-    if s["json"]:
-        print(line)
+    tell(s, found, where, table_of(s, found, where))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def _pieces(described) -> Iterator[tuple[Any, int]]:
         cut = [replace(described, data=shape, dtype=shape.dtype)]
     for piece in cut:
         if not piece.data.is_contiguous():
-            raise NotImplementedError(f"{piece.key} is no run of its parameter's elements, of which a rank's share is one")
+            raise RuntimeError(f"{piece.key} is no run of its parameter's elements, of which a rank's share is one")
         yield piece, piece.data.storage_offset()
 
 

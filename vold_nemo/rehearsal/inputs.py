@@ -238,8 +238,7 @@ class VOLDInputs(_Inputs):
         self.models, self.gpus = models, gpus
 
     def engine(self, device: torch.device) -> Engine:
-        self.asked = Engine(self.config, self.models, self.gpus, device)
-        return self.asked
+        return Engine(self.config, self.models, self.gpus, device)
 
     def agree(self, model) -> tuple[dict, VocabularyContract]:
         self.built = model
@@ -286,7 +285,7 @@ class Engine:
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         size, live = 0, Fingerprints(part, totals=True)
         for name, tensor in named_tensors:
-            # A tensor-parallel engine keeps its slice of it: from one end of its weights to the other, round and round.
+            # Where it would lie does not matter to a copy without values; an engine's slice is never larger than its weights.
             kept = min(tensor.nbytes, self._weights.numel())
             self._weights[:kept].copy_(tensor.reshape(-1).view(torch.uint8)[:kept])
             live.add(name, tensor)

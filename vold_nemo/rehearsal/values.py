@@ -92,8 +92,7 @@ def follow(func, args, kwargs, out) -> str | None:
     def real(one: Any) -> Any:
         return known(one) if isinstance(one, FakeTensor) else one
 
-    given = {key: real(value) for key, value in kwargs.items() if key != "pin_memory"}
-    given = mapped(real, given)
+    given = mapped(real, {key: value for key, value in kwargs.items() if key != "pin_memory"})
     if given.get("device") is not None:
         given["device"] = "cpu"
     try:
