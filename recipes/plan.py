@@ -23,7 +23,7 @@ from vold_nemo.config import Config
 @recipe(reads=(
     "plan", "strict", "explain", "search", "sbatch", "cluster", "parallel", "student", "teacher", "teachers",
     "tokenizer", "objective", "rollout", "data", "traces", "sft", "vold", "checkpoint", "export", "evaluate",
-    "report", "rehearse", "device", "precision",
+    "report", "rehearse", "device", "precision", "evidence",
 ))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.config.compose import HydraArguments
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
         lines += ["", "recomputation and offload stand where a layout does not fit without; all stages share one parallel.*"]
     if config.explain:
         lines += ["", *text.assumptions(config)]
-    lines += ["", said(config)]
+    lines += ["", f"evidence: {config.evidence}, as conf/experiment/ has it", said(config)]
     print("\n".join(lines))
     print(f"\nwritten: {write(config, plan)}")
     if not plan.fits:

@@ -38,6 +38,7 @@ class Config:
     """Everything; each verb reads the sections that it declares (``@recipe(reads=...)``)."""
 
     name: str = key("vold", "experiment; run folders live under <outputs>/<name>/")
+    evidence: str = key("planned", "what has been run of this experiment as its file stands; benchmarks/evidence.py keeps it")
     outputs: str = key("outputs", "folder of all that is written")
     seed: int = key(1, "of sampling, and of the order of the data", bound=SEED)
     device: str = key("auto", "auto = a GPU where there is one", choices=("auto", "cpu", "cuda"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 from vold_nemo.planning import rates, timing
@@ -29,7 +30,7 @@ def account(done: Rehearsal) -> dict[str, Any]:
     return {
         "measured": False,
         "configuration": digest(config),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(),
         "experiment": config.name, "cluster": config.cluster.name, "stage": done.stage, "rank": done.rank, "world": done.world,
         "place": _place(layout), "layers": done.layers, "apex": config.rehearse.apex,
         "processor_seconds": round(done.seconds, 1),
@@ -45,6 +46,11 @@ def account(done: Rehearsal) -> dict[str, Any]:
         "groups": groups_of(done.groups),
         "seconds": _seconds(done, models),
     }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries whose code was executed; Transformer Engine's is said with the layers."""
+    return {name: version(name) for name in ("torch", "megatron-core")}
 
 
 def ended_early(error: BaseException, ledger) -> findings.Violation:

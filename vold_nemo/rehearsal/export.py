@@ -139,7 +139,7 @@ def _account(config: Config, watch, layers: str, read: Counter, files: list[int]
     return {
         "measured": False,
         "configuration": digest(config),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"), "versions": account.versions(),
         "experiment": config.name, "cluster": config.cluster.name, "stage": "export", "rank": 0, "world": 1,
         "place": {}, "layers": layers, "apex": False, "processor_seconds": round(seconds, 1), "memory": where,
         "micro_batches": {"planned": 0, "run": 0}, "tokens": {"planned": 0, "run": 0},

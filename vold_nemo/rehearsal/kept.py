@@ -13,7 +13,7 @@ from vold_nemo.config.writing import replace_text, writing
 
 # What does not change a rehearsal: where things lie, what else is printed.
 _ASIDE = ("rehearse", "device", "dry_run", "strict", "explain", "search", "sbatch", "outputs", "logging", "report", "compare",
-          "reproduce", "verify", "handoff", "evaluate", "prefetch", "prepare", "limits", "seed")  # fmt: skip
+          "reproduce", "verify", "handoff", "evaluate", "prefetch", "prepare", "limits", "seed", "evidence")  # fmt: skip
 
 
 def digest(config: Config) -> str:
@@ -65,8 +65,8 @@ def said(config: Config) -> str:
     """A line for a plan."""
     known = of(config)
     if not known:
-        return "rehearsed: not yet; recipes/rehearse.py runs any rank of this on fake tensors, without a GPU"
+        return "rehearsed here: not yet; recipes/rehearse.py runs any rank of this on fake tensors, without a GPU"
     wrong = sum(bool(one["violations"]) for one in known)
     ranks = ", ".join(f"{one['stage']} rank {one['rank']} of {one['world']}" for one in known)
     verdict = f"{wrong} of them with violations" if wrong else "no violation"
-    return f"rehearsed: {ranks}; {verdict}; last {max(one['when'] for one in known)} ({Path(config.rehearse.path)})"
+    return f"rehearsed here: {ranks}; {verdict}; last {max(one['when'] for one in known)} ({Path(config.rehearse.path)})"

@@ -27,7 +27,7 @@ def telling(config: Config) -> Iterator[tuple[str, int]]:
     yield "export", 0
 
 
-def _world(config: Config, stage: str) -> int:
+def world(config: Config, stage: str) -> int:
     return 1 if stage == "export" else config.rehearse.world or stage_gpus(config, stage)
 
 
@@ -41,7 +41,7 @@ def rehearse_all(config: Config, argv: Sequence[str]) -> list[dict[str, Any]]:
 
     found = []
     for stage, rank in tqdm(list(telling(config)), unit="rank", desc="rehearsal"):
-        file = Path(config.rehearse.path) / kept.name(stage, rank, _world(config, stage))
+        file = Path(config.rehearse.path) / kept.name(stage, rank, world(config, stage))
         file.unlink(missing_ok=True)
         asked = [argv[0], *argv[1:], "rehearse.all=false", f"rehearse.stage={stage}", f"rehearse.rank={rank}"]
         done = subprocess.run([sys.executable, *asked], text=True, capture_output=True)
