@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from vold_nemo.config import ConfigError, ParallelConfig
 from vold_nemo.config.check import check
 from vold_nemo.config.json_files import read_object
-from vold_nemo.megatron import tensors
+from vold_nemo.megatron import forms, tensors
 from vold_nemo.megatron.hf_config import OWN, UNBUILT, TextConfig
 
 
@@ -196,9 +197,11 @@ def read(path: str | Path) -> Architecture:
         return _published(known, str(path))
     folder = Path(path)
     file = folder / "config.json"
+    forms.refuse_adapter(folder)
     if not file.is_file():
         raise ConfigError("checkpoint", str(path), "a folder with config.json", "give a Hugging Face checkpoint folder")
     config = read_object(file, "download the checkpoint again")
+    forms.refuse_quantised(folder, config)
     arch = Architecture.from_hf(config, source=str(file))
     names = tensors.listing(folder)
     for prefix in TEXT_PREFIXES:
@@ -207,9 +210,18 @@ def read(path: str | Path) -> Architecture:
                 raise ConfigError(f"{file}: vocab_size, hidden_size", [arch.vocabulary, arch.hidden],
                                   f"{list(embedding.shape)}, the shape of {prefix}embed_tokens.weight",
                                   _OTHER)
+            if (layers := _layers(names, prefix)) != arch.layers:
+                raise ConfigError(f"{file}: num_hidden_layers", arch.layers, f"{layers}, as many as the weights have", _OTHER)
             return _with_layout(arch, prefix, names)
     expected = " | ".join(f"{prefix}embed_tokens.weight" for prefix in TEXT_PREFIXES)
     raise ConfigError(str(folder), "no token embedding", expected, "give a complete checkpoint in safetensors format")
+
+
+def _layers(names: Iterable[str], prefix: str) -> int:
+    """How many decoder layers there are tensors of."""
+    start = f"{prefix}layers."
+    numbers = {name[len(start) :].partition(".")[0] for name in names if name.startswith(start)}
+    return len({number for number in numbers if number.isdecimal()})
 
 
 def published() -> dict[str, Architecture]:
