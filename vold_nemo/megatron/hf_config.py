@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -143,15 +144,38 @@ class TextConfig:
 
     @cached_property
     def _whole_resolved(self):
-        """transformers' configuration of the whole file."""
-        from transformers import CONFIG_MAPPING
-
-        try:
-            return CONFIG_MAPPING[self._whole["model_type"]].from_dict(copy.deepcopy(self._whole))
-        except Exception as error:  # whatever its validation, or a value of another kind, comes to raise
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConfigError(self._source, said[-1].strip()[:200], "a config.json that transformers reads", OWN) from error
+        return _resolve(self._whole, self._source)
 
     @cached_property
     def _resolved(self):
         return self._whole_resolved.get_text_config()
+
+
+def vision_sizes(config: dict[str, Any], source: str, keys: Sequence[str]) -> dict[str, int]:
+    """``keys`` of the vision tower; a list counts by its length.
+
+    :raises ConfigError: as :class:`TextConfig`.
+    """
+    said = config.get("vision_config")
+    if not isinstance(said, dict):
+        raise ConfigError(f"{source}: vision_config", said, "an object", OWN)
+    found = {key: said.get(key) for key in keys}
+    if None in found.values():
+        whole = _resolve(config, source).vision_config
+        found = {key: getattr(whole, key, None) if value is None else value for key, value in found.items()}
+    sizes = {key: len(value) if isinstance(value, list | tuple) else value for key, value in found.items()}
+    for key, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"{source}: vision_config: {key}", value, "a whole number", OWN)
+    return sizes
+
+
+def _resolve(config: dict[str, Any], source: str) -> Any:
+    """transformers' configuration of the whole file."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+    except Exception as error:  # whatever its validation, or a value of another kind, comes to raise
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(source, said[-1].strip()[:200], "a config.json that transformers reads", OWN) from error
