@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.megatron import tiny
 from tests.megatron.config_writers import WRITERS, text_of, written
@@ -189,3 +191,57 @@ def test_published_files_and_those_that_leave_nothing_out_are_read_without_trans
             "for config in json.load(sys.stdin): Architecture.from_hf(config)\n"
             "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], input=json.dumps(configs), text=True, timeout=60).returncode == 0
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+TREES = st.recursive(PLAIN, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=5), i), max_leaves=5)
+LIKELY = [
+    None, True, False, 0, 1, 2, 3, 8, 16, 64, 61, -1, 1.0, 1e4, 1e6, 0.5, float("nan"), float("inf"), 10**30, 2**63, "", "1",
+    "silu", "gelu", "default", "mrope", "yarn", [], {}, [1], ["full_attention"] * 2, {"rope_type": "default"},
+    {"type": "yarn", "factor": 4.0}, {"rope_theta": 1000.0}, {"rope_type": "default", "rope_theta": 1000.0},
+]  # fmt: skip
+KEYS = [
+    "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "model_type", "num_attention_heads",
+    "head_dim", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
+    "layer_types", "use_sliding_window", "sliding_window", "tie_word_embeddings", "vocab_size", "attention_bias",
+    "attention_dropout", "num_experts", "num_local_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size",
+    "decoder_sparse_step", "mlp_only_layers", "text_config", "vision_config", "partial_rotary_factor", "per_layer_config",
+]  # fmt: skip
+GONE = object()
+
+
+@pytest.mark.long
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=st.sampled_from(CASES), data=st.data())
+def test_whatever_stands_in_a_config_is_read_as_transformers_reads_it_or_refused(case, data):
+    """Some keys changed or taken out, at either level: an error of a key, or the numbers that transformers' class has."""
+    from transformers import CONFIG_MAPPING
+
+    kind = case[0]
+    config = form(*case)
+    for _ in range(data.draw(st.integers(1, 3))):
+        level = config if data.draw(st.booleans()) or not isinstance(config.get("text_config"), dict) else config["text_config"]
+        key, value = data.draw(st.sampled_from(KEYS)), data.draw(st.just(GONE) | st.sampled_from(LIKELY) | TREES)
+        if value is GONE:
+            level.pop(key, None)
+        else:
+            level[key] = value
+    try:
+        ours = Architecture.from_hf(copy.deepcopy(config))
+    except ConfigError as error:
+        assert "config.json" in error.key and len(str(error)) < 3000
+        return
+    try:
+        whole = CONFIG_MAPPING[ours.family].from_dict(copy.deepcopy(config))
+    except Exception:  # its strict types also refuse keys that we do not read
+        return
+    theirs = whole.get_text_config()
+    assert ours.family == kind or "model_type" in config
+    assert (ours.hidden, ours.layers, ours.heads, ours.kv_groups, ours.vocabulary) == (
+        theirs.hidden_size, theirs.num_hidden_layers, theirs.num_attention_heads, theirs.num_key_value_heads, theirs.vocab_size)
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+    assert (ours.tied, ours.rms_eps) == (whole.tie_word_embeddings, theirs.rms_norm_eps)
+    assert theirs.hidden_act == "silu" and (ours.qkv_bias or not theirs.attention_bias)
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"] and theirs.rope_parameters["rope_type"] == "default"
+    if ours.experts:
+        assert (ours.experts, ours.experts_per_token) == (theirs.num_experts, theirs.num_experts_per_tok)

@@ -243,3 +243,34 @@ def test_headers_are_taken_if_and_only_if_the_formats_reader_takes_them(tmp_path
     assert opens(file)
     with safe_open(file, framework="pt") as theirs:
         assert set(theirs.keys()) == set(found)
+
+
+trees = st.recursive(numbers, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=8), i, max_size=3))
+known = st.sampled_from(["weight_map", "eos_token_id", "chat_template", "metadata", "model_type", "text_config"])
+contents = st.one_of(
+    st.binary(max_size=60), st.text(max_size=40).map(str.encode), st.integers(1, 5000).map(lambda n: b"[" * n),
+    (trees | st.dictionaries(known, trees)).map(lambda value: json.dumps(value).encode()),
+)  # fmt: skip
+
+
+@pytest.mark.long
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=contents, name=st.sampled_from(
+    ["config.json", "generation_config.json", tensors.INDEX, tensors.SINGLE, "chat_template.json"]))  # fmt: skip
+def test_no_small_file_of_a_checkpoint_ends_in_a_traceback(checkpoint, tmp_path_factory, content, name):
+    """Whatever is in one of its files: the folder is read, or an error names it."""
+    from vold_nemo.data.templates import _chat_template, _ends
+
+    folder = tmp_path_factory.getbasetemp() / "spoilt"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_bytes(content)
+    ends, template = lambda f: _ends(f / "generation_config.json"), lambda f: _chat_template(None, f)
+    for reading in (architecture.read, tensors.index, ends, template):
+        try:
+            reading(folder)
+        except ConfigError as error:
+            assert str(folder) in str(error) and len(str(error)) < 4000
