@@ -96,6 +96,7 @@ def test_logits_are_those_of_transformers_where_the_class_is_asked(kind, tied, w
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
 def test_logits_are_those_of_transformers_whoever_wrote_the_config(kind, tied, tmp_path, gloo):
     for writer, ours, theirs in _logits(kind, tied, WRITERS, tmp_path, gloo, tiny.tokens()):
@@ -211,7 +212,8 @@ GONE = object()
 
 
 @pytest.mark.long
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(2400)
+@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=st.sampled_from(CASES), data=st.data())
 def test_whatever_stands_in_a_config_is_read_as_transformers_reads_it_or_refused(case, data):
     """Some keys changed or taken out, at either level: an error of a key, or the numbers that transformers' class has."""

@@ -207,6 +207,16 @@ def test_buffers_and_newer_names_of_the_tower_load_as_in_transformers_and_are_ex
     assert again.keys() == moved.keys() | extra.keys() | {"model.rotary_emb.inv_freq"}
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_packed_numbers_are_not_taken_for_weights(copy, dtype):
+    values = load_file(copy / tensors.SINGLE)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(values | {name: values[name].to(dtype)}, copy / tensors.SINGLE)
+    with pytest.raises(ConfigError, match="unquantised") as error:
+        weights.check_names(architecture.read(copy), weights.Files(copy), 1, 64)
+    assert name in error.value.key
+
+
 def test_a_text_model_has_no_tower_that_could_be_passed_over(tmp_path):
     tiny.save("qwen3", tmp_path, num_hidden_layers=1)
     values = load_file(tmp_path / tensors.SINGLE)
@@ -228,7 +238,8 @@ tables = st.dictionaries(st.one_of(st.sampled_from(["a", "b", "__metadata__"]), 
 
 
 @pytest.mark.long
-@settings(max_examples=6000, deadline=2000, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(2400)
+@settings(max_examples=6000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(table=st.one_of(tables, tables.map(lambda t: {"a": A, "b": B} | t), numbers), data=st.sampled_from([0, 24, 32, 40]),
        length=st.sampled_from([None] * 6 + [0, 1, 7, 2**40, 2**64 - 1]), cut=st.integers(0, 60))  # fmt: skip
 def test_headers_are_taken_if_and_only_if_the_formats_reader_takes_them(tmp_path, table, data, length, cut):
@@ -254,6 +265,7 @@ contents = st.one_of(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=contents, name=st.sampled_from(
     ["config.json", "generation_config.json", tensors.INDEX, tensors.SINGLE, "chat_template.json"]))  # fmt: skip

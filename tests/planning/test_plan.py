@@ -382,5 +382,5 @@ def test_sizes_of_the_tower_that_a_config_leaves_out_are_those_of_its_class(kind
     assert vision_parameters(str(tmp_path)) == expected
     for wrong in (3, [], {"depth": "1"}, {"depth": 1, "patch_size": -2}):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "text_config": {}, "vision_config": wrong}))
-        with pytest.raises(ConfigError, match="vision_config|Field 'depth'"):
+        with pytest.raises(ConfigError, match=r"vision_config|Field 'depth'"):
             vision_parameters(str(tmp_path))

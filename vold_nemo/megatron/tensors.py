@@ -26,6 +26,7 @@ BITS = {
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16), **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")  # what weights may be kept in
 _WHOLE = "copy the checkpoint again: this file did not arrive whole"
 _FOREIGN = "this is not a file that safetensors wrote: get the checkpoint again"
 

@@ -138,6 +138,9 @@ def check_names(arch: Architecture, source: Source, tensor: int, padded: int) ->
                 raise ConfigError(str(folder), f"{name} {list(entries[name].shape)}",
                                   f"{name} {list(shape)}, part of {place.megatron}",
                                   "config.json and weights do not fit: copy the checkpoint again")
+            if entries[name].dtype not in tensors.FLOATS:  # a copy would take packed or scaled numbers for weights
+                raise ConfigError(f"{folder}: {name}", entries[name].dtype, " | ".join(tensors.FLOATS),
+                                  "use an unquantised checkpoint")
     for name in entries:
         if (name == HEAD or name.startswith(arch.text_prefix)) and name not in known and not passed_over(name, arch):
             raise ConfigError(str(folder), name, f"tensors of {arch.family} that names.TABLES maps to Megatron parameters",
