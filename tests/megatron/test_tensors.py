@@ -60,9 +60,10 @@ HOSTILE = {
 
 
 def test_a_sound_file_is_listed_in_the_order_of_its_bytes(tmp_path):
-    file = safetensors_file(tmp_path / "x", {"b": B, "__metadata__": {"format": "pt"}, "a": A})
-    found = tensors.header(file)
-    assert list(found) == ["a", "b"] and found["b"].shape == (4,) and found["b"].nbytes == 8 and opens(file)
+    for about in ({"format": "pt"}, {}, None):
+        file = safetensors_file(tmp_path / "x", {"b": B, "__metadata__": about, "a": A})
+        found = tensors.header(file)
+        assert list(found) == ["a", "b"] and found["b"].shape == (4,) and found["b"].nbytes == 8 and opens(file)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

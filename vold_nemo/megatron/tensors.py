@@ -58,8 +58,8 @@ def header(file: Path) -> dict[str, Entry]:
     except OSError as error:
         raise ConfigError(str(file), error.strerror or str(error), "a safetensors file", _WHOLE) from error
     table = parse_object(text, str(file), _FOREIGN)
-    about = table.pop("__metadata__", {})
-    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+    about = table.pop("__metadata__", None)
+    if about is not None and (not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values())):
         raise ConfigError(f"{file}: __metadata__", str(about)[:200], "an object of texts", _FOREIGN)
     entries = sorted((_entry(file, name, row, 8 + length) for name, row in table.items()), key=lambda pair: _span(pair[1]))
     end = 8 + length
