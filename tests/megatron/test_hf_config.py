@@ -141,6 +141,8 @@ REFUSED = {
     "one expert of Qwen3-VL": (_change, "qwen3_vl_moe", {"num_experts_per_tok": 1}, "num_experts_per_tok"),
     "more experts than there are": (_change, "qwen3_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok"),
     "two numbers of experts": (_change, "qwen3_moe", {"num_experts": 16}, "num_experts and num_local_experts"),
+    "a number of experts and null": (
+        _change, "qwen3_moe", {"num_experts": 8, "num_local_experts": None}, "num_experts and num_local_experts"),
     "not normalised in Qwen3-VL": (_change, "qwen3_vl_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
     "normalised a word": (_change, "qwen3_moe", {"norm_topk_prob": "yes"}, "norm_topk_prob"),
     "nested keys in a list": (_change, "qwen3_vl", {"top": {"text_config": []}}, "text_config"),

@@ -76,8 +76,8 @@ class TextConfig:
             raise self.error(key, value, " | ".join(map(str, allowed)), mend)
 
     def either(self, *keys: str) -> int:
-        """One number with several spellings."""
-        said = {key: self._text[key] for key in keys if self._text.get(key) is not None}
+        """One number with several spellings; a null is one, too, and transformers takes it."""
+        said = {key: self._text[key] for key in keys if key in self._text}
         if len(set(map(repr, said.values()))) > 1:
             raise self.error(" and ".join(said), list(said.values()), "the same number twice, or one of the keys",
                              "remove the one that is wrong")
