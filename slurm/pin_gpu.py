@@ -3,8 +3,8 @@
     python slurm/pin_gpu.py                resolve for both CUDA versions and both Pythons, write the three files
     python slurm/pin_gpu.py --check        resolve under the files as they are; leave with 1 if that fails
 
-Needs uv (``pip install uv``) and a network; only metadata is fetched, some 30 s a resolution.  Where constraints.txt has a version
-that fits, it is taken, so that a GPU environment differs from the tested one in as little as can be.
+Needs uv (``pip install uv``) and a network; only metadata is fetched, some 20 s a resolution.  Where constraints.txt has a
+version that fits, it is taken, so that a GPU environment differs from the tested one in as little as can be.
 
 Two builds are not on the Python package index, and what they ask for is written down here, for uv to take as theirs:
 
@@ -34,15 +34,15 @@ ENGINE = "2.20.2"
 PARTS = "cublas,cudart,cufft,cufile,cupti,curand,cusolver,cusparse,nvjitlink,nvrtc,nvtx"
 
 TORCH_CU129 = (
-    f"cuda-toolkit[{PARTS}]==12.9.1", "cuda-bindings>=12.9.4,<13", "nvidia-cudnn-cu12==9.20.0.48", "nvidia-cusparselt-cu12==0.8.1",
-    "nvidia-nccl-cu12==2.29.7", "nvidia-nvshmem-cu12==3.4.5", "triton==3.7.1", "filelock", "typing-extensions>=4.10.0",
+    f"cuda-toolkit[{PARTS}]==12.9.1", "cuda-bindings>=12.9.4,<13", "nvidia-cudnn-cu12==9.20.0.48",
+    "nvidia-cusparselt-cu12==0.8.1", "nvidia-nccl-cu12==2.29.7", "nvidia-nvshmem-cu12==3.4.5", "triton==3.7.1", "filelock", "typing-extensions>=4.10.0",
     "setuptools>=77.0.3", "sympy>=1.13.3", "networkx>=2.5.1", "jinja2", "fsspec>=0.8.5",
 )  # fmt: skip
 ENGINE_TORCH = (
     "torch>=2.1", "einops", "onnxscript", "onnx", "packaging", "pydantic", "nvdlfw-inspect", "nvidia-cudnn-frontend>=1.29.0",
 )  # fmt: skip
-# vLLM's kernels are compiled on the node when they are first used: by a compiler and headers of torch's own toolkit.  flashinfer
-# takes any cuda-python, but those before 12.9 bring a cuda.bindings of their own, over that of torch.
+# vLLM's kernels are compiled on the node when they are first used: by a compiler and headers of torch's own toolkit.
+# flashinfer takes any cuda-python, but those before 12.9 bring a cuda.bindings of their own, over that of torch.
 ONE_TOOLKIT = {"13.0": "cuda-toolkit[cccl,nvcc]\ncuda-python>=13\n", "12.9": "cuda-toolkit[cccl,nvcc]\ncuda-python>=12.9\n"}
 
 HEAD = """\
@@ -125,8 +125,8 @@ def write(by_cuda: dict[str, dict[str, list[str]]]) -> None:
     first, *others = by_cuda.values()
     shared = {name for name in first if all(other.get(name) == first[name] for other in others)}
     head = HEAD.format(
-        what="The versions that install together on GPU nodes, whatever the CUDA: see constraints-gpu-cu130.txt and -cu129.txt.",
-        more="Use one of the two; it reads this file.",
+        what="The versions that install together on GPU nodes, whatever the CUDA.",
+        more="Use constraints-gpu-cu130.txt or -cu129.txt, which read this file.",
     )
     file_of(None).write_text(head + "".join(f"{line}\n" for name in sorted(shared) for line in first[name]))
     for cuda, lines in by_cuda.items():
