@@ -15,3 +15,7 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: Any, allowed: str, mend: str):
         self.key, self.value, self.allowed, self.mend = key, value, allowed, mend
         super().__init__(f"{key} = {value!r}\n  allowed: {allowed}\n  mend:    {mend}")
+
+
+class NodeError(ConfigError):
+    """Something about this node, which others may not share: the first rank of each node tells it."""
