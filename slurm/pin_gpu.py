@@ -35,8 +35,8 @@ PARTS = "cublas,cudart,cufft,cufile,cupti,curand,cusolver,cusparse,nvjitlink,nvr
 
 TORCH_CU129 = (
     f"cuda-toolkit[{PARTS}]==12.9.1", "cuda-bindings>=12.9.4,<13", "nvidia-cudnn-cu12==9.20.0.48",
-    "nvidia-cusparselt-cu12==0.8.1", "nvidia-nccl-cu12==2.29.7", "nvidia-nvshmem-cu12==3.4.5", "triton==3.7.1", "filelock", "typing-extensions>=4.10.0",
-    "setuptools>=77.0.3", "sympy>=1.13.3", "networkx>=2.5.1", "jinja2", "fsspec>=0.8.5",
+    "nvidia-cusparselt-cu12==0.8.1", "nvidia-nccl-cu12==2.29.7", "nvidia-nvshmem-cu12==3.4.5", "triton==3.7.1", "filelock",
+    "typing-extensions>=4.10.0", "setuptools>=77.0.3", "sympy>=1.13.3", "networkx>=2.5.1", "jinja2", "fsspec>=0.8.5",
 )  # fmt: skip
 ENGINE_TORCH = (
     "torch>=2.1", "einops", "onnxscript", "onnx", "packaging", "pydantic", "nvdlfw-inspect", "nvidia-cudnn-frontend>=1.29.0",
