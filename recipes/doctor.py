@@ -25,49 +25,44 @@ def main(config: Config) -> None:
 
     from vold_nemo.config.launcher import launch
     from vold_nemo.megatron import diagnosis, parallel
+    from vold_nemo.megatron.architecture import read as architecture_of
+    from vold_nemo.megatron.device import pick_training_device
 
     place = launch()
-    found = findings(config) if place.local_rank == 0 else []
-    if not config.json and place.local_rank == 0:
-        print("\n".join(map(str, found)), flush=True)
-    broken = any(line.grade == diagnosis.BAD for line in found)
+    found = []
+    if place.local_rank == 0:
+        from vold_nemo.megatron import packages
+
+        wanted = (packages.against_pins, packages.unmet, packages.engine, packages.compiled)
+        for probe in (diagnosis.node, diagnosis.gpus, diagnosis.libraries, *wanted, diagnosis.slurm):
+            found += diagnosis.attempt(probe.__name__, probe)
+        if config.objective.kl.enabled:
+            device = pick_training_device(config.device, place.local_rank)
+            found += diagnosis.attempt("teacher", lambda: diagnosis.teachers(config, device, architecture_of))
+        copy, gpus = config.parallel, config.cluster.gpus
+        world = max(place.world, copy.tensor * copy.pipeline * copy.context, gpus.sft or 1, gpus.vold or 1)
+        found += diagnosis.attempt("open files", lambda: diagnosis.open_files(world))
+        found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
+        if not config.json:
+            print("\n".join(map(str, found)), flush=True)
     if place.world > 1:
         layout = parallel.initialize(1, 1, seed=config.seed, device=config.device)
         network = diagnosis.attempt("all-reduce", lambda: diagnosis.all_reduce(layout.device))
         hosts: list = [None] * place.world
-        dist.all_gather_object(hosts, broken or any(line.grade == diagnosis.BAD for line in network))
+        dist.all_gather_object(hosts, [line.topic for line in (*found, *network) if line.grade == diagnosis.BAD])
         if place.rank == 0:
             found += network
             if not config.json:
                 print("\n".join(map(str, network)), flush=True)
         parallel.destroy()
         broken = any(hosts)
+    else:
+        broken = any(line.grade == diagnosis.BAD for line in found)
     if config.json and place.local_rank == 0:
         from vold_nemo.megatron import trouble
 
         print(trouble.document(found, sys.argv[1:], int(broken)), flush=True)
     sys.exit(1 if broken else 0)
-
-
-def findings(config: Config) -> list:
-    """Of this node."""
-    from vold_nemo.config.launcher import launch
-    from vold_nemo.megatron import diagnosis, packages
-    from vold_nemo.megatron.architecture import read as architecture_of
-    from vold_nemo.megatron.device import pick_training_device
-
-    place, found = launch(), []
-    for probe in (diagnosis.node, diagnosis.gpus, diagnosis.libraries, packages.against_pins, packages.unmet, packages.engine,
-                  packages.compiled, diagnosis.slurm):  # fmt: skip
-        found += diagnosis.attempt(probe.__name__, probe)
-    if config.objective.kl.enabled:
-        device = pick_training_device(config.device, place.local_rank)
-        found += diagnosis.attempt("teacher", lambda: diagnosis.teachers(config, device, architecture_of))
-    copy, gpus = config.parallel, config.cluster.gpus
-    world = max(place.world, copy.tensor * copy.pipeline * copy.context, gpus.sft or 1, gpus.vold or 1)
-    found += diagnosis.attempt("open files", lambda: diagnosis.open_files(world))
-    found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
-    return found
 
 
 if __name__ == "__main__":

@@ -106,10 +106,10 @@ def _run(
                 with until_nobody_reads():
                     _print_plan(config, verb, plan)
             return
-        if computes:
-            _check_node(config, verb)
         sys.argv[1:] = arguments.argv()
         quiet()
+        if computes:
+            _check_gpus(config, verb)
 
     failed: list[Exception] = []
 
@@ -150,7 +150,7 @@ def _check(config: Config, verb: str) -> None:
         raise ExceptionGroup("configuration", errors)
 
 
-def _check_node(config: Config, verb: str) -> None:
+def _check_gpus(config: Config, verb: str) -> None:
     from vold_nemo.planning.readiness import findings
 
     errors = findings(config, verb)
@@ -197,10 +197,10 @@ def _runner(training: bool):
 def _report(errors: list[ConfigError]) -> None:
     """Rank 0 tells all; the others add one line each, and only where rank 0 may not have met the same error.
 
-    What all ranks find, rank 0 is given the time to leave with first: a batch script shows the log of the rank that did.
-    What a node lacks, the first rank of each node tells.
+    What all ranks find, rank 0 is given the time to leave with first: a batch script shows the log of the rank that did.  What
+    is wrong with one node, the first rank there tells.
     """
-    if is_first_rank() or (all(isinstance(error, NodeError) for error in errors) and launch().local_rank == 0):
+    if is_first_rank() or (any(isinstance(error, NodeError) for error in errors) and launch().local_rank == 0):
         print("\n\n".join(f"error: {error}" for error in errors), file=sys.stderr, flush=True)
     elif _world_is_up():
         print(f"rank {launch().rank}: error: {errors[0].key} = {errors[0].value!r}", file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 
@@ -18,4 +20,8 @@ class ConfigError(ValueError):
 
 
 class NodeError(ConfigError):
-    """Something about this node, which others may not share: the first rank of each node tells it."""
+    """Bad input that only this node shows (an interface, a disk): each node that meets it tells it in full, with its name."""
+
+    def __init__(self, key: str, value: Any, allowed: str, mend: str):
+        super().__init__(key, value, allowed, mend)
+        self.args = (f"on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}: {self}",)

@@ -8,7 +8,6 @@ are made on machines without a GPU.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Mapping
 
 from vold_nemo.config import Config, ConfigError, driver, installed
@@ -48,7 +47,7 @@ def allotted(environment: Mapping[str, str]) -> int:
 
 def _gpus(config: Config, env: Mapping[str, str]) -> Iterator[ConfigError]:
     """The first obstacle between torch and the GPUs: what lies behind it cannot be seen."""
-    host, torch, cuda = socket.gethostname(), installed.version("torch"), installed.torch_cuda()
+    torch, cuda = installed.version("torch"), installed.torch_cuda()
     asked = "device" if config.device == "cuda" else "device = auto, in a job that was given GPUs"
     if torch is not None and cuda is None:
         yield NodeError(asked, f"torch {torch}", "a torch that was built for CUDA", f"{BUILD}; {TO_CPU}")
@@ -56,31 +55,31 @@ def _gpus(config: Config, env: Mapping[str, str]) -> Iterator[ConfigError]:
     module, newest = driver.kernel_module(), driver.newest_cuda()
     if newest is None and module is None:
         mend = f"in Slurm ask for GPUs (cluster.launch.gres), in a container pass them in (apptainer --nv); {TO_CPU}"
-        yield NodeError("NVIDIA driver", f"none on {host}", "a node with GPUs", mend)
+        yield NodeError("NVIDIA driver", "none", "a node with GPUs", mend)
         return
     if newest is None:
         mend = "start the container with them (apptainer --nv, docker --gpus all), or add their folder to LD_LIBRARY_PATH"
-        yield NodeError("NVIDIA driver", f"{module} on {host}, without {driver.CUDA}", "its libraries, too", mend)
+        yield NodeError("NVIDIA driver", f"{module}, without {driver.CUDA}", "its libraries, too", mend)
         return
     if cuda is not None and newest[0] < cuda[0]:
         need = driver.OLDEST.get(cuda[0])
         older = "an environment for CUDA 12.9 (CUDA=12.9 slurm/build_gpu.sh), " if newest[0] == 12 else ""
         mend = f"take a node with a newer driver, {older}or NVIDIA's forward-compatibility package (cuda-compat)"
-        what = f"{module or 'unknown'} on {host}, for CUDA {newest[0]}.{newest[1]}"
+        what = f"{module or 'unknown'}, for CUDA {newest[0]}.{newest[1]}"
         allowed = f"{need} or newer: torch {torch} was built for CUDA {cuda[0]}.{cuda[1]}"
         yield NodeError("NVIDIA driver", what, allowed, mend)
         return
-    yield from _enough(host, env)
+    yield from _enough(env)
 
 
-def _enough(host: str, env: Mapping[str, str]) -> Iterator[ConfigError]:
+def _enough(env: Mapping[str, str]) -> Iterator[ConfigError]:
     """A GPU for every rank of this node.  Under srun each task may have been given its own one: then it sees one alone."""
     there = driver.gpus()
     if there is None:
         return
     seen, named = driver.visible(there, env), env.get("CUDA_VISIBLE_DEVICES")
     if seen == 0:
-        what = f"{there} on {host}" + (f", CUDA_VISIBLE_DEVICES={named}" if named is not None else "")
+        what = f"0 of {there}, CUDA_VISIBLE_DEVICES={named}" if named is not None else "0"
         mend = f"in Slurm ask for GPUs (cluster.launch.gres), else unset CUDA_VISIBLE_DEVICES; {TO_CPU}"
         yield NodeError("GPUs that this process sees", what, "at least one", mend)
         return
@@ -88,7 +87,7 @@ def _enough(host: str, env: Mapping[str, str]) -> Iterator[ConfigError]:
     have = allotted(env) if seen == 1 and "LOCAL_WORLD_SIZE" not in env else seen
     if have and ranks > have:
         mend = f"start {have} ranks on a node (--ntasks-per-node, --nproc-per-node), or ask for more GPUs: --gres=gpu:{ranks}"
-        yield NodeError("ranks on a node", f"{ranks} on {host}", f"up to {have}, a GPU each", mend)
+        yield NodeError("ranks on a node", ranks, f"up to {have}, a GPU each", mend)
 
 
 def ranks_here(env: Mapping[str, str]) -> int:
