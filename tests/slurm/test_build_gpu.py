@@ -166,3 +166,20 @@ def test_a_container_is_built_by_the_same_script_from_files_that_are_there(name)
     assert {Path(word).name for word in named} >= {file.name for file in ROOT.glob("constraints-gpu*.txt")}
     assert all((ROOT / word).is_file() for word in named if not os.path.isabs(word))
     assert "13.0.2-cudnn-devel-ubuntu24.04" in text and "12.9.1-cudnn-devel-ubuntu24.04" in text
+
+
+def test_a_rank_in_a_container_finds_the_project_where_the_job_has_it(tmp_path):
+    """Containers hold no vold_nemo.  In srun's place is a script that imports it, by an interpreter that has none either."""
+    (tmp_path / "srun").write_text(
+        '#!/bin/sh\nfor one; do case "${one}" in --output=*) logs="${one#--output=}"; logs="${logs%/*}";; esac; done\n'
+        f'cd / && {sys.executable} -S -c "import vold_nemo; print(vold_nemo.__file__)" >"${{SAID}}" 2>&1\n'
+        'echo "1 0 0 here" >"${logs}/rank_0.exit"\n'
+    )
+    (tmp_path / "srun").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm/stage.sbatch"), "evaluate"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SAID": str(tmp_path / "said"), "SLURM_JOB_ID": "1", "VOLD_ROOT": str(ROOT),
+             "SLURM_JOB_NODELIST": "n1", "SLURM_SUBMIT_DIR": str(tmp_path), "VOLD_PYTHON": "python"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "said").read_text().strip() == str(ROOT / "vold_nemo" / "__init__.py")
