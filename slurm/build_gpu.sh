@@ -111,6 +111,7 @@ home="$(dirname -- "$(dirname -- "$(readlink -f -- "$(command -v nvcc)")")")"
 [[ -n "${CUDA_HOME:-}" || ! -f "${home}/include/cuda_runtime.h" ]] || export CUDA_HOME="${home}"
 export CPATH="${headers}${CPATH:+:${CPATH}}" MAX_JOBS="${MAX_JOBS:-4}"
 export NVTE_FRAMEWORK=pytorch NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_WITH_NCCL_EP=0
+pip uninstall --yes transformer-engine-torch # one that was compiled for an earlier torch would do for pip
 pip install --no-build-isolation --no-cache-dir --constraint "${pins}" --editable "${repository}[gpu]"
 if [[ "${WITH_APEX:-0}" == 1 ]]; then
   export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-8.0;9.0;10.0}"

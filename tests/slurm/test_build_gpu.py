@@ -76,15 +76,16 @@ def test_every_step_for_cuda_13_is_under_the_pins(build, tmp_path):
     assert done.returncode == 0, done.stderr
     pins = str(ROOT / "constraints-gpu-cu130.txt")
     assert lines[0].startswith("-m venv ")
-    upgrade, tools, torch, project, engine = map(options, lines[1:6])
+    assert lines[5] == "-m pip uninstall --yes transformer-engine-torch "  # or one for an earlier torch would be kept
+    upgrade, tools, torch, project, engine = map(options, [*lines[1:5], lines[6]])
     assert upgrade == ["--upgrade", "pip"]
     assert all(words[words.index("--constraint") + 1] == pins for words in (tools, torch, project, engine))
     assert torch[-3:] == ["torch", "torchvision", "torchaudio"] and project[-1] == f"{ROOT}[dev,vllm]"
     assert "--no-build-isolation" in engine and engine[-1] == f"{ROOT}[gpu]"
-    compiled = lines[5]  # the extension is compiled against the torch that is here, with its headers, and never fetched
+    compiled = lines[6]  # the extension is compiled against the torch that is here, with its headers, and never fetched
     assert "NVTE_PYTORCH_FORCE_BUILD=TRUE" in compiled and "/site/nvidia/cudnn/include" in compiled
     assert "PIP_CONSTRAINT" not in compiled and "MAX_JOBS=4" in compiled
-    assert lines[6] == "-m pip check " and len(lines) == 7
+    assert lines[7] == "-m pip check " and len(lines) == 8
 
 
 def test_cuda_12_9_takes_the_builds_that_the_index_does_not_have(build, tmp_path):
@@ -107,9 +108,9 @@ def test_apex_is_compiled_by_its_own_switches_and_vllm_can_be_left_out(build, tm
     done, lines = build(WITH_APEX="1", APEX_SOURCE=str(tmp_path / "apex"), WITH_VLLM="0", WITHOUT_PROJECT="1")
     assert done.returncode == 0, done.stderr
     assert options(lines[4])[-1] == f"{ROOT}[dev]"
-    assert options(lines[6]) == ["--verbose", "--no-build-isolation", "--no-cache-dir", str(tmp_path / "apex")]
-    assert "APEX_CPP_EXT=1" in lines[6] and "APEX_CUDA_EXT=1" in lines[6] and "TORCH_CUDA_ARCH_LIST=8.0" in lines[6]
-    assert lines[7] == "-m pip uninstall --yes vold-nemo "
+    assert options(lines[7]) == ["--verbose", "--no-build-isolation", "--no-cache-dir", str(tmp_path / "apex")]
+    assert "APEX_CPP_EXT=1" in lines[7] and "APEX_CUDA_EXT=1" in lines[7] and "TORCH_CUDA_ARCH_LIST=8.0" in lines[7]
+    assert lines[8] == "-m pip uninstall --yes vold-nemo "
 
 
 @pytest.mark.parametrize(
