@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_node_that_has_everything_is_not_spoken_of(config, node):
 @pytest.mark.parametrize(
     ("facts", "parts"),
     [
-        ({"cuda": None}, ["torch", "built for CUDA", "slurm/build_gpu.sh", "device=cpu"]),
+        ({"cuda": None}, ["device = 'cuda'", "built for CUDA", "slurm/build_gpu.sh", "device=cpu"]),
         ({"module": None, "newest": None}, ["NVIDIA driver = 'none'", "cluster.launch.gres"]),
         ({"newest": None}, ["580.82.07", "without libcuda.so.1", "apptainer --nv"]),
         ({"newest": (12, 4), "module": "550.54.14"}, ["550.54.14", "580 or newer", "CUDA 13.0", "CUDA=12.9", "cuda-compat"]),
@@ -113,28 +114,28 @@ def test_packages_that_are_not_of_one_piece_are_named(config, node, tmp_path):
     assert "transformer-engine-torch 2.20.2 compiled for torch 2.12.1" in told(config)
 
 
-def test_vllm_is_asked_about_its_torch_where_it_is_used(node, tmp_path):
+def test_vllm_is_asked_about_its_torch_where_it_is_used(config, node, tmp_path):
     node()
-    config = compose(["experiment=paper_3b", "device=cuda", "rollout=vllm"])
+    config = replace(config, rollout=replace(config.rollout, engine="vllm"))
     distribution(tmp_path / "site", "vllm", "0.33.0", "torch==2.14.0", "transformers>=5.16", 'zentorch; extra == "zen"')
     assert told(config, "sft") == ""
     assert "0.33.0 wants torch==2.14.0 (" in told(config, "vold")
     assert installed.unmet("vllm") == installed.unmet("vllm", "torch") and len(installed.unmet("vllm")) == 1
 
 
-def test_who_means_the_cpu_is_left_alone(node):
-    auto = compose(["experiment=paper_3b"])
+def test_who_means_the_cpu_is_left_alone(config, node):
+    auto = replace(config, device="auto")
     node()
     assert means_gpus(auto, "sft", {}) and not means_gpus(auto, "sft", {"CUDA_VISIBLE_DEVICES": ""})
     assert means_gpus(auto, "sft", {"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_GPUS": "0,1"})
     node(cuda=None)
     assert not means_gpus(auto, "sft", {})  # a workstation with a CPU build of torch
     assert means_gpus(auto, "sft", {"SLURM_GPUS_ON_NODE": "4"})
-    assert "device = auto, in a job that was given GPUs" in told(auto, SLURM_GPUS_ON_NODE="4")
-    cpu = compose(["experiment=paper_3b", "device=cpu"])
-    assert not means_gpus(cpu, "sft", {"SLURM_JOB_GPUS": "0"})
-    sets_own = compose(["experiment=paper_3b", "data=original_traces", "device=cuda"])
-    assert sets_own.traces.engine == "dataset" and not means_gpus(sets_own, "generate_traces", {})
+    assert "device = 'auto, in a job that was given GPUs'" in told(auto, SLURM_GPUS_ON_NODE="4")
+    assert not means_gpus(replace(config, device="cpu"), "sft", {"SLURM_JOB_GPUS": "0"})
+    assert means_gpus(config, "generate_traces", {})
+    sets_own = replace(config, traces=replace(config.traces, engine="dataset"))  # no teacher answers
+    assert not means_gpus(sets_own, "generate_traces", {})
 
 
 def test_ranks_of_a_node_as_the_launchers_tell_them():

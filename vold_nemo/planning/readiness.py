@@ -48,9 +48,10 @@ def allotted(environment: Mapping[str, str]) -> int:
 def _gpus(config: Config, env: Mapping[str, str]) -> Iterator[ConfigError]:
     """The first obstacle between torch and the GPUs: what lies behind it cannot be seen."""
     torch, cuda = installed.version("torch"), installed.torch_cuda()
-    asked = "device" if config.device == "cuda" else "device = auto, in a job that was given GPUs"
     if torch is not None and cuda is None:
-        yield NodeError(asked, f"torch {torch}", "a torch that was built for CUDA", f"{BUILD}; {TO_CPU}")
+        asked = config.device if config.device == "cuda" else f"{config.device}, in a job that was given GPUs"
+        allowed = f"a torch that was built for CUDA: {torch} is one for the CPU"
+        yield NodeError("device", asked, allowed, f"{BUILD}; {TO_CPU}")
         return
     module, newest = driver.kernel_module(), driver.newest_cuda()
     if newest is None and module is None:
