@@ -32,9 +32,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from vold_nemo.command.node import make_ready
 from vold_nemo.command.quiet import quiet
 from vold_nemo.config import Config, ConfigError, to_config
 from vold_nemo.config.compose import HydraArguments, compose, enter_open_sections, register_schema
+from vold_nemo.config.errors import NodeError
 from vold_nemo.config.launcher import CONFIGURATION_ERROR, INTERRUPTED, is_first_rank, launch
 from vold_nemo.config.own import own_folders, search_first, shadowed
 from vold_nemo.config.places import conf
@@ -102,6 +104,7 @@ def _run(
                 with until_nobody_reads():
                     _print_plan(config, verb, plan)
             return
+        make_ready(training)
         sys.argv[1:] = arguments.argv()
         quiet()
 
@@ -183,9 +186,10 @@ def _runner(training: bool):
 def _report(errors: list[ConfigError]) -> None:
     """Rank 0 tells all; the others add one line each, and only where rank 0 may not have met the same error.
 
-    What all ranks find, rank 0 is given the time to leave with first: a batch script shows the log of the rank that did.
+    What all ranks find, rank 0 is given the time to leave with first: a batch script shows the log of the rank that did.  What
+    is wrong with one node, the first rank there tells.
     """
-    if is_first_rank():
+    if is_first_rank() or (any(isinstance(error, NodeError) for error in errors) and launch().local_rank == 0):
         print("\n\n".join(f"error: {error}" for error in errors), file=sys.stderr, flush=True)
     elif _world_is_up():
         print(f"rank {launch().rank}: error: {errors[0].key} = {errors[0].value!r}", file=sys.stderr, flush=True)

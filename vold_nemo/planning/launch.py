@@ -16,6 +16,7 @@ from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.config.places import root
 from vold_nemo.config.writing import replace_text, writing
+from vold_nemo.planning import site
 
 _SINGLE = (
     "parallel.tensor=1", "parallel.pipeline=1", "parallel.context=1", "parallel.expert=1", "parallel.sequence=false",
@@ -102,7 +103,7 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
     }  # fmt: skip
     name = f"{stage.name}{'.${SLURM_ARRAY_TASK_ID}' if stage.array else ''}"
     settings = {
-        **{key: _quoted(value) for key, value in launch.environment.items()},
+        **{key: _quoted(value) for key, value in site.variables(launch).items()},
         "VOLD_ROOT": _quoted(root()), "VOLD_LOGS": _quoted(logs), "VOLD_SCRIPT": _quoted(folder / f"{stage.name}.sbatch"),
         "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', "VOLD_MAX_RESTARTS": launch.max_restarts,
         "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _progress(here / stage.progress) if stage.progress else None,

@@ -39,7 +39,10 @@ class LaunchConfig:
     mounts: list[str] = key([], '"outside:inside"')
     setup: list[str] = key([], "shell lines first: module load cuda, source venv/bin/activate")
     python: str | None = key(None, "interpreter; null = .venv of this repository, else `python`")
-    environment: dict[str, str] = key({}, "NCCL_SOCKET_IFNAME, HF_HOME, HF_HUB_OFFLINE, ...")
+    interface: str | None = key(None, "network interfaces between nodes, as NCCL_SOCKET_IFNAME has them (=ib0, eth, ^docker); "
+                                "gloo's and the rendezvous' too; null = NCCL's choice")  # fmt: skip
+    hca: str | None = key(None, "InfiniBand or RoCE adapters, as NCCL_IB_HCA has them (mlx5, =mlx5_0:1,mlx5_1:1); null = all")
+    environment: dict[str, str] = key({}, "more variables: HF_HOME, HF_HUB_OFFLINE, NCCL_*, FI_*, UCX_*, ...")
 
 
 @dataclass
