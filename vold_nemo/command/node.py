@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
-from vold_nemo.config import limits, nccl, network
+from vold_nemo.config import limits, nccl, network, staged
 from vold_nemo.config.launcher import launch, nodes, ranks_on_node
 
 
-def make_ready(training: bool) -> None:
-    """Check and set what ranks of one world share; nothing for a process that nobody launched.
+def make_ready(verb: str, training: bool) -> None:
+    """Check what was staged for ``verb``, and check and set what ranks of one world share.
 
     With ``training``, which makes process groups: the network variables are right and name what this node has, gloo is given
     NCCL's interface, and limits are raised as far as they may be.
@@ -21,6 +21,8 @@ def make_ready(training: bool) -> None:
     Raises:
         ExceptionGroup: of ConfigError (every rank's, the variables themselves) or NodeError (this node's).
     """
+    if verb in staged.VERBS:
+        staged.copies()
     place = launch()
     if not place.by_launcher or not training:
         return

@@ -104,7 +104,7 @@ def _run(
                 with until_nobody_reads():
                     _print_plan(config, verb, plan)
             return
-        make_ready(training)
+        make_ready(verb, training)
         sys.argv[1:] = arguments.argv()
         quiet()
 

@@ -111,6 +111,8 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,
         "VOLD_CONTAINER": _quoted(launch.container) if launch.container else None,
         "VOLD_MOUNTS": _quoted(",".join(launch.mounts)) if launch.mounts else None,
+        # its variables are the nodes' to fill in
+        "VOLD_STAGE": _quoted(launch.stage) if launch.stage and stage.name in site.STAGED else None,
     }  # fmt: skip
     array = f"array of {stage.array} jobs of " if stage.array else ""
     return "\n".join(

@@ -15,6 +15,9 @@ def variables(launch: LaunchConfig) -> dict[str, str]:
     return {**launch.environment, **{name: value for name, value in own.items() if value is not None}}
 
 
+STAGED = {"traces": "generate_traces", "sft": "sft", "vold": "vold"}  # stage of a chain: verb whose weights are copied
+
+
 def findings(launch: LaunchConfig) -> Iterator[ConfigError]:
     """Contradictions and slips that a login node sees; what a node has, each node looks at itself (config/network.py)."""
     prefix = "cluster.launch.environment."
@@ -23,6 +26,9 @@ def findings(launch: LaunchConfig) -> Iterator[ConfigError]:
         if asked is not None and beside is not None and asked != beside:
             mend = f"leave one of the two out: cluster.launch.{key} becomes this variable"
             yield ConfigError(f"{prefix}{name}", beside, f"cluster.launch.{key} = {asked!r}", mend)
+    if launch.stage is not None and not launch.stage.startswith(("/", "$")):
+        mend = "give a folder on each node's own disk: /local/scratch/$SLURM_JOB_ID, $TMPDIR/vold"
+        yield ConfigError("cluster.launch.stage", launch.stage, "an absolute path, or one that begins with $VARIABLE", mend)
     for error in network.findings(variables(launch), prefix=prefix):
         own = _NAMED.get(error.key.removeprefix(prefix))
         given = own is not None and getattr(launch, own) is not None

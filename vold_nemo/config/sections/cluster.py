@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vold_nemo.config.fields import ABOVE_ZERO, COUNT, PART, POSITIVE, SHARE, Bound, key, section
 
+VERBS = ("generate_traces", "sft", "vold")  # several of their ranks read the same weights
 RANKS = Bound("1 to 65536", lambda ranks: 1 <= ranks <= 1 << 16)
 
 
@@ -41,7 +42,10 @@ class LaunchConfig:
     python: str | None = key(None, "interpreter; null = .venv of this repository, else `python`")
     interface: str | None = key(None, "network interfaces between nodes, as NCCL_SOCKET_IFNAME has them (=ib0, eth, ^docker); "
                                 "gloo's and the rendezvous' too; null = NCCL's choice")  # fmt: skip
-    hca: str | None = key(None, "InfiniBand or RoCE adapters, as NCCL_IB_HCA has them (mlx5, =mlx5_0:1,mlx5_1:1); null = all")
+    hca: str | None = key(None, "InfiniBand or RoCE adapters, as NCCL_IB_HCA has it (mlx5, =mlx5_0,mlx5_1:1)")
+    stage: str | None = key(None, "folder on each node's own disk that the weights of a stage are copied to before its ranks "
+                            "start: /local/scratch/$SLURM_JOB_ID; null = ranks read the file system")  # fmt: skip
+    stage_minutes: float = key(60.0, "that the copy may take", bound=ABOVE_ZERO)
     environment: dict[str, str] = key({}, "more variables: HF_HOME, HF_HUB_OFFLINE, NCCL_*, FI_*, UCX_*, ...")
 
 
@@ -63,6 +67,13 @@ class ClusterConfig:
     network_gbs: float | None = key(None, "between nodes, GB/s a GPU", bound=ABOVE_ZERO)
     host_gbs: float | None = key(None, "between a GPU and its host's memory, GB/s", bound=ABOVE_ZERO)
     launch: LaunchConfig = section(LaunchConfig)
+
+
+@dataclass
+class StagingConfig:
+    """recipes/stage_weights.py, run once a node before the ranks start: into `cluster.launch.stage`."""
+
+    verb: str = key("vold", "whose weights", choices=VERBS)
 
 
 @dataclass
