@@ -68,8 +68,8 @@ def chain(slurm, workplace, tmp_path):
             f"student.path={world}/student", f"teacher.path={world}/teacher", f"vold.start={world}/student",
             f"data.prompts.path={world}/text.jsonl", "vold.validation.data=null", "vold.validation.every=0", f"vold.run={run}",
             "logging.tensorboard=false", "vold.steps=2", "vold.prompts_per_step=4", "rollout.max_tokens=10",
-            "checkpoint.every=1", "cluster.gpus_per_node=1", "cluster.launch.gres=gpu", "cluster.launch.time=30", *more, cwd=workplace,
-            environment={"STAGES": "vold"},
+            "checkpoint.every=1", "cluster.gpus_per_node=1", "cluster.launch.gres=gpu", "cluster.launch.time=30", *more,
+            cwd=workplace, environment={"STAGES": "vold"},
         )  # fmt: skip
         return said.stdout.split()[1], workplace / "outputs" / run
 
@@ -83,7 +83,7 @@ def weights(run):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_a_staged_run_reads_copies_and_ends_with_the_weights_and_paths_of_one_that_is_not(slurm, chain, workplace, tmp_path):
+def test_a_staged_run_reads_copies_and_ends_as_one_that_is_not_staged(slurm, chain, workplace, tmp_path):
     number, plain = chain("plain")
     assert slurm.code(number, 600) == 0
     number, run = chain("staged", f"cluster.launch.stage={tmp_path}/disk/$SLURMD_NODENAME")

@@ -21,7 +21,7 @@ from vold_nemo.checkpoint.node_copy import Wanted
 from vold_nemo.config import Config, ConfigError, ParallelConfig, TeacherConfig
 from vold_nemo.megatron import architecture, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture
-from vold_nemo.megatron.names import placements, stage_of
+from vold_nemo.megatron.names import Placement, placements, stage_of
 from vold_nemo.planning.prefetch import recorded
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")  # what configurations and tokenizers consist of
@@ -38,11 +38,11 @@ class Node:
     def here(cls, environment: Mapping[str, str] | None = None) -> Node | None:
         """The node of this task, one of a step with one task a node; None where it cannot be known which ranks it will have.
 
-        ``VOLD_RANKS``: ranks of the step to come (slurm/stage.sbatch).
+        ``VOLD_RANKS``: ranks of the step to come, where they lie in a row on each node (slurm/stage.sbatch).
         """
         env = os.environ if environment is None else environment
         said = [env.get(name, "") for name in ("VOLD_RANKS", "SLURM_STEP_NUM_NODES", "SLURM_NODEID")]
-        if not all(number.isdigit() for number in said) or not env.get("SLURM_DISTRIBUTION", "block").startswith("block"):
+        if not all(number.isdigit() for number in said):
             return None
         world, nodes, number = map(int, said)
         each = world // nodes
@@ -98,21 +98,23 @@ def needed(folder: Path, parallel: ParallelConfig, node: Node) -> set[Path]:
 
 
 def names_of(arch: Architecture, parallel: ParallelConfig, node: Node) -> set[str]:
-    """Tensors on disk that ``node``'s ranks read, in the order of ranks that megatron-core gives them (tp-cp-ep-dp-pp)."""
+    """Tensors on disk that ``node``'s ranks read; a stored tied head, too, which is compared with the embedding."""
+    found: set[str] = set()
+    for place in read_by(arch, parallel, node):
+        found.update(place.hf)
+        if arch.tied and arch.head_on_disk and place.megatron.startswith("embedding."):
+            found.add(HEAD)
+    return found
+
+
+def read_by(arch: Architecture, parallel: ParallelConfig, node: Node) -> Iterator[Placement]:
+    """Placements of which ``node``'s ranks hold a part, by the order of ranks of megatron-core (tp-cp-ep-dp-pp)."""
     stage = node.world // parallel.pipeline
     stages = {rank // stage for rank in node.ranks}
     each = arch.experts // parallel.expert if arch.experts else 1
-    found: set[str] = set()
+    holders = {owner: {rank % stage % parallel.expert for rank in node.ranks if rank // stage == owner} for owner in stages}
     for place in placements(arch, parallel.tensor, arch.vocabulary):
         owner = stage_of(place, arch, parallel.pipeline)
-        of_embedding = place.megatron.startswith("embedding.")
-        if owner not in stages and not (of_embedding and arch.tied and parallel.pipeline - 1 in stages):
-            continue
-        if place.expert is not None:
-            holders = {rank % stage % parallel.expert for rank in node.ranks if rank // stage == owner}
-            if place.expert // each not in holders:
-                continue
-        found.update(place.hf)
-        if of_embedding and arch.tied and arch.head_on_disk:
-            found.add(HEAD)  # it is compared with the embedding
-    return found
+        copied = arch.tied and place.megatron.startswith("embedding.") and parallel.pipeline - 1 in stages
+        if (owner in stages or copied) and (place.expert is None or place.expert // each in holders[owner]):
+            yield place

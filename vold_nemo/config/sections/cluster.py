@@ -66,6 +66,12 @@ class ClusterConfig:
     link_gbs: float | None = key(None, "between GPUs of a node, GB/s a GPU", bound=ABOVE_ZERO)
     network_gbs: float | None = key(None, "between nodes, GB/s a GPU", bound=ABOVE_ZERO)
     host_gbs: float | None = key(None, "between a GPU and its host's memory, GB/s", bound=ABOVE_ZERO)
+    storage_gbs: float | None = key(None, "that a node reads from the shared file system, GB/s; null = no time of a start",
+                                    bound=ABOVE_ZERO)  # fmt: skip
+    storage_total_gbs: float | None = key(None, "that all nodes of a job read from it together, GB/s; null = without a limit",
+                                          bound=ABOVE_ZERO)  # fmt: skip
+    disk_gbs: float | None = key(None, "that a node writes to, and reads from, its own disk, GB/s; null = no faster or slower "
+                                 "than `storage_gbs`", bound=ABOVE_ZERO)  # fmt: skip
     launch: LaunchConfig = section(LaunchConfig)
 
 
@@ -104,6 +110,10 @@ class PlanConfig:
     network_efficiency: float = key(0.6, "share of link_gbs, network_gbs and host_gbs reached", bound=PART)
     layer_ms: float = key(0.6, "launches of a decoder layer in the transformers engine, which has no CUDA graphs", bound=COUNT)
     straggler: float = key(2.0, "longest answer of a decoded batch over the mean one, before the limit cuts it", bound=POSITIVE)
+    import_seconds: float = key(30.0, "Python, torch, megatron-core and NeMo, imported by all ranks of a node at once",
+                                bound=COUNT)  # fmt: skip
+    group_seconds: float = key(1.0, "one communicator of NCCL, at its first use, on as many ranks as it has", bound=COUNT)
+    engine_seconds: float = key(60.0, "vLLM's start besides its weights: compilation, graphs, profiling", bound=COUNT)
     reserve_gib: float = key(5.0, "CUDA context, NCCL buffers, workspaces, fragmentation", bound=COUNT)
     prompt_tokens: int = key(200, "mean prompt", bound=POSITIVE)
     response_tokens: int = key(2500, "mean rollout of the student", bound=POSITIVE)
