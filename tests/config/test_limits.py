@@ -42,6 +42,21 @@ def test_a_hard_limit_that_is_too_low_is_taken_whole_and_said(system):
     assert "LimitNOFILE" in with_adapters[0] and "LimitMEMLOCK=infinity" in with_adapters[1]
 
 
+def test_the_doctor_says_what_a_node_is_short_of(system, monkeypatch):
+    from vold_nemo.megatron import launch_probes
+
+    system[resource.RLIMIT_MEMLOCK] = (65536, 1 << 20)
+    monkeypatch.setattr(launch_probes.network, "adapters", dict)
+    assert {line.topic: line.grade for line in launch_probes.system_limits(128, 8)}["locked memory"] == "note"
+    monkeypatch.setattr(launch_probes.network, "adapters", lambda: {"mlx5_0": {1: "ACTIVE"}})
+    lines = {line.topic: line for line in launch_probes.system_limits(128, 8)}
+    assert lines["locked memory"].grade == "missing" and "LimitMEMLOCK=infinity" in lines["locked memory"].follows
+    assert {line.grade for topic, line in lines.items() if topic not in ("locked memory", "core dumps", "tasks")} == {"ok"}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "=none0")
+    said = {line.topic: line for line in launch_probes.networks()}
+    assert said["adapters"].what == "mlx5_0:1 ACTIVE" and said["network"].grade == "missing" and "none0" in said["network"].what
+
+
 def test_control_groups_and_core_dumps_are_looked_at(tmp_path, system):
     assert limits.tasks_of_group(tmp_path) is None
     for text, most in (("max\n", None), ("4096\n", 4096)):

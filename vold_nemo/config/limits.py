@@ -14,6 +14,7 @@ from pathlib import Path
 
 GROUP = Path("/sys/fs/cgroup")  # cgroup 2 puts a container's own group here
 THREADS_OF_RANK = 512  # of torch's pools, NCCL's proxies, gloo, the verifier's processes and vLLM; ours on a CPU has 40 to 80
+MEMORY_LOCK = resource.RLIMIT_MEMLOCK
 STACK = 8 << 20  # bytes: what compilers and recursion in libraries suppose
 
 
@@ -64,7 +65,7 @@ def limits(world: int, on_node: int) -> list[Limit]:
         Limit("open files", resource.RLIMIT_NOFILE, files_of_rank(world), "LimitNOFILE of slurmd, ulimit -Hn",
               "connections will be refused"),
         # ibv_reg_mr counts what it pins against this limit; cudaHostRegister, which pins our slabs, does not everywhere.
-        Limit("locked memory", resource.RLIMIT_MEMLOCK, float("inf"), "LimitMEMLOCK=infinity of slurmd, and "
+        Limit("locked memory", MEMORY_LOCK, float("inf"), "LimitMEMLOCK=infinity of slurmd, and "
               "PropagateResourceLimitsExcept=MEMLOCK in slurm.conf", "InfiniBand cannot register buffers (ibv_reg_mr, "
               "ibv_create_cq: Cannot allocate memory), and memory that leaves the device may not be pinned: slower copies"),
         Limit("processes", resource.RLIMIT_NPROC, THREADS_OF_RANK * on_node, "LimitNPROC of slurmd, ulimit -Hu",
@@ -91,7 +92,7 @@ def raise_file_limit(world: int) -> None:
 def warnings(short: list[Limit], adapters: bool) -> Iterator[str]:
     """What a node says of its hard limits; locked memory only where there are ``adapters`` that pin it."""
     for limit in short:
-        if limit.what != resource.RLIMIT_MEMLOCK or adapters:
+        if limit.what != MEMORY_LOCK or adapters:
             yield f"{limit}; {limit.follows}: ask for more ({limit.ask})"
 
 
