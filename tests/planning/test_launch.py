@@ -66,9 +66,19 @@ def test_a_sites_interface_and_adapters_become_what_nccl_reads(tmp_path):
     assert not findings(config, "export_hf")
 
 
+def test_weights_are_staged_for_the_stages_whose_ranks_read_the_same_and_by_the_nodes_own_variables(tmp_path):
+    config = compose(["cluster=my_site", "cluster.launch.stage=/scratch/$SLURM_JOB_ID", "cluster.launch.stage_minutes=7.5"])
+    texts = {stage.name: script(config, stage, [], folder=tmp_path, here=tmp_path) for stage in stages(config)}
+    assert {name for name, text in texts.items() if "VOLD_STAGE" in text} == {"traces", "sft", "vold"}
+    assert "export VOLD_STAGE='/scratch/$SLURM_JOB_ID'\nexport VOLD_STAGE_MINUTES=10\n" in texts["vold"]
+
+
 @pytest.mark.parametrize(
     ("given", "key"),
     [
+        (["cluster.launch.stage=scratch"], "cluster.launch.stage"),
+        (["cluster.launch.stage_minutes=0"], "cluster.launch.stage_minutes"),
+        (["cluster.storage_gbs=-1"], "cluster.storage_gbs"),
         (["cluster.launch.interface='eth0,^lo'"], "cluster.launch.interface"),
         (["cluster.launch.hca=''"], "cluster.launch.hca"),
         (["cluster.launch.hca=mlx5", "++cluster.launch.environment.NCCL_IB_DISABLE='1'"], "cluster.launch.hca"),

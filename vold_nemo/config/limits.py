@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUP = Path("/sys/fs/cgroup")  # cgroup 2 puts a container's own group here
-THREADS_OF_RANK = 512  # of torch's pools, NCCL's proxies, gloo, the verifier's processes and vLLM; ours on a CPU has 40 to 80
+THREADS_OF_RANK = 512  # supposed: of torch's pools, NCCL's proxies, gloo, the verifier's processes and vLLM
 MEMORY_LOCK = resource.RLIMIT_MEMLOCK
 STACK = 8 << 20  # bytes: what compilers and recursion in libraries suppose
 

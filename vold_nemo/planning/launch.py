@@ -8,6 +8,7 @@ written at once (recipes/chain.py), or one of them beside a plan (recipes/plan.p
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,9 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,
         "VOLD_CONTAINER": _quoted(launch.container) if launch.container else None,
         "VOLD_MOUNTS": _quoted(",".join(launch.mounts)) if launch.mounts else None,
-        # its variables are the nodes' to fill in
-        "VOLD_STAGE": _quoted(launch.stage) if launch.stage and stage.name in site.STAGED else None,
+        # its variables are the nodes' to fill in; the copy ends itself in time, unless a read never comes back
+        **({"VOLD_STAGE": _quoted(launch.stage), "VOLD_STAGE_MINUTES": math.ceil(launch.stage_minutes) + 2}
+           if launch.stage and stage.name in site.STAGED else {}),
     }  # fmt: skip
     array = f"array of {stage.array} jobs of " if stage.array else ""
     return "\n".join(

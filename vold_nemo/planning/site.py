@@ -15,7 +15,7 @@ def variables(launch: LaunchConfig) -> dict[str, str]:
     return {**launch.environment, **{name: value for name, value in own.items() if value is not None}}
 
 
-STAGED = {"traces": "generate_traces", "sft": "sft", "vold": "vold"}  # stage of a chain: verb whose weights are copied
+STAGED = ("traces", "sft", "vold")  # stages of a chain whose weights are copied
 
 
 def findings(launch: LaunchConfig) -> Iterator[ConfigError]:
