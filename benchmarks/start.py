@@ -3,7 +3,8 @@
     python benchmarks/start.py json=true
     python benchmarks/start.py at_once=1,8 hidden=1024 layers=12 folder=/scratch/here stage=/local/there
 
-    imports   seconds until N processes that start together have imported what a training rank does, and the processor's of one
+    imports   seconds until N processes that start together have imported what a training rank does, and the processor's of
+              one; which packages take it
     check     seconds until a rank whose network interface is not there has left with 2
     groups    seconds until W gloo ranks have met and made seven groups of all of them (planning/start.py)
     reading   every rank of a layout loads its part of a checkpoint with a file a layer, which is not in the page cache: bytes
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -66,6 +68,16 @@ def imports(counts: list[int]) -> list[dict]:
                 "processor": max(float(line[-2]) for line in said), "modules": int(said[0][-1]),
             })  # fmt: skip
     return found
+
+
+def packages(most: int = 8) -> dict[str, float]:
+    """Share of a training rank's imports that each package takes itself, the largest (python -X importtime)."""
+    command = [sys.executable, "-X", "importtime", "-W", "ignore", "-c", IMPORTS["a training rank"]]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    own: dict[str, int] = {}
+    for microseconds, name in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \| +(\w+)", done.stderr, re.MULTILINE):
+        own[name] = own.get(name, 0) + int(microseconds)
+    return {name: own[name] / sum(own.values()) for name in sorted(own, key=own.__getitem__, reverse=True)[:most]}
 
 
 def check() -> dict:
@@ -223,6 +235,8 @@ def describe(found: dict, where: str) -> str:
         lines.append(
             f"| {row['what']} | {row['at_once']} | {row['seconds']:.1f} | {row['processor']:.1f} | {row['modules']:,} |"
         )
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["packages"].items())
+    lines.append(f"\nOf a training rank's imports: {shares}.")
     seconds, processor = found["check"]["seconds"], found["check"]["processor"]
     lines.append(f"\nA rank whose interface is not there: exit code 2 after {seconds:.1f} s, {processor:.1f} of a processor.\n")
     lines += ["| gloo ranks | seconds to meet and make 7 groups |", "|---|---|"]
@@ -247,7 +261,8 @@ def describe(found: dict, where: str) -> str:
 def main(arguments: list[str]) -> None:
     settings = parse(arguments, DEFAULTS)
     counts, worlds = ([int(number) for number in settings[key].split(",")] for key in ("at_once", "worlds"))
-    found = {"imports": imports(counts), "check": check(), "groups": groups(worlds), "reading": reading(settings)}
+    found = {"imports": imports(counts), "packages": packages(), "check": check(), "groups": groups(worlds)}
+    found["reading"] = reading(settings)
     where = machine("cpu")
     tell({"benchmark": "start", **settings}, found, where, describe(found, where))
 

@@ -16,7 +16,7 @@ if verb == "stage_weights.py":
     if os.path.exists("no_room") and rank == "1":
         print("error: too little", flush=True)
         sys.exit(2)
-    time.sleep(1.0)
+    time.sleep(300.0 if os.path.exists("hangs") else 1.0)
     open(f"staged_{rank}", "w").close()
 else:
     print("whole" if os.path.exists("staged_0") and os.path.exists("staged_1") else "too early", flush=True)
@@ -25,13 +25,14 @@ else:
 
 @pytest.fixture
 def staging(slurm, repository, workplace):
-    """``staging()``: a job of a stub on two nodes with two ranks each, its weights staged."""
+    """``staging(minutes)``: a job of a stub on two nodes with two ranks each, its weights staged."""
 
-    def submit():
+    def submit(minutes: str = "5"):
         script = repository("vold", STUB)
         shutil.copy(script.parent.parent / "recipes/vold.py", script.parent.parent / "recipes/stage_weights.py")
         options = ("--nodes=2", "--ntasks-per-node=2", "--time=5")
-        return slurm.submit(*options, str(script), "vold", "a key=a value", cwd=workplace, VOLD_STAGE="$TMPDIR/x")
+        settings = {"VOLD_STAGE": "$TMPDIR/x", "VOLD_STAGE_MINUTES": minutes}
+        return slurm.submit(*options, str(script), "vold", "a key=a value", cwd=workplace, **settings)
 
     return submit
 
@@ -52,6 +53,14 @@ def test_no_rank_starts_where_a_node_has_no_room(slurm, staging, workplace):
     assert slurm.code(number) == 2 and slurm.job(number)["Restarts"] == "0"
     said = (workplace / "job.out").read_text()
     assert "rank 1 on n2 failed first, with 2" in said and said.rstrip().endswith("error: too little")
+    assert not list((workplace / "logs" / number / "0").glob("rank_*.log"))
+
+
+@pytest.mark.long
+def test_a_copy_that_never_comes_back_is_ended_and_no_rank_starts(slurm, staging, workplace):
+    (workplace / "hangs").touch()
+    number = staging("0.05")
+    assert slurm.code(number) not in (0, 85) and slurm.job(number)["Restarts"] == "0"
     assert not list((workplace / "logs" / number / "0").glob("rank_*.log"))
 
 

@@ -112,7 +112,7 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,
         "VOLD_CONTAINER": _quoted(launch.container) if launch.container else None,
         "VOLD_MOUNTS": _quoted(",".join(launch.mounts)) if launch.mounts else None,
-        # its variables are the nodes' to fill in; the copy ends itself in time, unless a read never comes back
+        # its variables are the nodes' to fill in; the minutes are a net below those that the copy itself keeps to
         **({"VOLD_STAGE": _quoted(launch.stage), "VOLD_STAGE_MINUTES": math.ceil(launch.stage_minutes) + 2}
            if launch.stage and stage.name in site.STAGED else {}),
     }  # fmt: skip

@@ -40,8 +40,8 @@ class LaunchConfig:
     mounts: list[str] = key([], '"outside:inside"')
     setup: list[str] = key([], "shell lines first: module load cuda, source venv/bin/activate")
     python: str | None = key(None, "interpreter; null = .venv of this repository, else `python`")
-    interface: str | None = key(None, "network interfaces between nodes, as NCCL_SOCKET_IFNAME has them (=ib0, eth, ^docker); "
-                                "gloo's and the rendezvous' too; null = NCCL's choice")  # fmt: skip
+    interface: str | None = key(None, "network interfaces between nodes, as NCCL_SOCKET_IFNAME has them (=ib0, eth, ^docker), "
+                                "gloo's too; null = NCCL's choice")  # fmt: skip
     hca: str | None = key(None, "InfiniBand or RoCE adapters, as NCCL_IB_HCA has it (mlx5, =mlx5_0,mlx5_1:1)")
     stage: str | None = key(None, "folder on each node's own disk that the weights of a stage are copied to before its ranks "
                             "start: /local/scratch/$SLURM_JOB_ID; null = ranks read the file system")  # fmt: skip
