@@ -263,7 +263,7 @@ def main(arguments: list[str]) -> None:
     counts, worlds = ([int(number) for number in settings[key].split(",")] for key in ("at_once", "worlds"))
     found = {"imports": imports(counts), "packages": packages(), "check": check(), "groups": groups(worlds)}
     found["reading"] = reading(settings)
-    where = machine("cpu")
+    where = f"{machine('cpu')}; load {os.getloadavg()[1]:.0f}"  # of all that ran on it meanwhile
     tell({"benchmark": "start", **settings}, found, where, describe(found, where))
 
 
