@@ -24,7 +24,7 @@ def main(config: Config) -> None:
     import torch.distributed as dist
 
     from vold_nemo.config.launcher import launch
-    from vold_nemo.megatron import diagnosis, parallel
+    from vold_nemo.megatron import diagnosis, launch_probes, parallel
     from vold_nemo.megatron.architecture import read as architecture_of
     from vold_nemo.megatron.device import pick_training_device
 
@@ -42,6 +42,8 @@ def main(config: Config) -> None:
         copy, gpus = config.parallel, config.cluster.gpus
         world = max(place.world, copy.tensor * copy.pipeline * copy.context, gpus.sft or 1, gpus.vold or 1)
         found += diagnosis.attempt("open files", lambda: diagnosis.open_files(world))
+        found += diagnosis.attempt("limits", lambda: launch_probes.system_limits(world, max(1, config.cluster.gpus_per_node)))
+        found += diagnosis.attempt("network", launch_probes.networks)
         found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
         if not config.json:
             print("\n".join(map(str, found)), flush=True)

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from vold_nemo.command.node import make_ready
 from vold_nemo.command.quiet import quiet
 from vold_nemo.config import Config, ConfigError, to_config
 from vold_nemo.config.compose import HydraArguments, compose, enter_open_sections, register_schema
@@ -106,6 +107,7 @@ def _run(
                 with until_nobody_reads():
                     _print_plan(config, verb, plan)
             return
+        make_ready(verb, training)
         sys.argv[1:] = arguments.argv()
         quiet()
         if computes:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from vold_nemo.config import ConfigError
+from vold_nemo.config import ConfigError, staged
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -58,11 +58,12 @@ def header(file: Path) -> dict[str, Entry]:
 
 
 def index(folder: Path) -> dict[str, Entry]:
-    """Entries of all tensors of the checkpoint in ``folder``, single file or sharded.
+    """Entries of all tensors of the checkpoint in ``folder``, single file or sharded; those of its copy on this node, if any.
 
     :raises ConfigError: if there is no safetensors checkpoint, if the index is broken or names a file that is not there, or
         if a tensor that it names is missing in its file.
     """
+    folder = staged.here(folder)
     if (folder / INDEX).is_file():
         try:
             placed = json.loads((folder / INDEX).read_text())["weight_map"]
