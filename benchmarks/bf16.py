@@ -8,12 +8,13 @@ One world (teacher, base student, questions; `recipes/prepare_miniature.py`) ser
 seed and one precision from end to end: the teacher writes traces, stage 1, stage 2, export, evaluation on 800 text and 800
 image questions, greedily.  ``precision`` is that of student, teacher, rollout engine and evaluation; both precisions have
 ``optimizer.distributed=true``, so that in bf16 fp32 masters are sharded over the data-parallel ranks, and nothing else
-differs.  Stage 2's students are evaluated in the other precision as well.  ``share``: of the steps of both stages.
+differs.  Stage 2's students are evaluated in the other precision as well.  ``share``: of stage 2's steps, which then runs its
+whole schedule of rates in fewer; ``side_by_side=true``: both precisions of a seed at once.
 
 A run that is in ``results`` already is not done again, one that was interrupted goes on where it stood.  At the end
 `bf16_gaps.py` takes the log-prob gap of engine and trainer apart, on the first seed's student.
 
-Keys: outputs, name, seeds, precisions, arms, parallel, ranks, share, threads, prompts (of the gap's anatomy), json, results
+Keys: outputs, name, seeds, precisions, arms, parallel, ranks, share, side_by_side, threads, prompts (of the gap's anatomy), json, results
 (path without suffix, or empty).
 """
 
@@ -24,6 +25,7 @@ import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,11 +35,11 @@ from benchmarks.measure import machine, parse, tell  # noqa: E402
 
 DEFAULTS = {
     "outputs": "outputs", "name": "precision", "seeds": "1,2,3", "precisions": "fp32,bf16", "arms": "sft_vold",
-    "parallel": "dp2", "ranks": 2, "share": 1.0, "threads": 1, "prompts": 40, "json": False,
+    "parallel": "dp2", "ranks": 2, "share": 1.0, "side_by_side": False, "threads": 1, "prompts": 40, "json": False,
     "results": str(ROOT / "benchmarks/results/bf16"),
 }  # fmt: skip
 EXPERIMENT = {"sft": "miniature", "sft_vold": "miniature", "sft_grpo": "miniature_grpo"}
-STEPS = {"sft": 25, "sft_vold": 70, "sft_grpo": 50}
+STEPS = {"sft_vold": 70, "sft_grpo": 50}
 KINDS = ("text", "image")
 # Of metrics.jsonl: what a run keeps, each as means over all steps, the first and last tenth, and the largest
 CURVES = (
@@ -68,10 +70,12 @@ class Recipes:
     def train(self, arm: str) -> None:
         """Stage 1 or 2 and its export."""
         verb, run = ("sft" if arm == "sft" else "vold"), f"{self.name}/{arm}"
-        experiment, steps = f"experiment={EXPERIMENT[arm]}", max(2, round(self.s["share"] * STEPS[arm]))
+        experiment, shape = f"experiment={EXPERIMENT[arm]}", []
+        if arm in STEPS:
+            shape = [f"vold.steps={max(2, round(self.s['share'] * STEPS[arm]))}", "vold.validation.every=0"]
         if not (self.folder / arm / "hf/config.json").exists():
-            self(verb, experiment, f"parallel={self.s['parallel']}", f"{verb}.optimizer.distributed=true",
-                 f"{verb}.steps={steps}", ranks=self.s["ranks"])  # fmt: skip
+            self(verb, experiment, f"parallel={self.s['parallel']}", f"{verb}.optimizer.distributed=true", *shape,
+                 ranks=self.s["ranks"])  # fmt: skip
             self("export_hf", experiment, f"export.run={run}")
 
     def evaluate(self, arms: list[str], precision: str) -> dict:
@@ -110,7 +114,6 @@ def curves(file: Path) -> dict[str, dict[str, float]]:
 def one_run(s: dict, precision: str, seed: int, base: bool) -> dict:
     """The method from end to end in ``precision``; its answers, curves and warnings."""
     recipe, arms = Recipes(s, precision, seed), ["sft", *s["arms"].split(",")]
-    recipe("prepare_miniature", "experiment=miniature")
     recipe("generate_traces", "experiment=miniature")
     for arm in arms:
         recipe.train(arm)
@@ -125,63 +128,81 @@ def one_run(s: dict, precision: str, seed: int, base: bool) -> dict:
     }  # fmt: skip
 
 
-def accuracy(answers: str) -> float:
-    return answers.count("1") / len(answers)
-
-
 def table(s: dict, found: dict, where: str) -> str:
-    from vold_nemo.evaluation.statistics import paired_difference
-
     runs = {(run["precision"], run["seed"]): run for run in found["runs"]}
-    seeds, precisions = sorted({seed for _, seed in runs}), s["precisions"].split(",")
-    both = [seed for seed in seeds if all((p, seed) in runs for p in ("fp32", "bf16"))]
+    arms = ["sft", *s["arms"].split(",")]
     lines = [
         "# The miniature in bf16 beside fp32", "",
         "Made by `benchmarks/bf16.py`; see its docstring, and docs/precision.md for what follows from it.", "",
-        f"Accuracy in per cent, greedy, by seed ({', '.join(map(str, seeds))}); each run is answered in its own precision.", "",
-        "| arm | questions | fp32 | bf16 | bf16 - fp32, points, by seed, 95 % over questions | mean | deviation between seeds |",
-        "|---|---|---|---|---|---|---|",
+        *accuracy_rows(["base", *arms], runs), "", *other_rows(runs), *curve_rows(arms, runs, s["precisions"].split(",")),
     ]  # fmt: skip
-    for arm in ("base", "sft", *s["arms"].split(",")):
-        for kind in KINDS:
-            by: dict[str, dict[int, str]] = {"fp32": {}, "bf16": {}}
-            for (precision, seed), run in sorted(runs.items()):
-                if arm in run["answers"]:
-                    by[precision][seed] = run["answers"][arm][kind]
-            pairs = [seed for seed in both if seed in by["fp32"] and seed in by["bf16"]]
-            said = [paired_difference([*map(int, by["bf16"][i])], [*map(int, by["fp32"][i])]) for i in pairs]
-            shown = {p: ", ".join(f"{100 * accuracy(a):.1f}" for a in by[p].values()) for p in by}
-            gaps = "; ".join(f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" for d in said)
-            mean = f"{100 * statistics.fmean(d.value for d in said):+.1f}" if said else ""
-            spread = ""
-            if len(pairs) > 1:
-                spread = " / ".join(f"{100 * statistics.stdev(map(accuracy, by[p].values())):.1f}" for p in by)
-            lines.append(f"| {arm} | {kind} | {shown['fp32']} | {shown['bf16']} | {gaps} | {mean} | {spread} |")
-    lines += ["", "The same students, answered in both: questions that changed between right and wrong, of all.", "",
-              "| trained in | arm | questions | answered in fp32 | in bf16 | changed |", "|---|---|---|---|---|---|"]  # fmt: skip
-    for (precision, seed), run in sorted(runs.items()):
-        for arm, kinds in run["answers_in_the_other"].items():
-            for kind, other in kinds.items():
-                own = run["answers"][arm][kind]
-                first, second = (own, other) if precision == "fp32" else (other, own)
-                changed = sum(a != b for a, b in zip(own, other, strict=True))
-                shown = f"{100 * accuracy(first):.1f} | {100 * accuracy(second):.1f} | {changed} of {len(own)}"
-                lines.append(f"| {precision}, seed {seed} | {arm} | {kind} | {shown} |")
-    for arm in ("sft", *s["arms"].split(",")):
-        names = [name for name in CURVES if name in next(iter(runs.values()))["curves"][arm]]
-        lines += ["", f"`metrics.jsonl` of {arm}, each by seed: mean over all steps (first tenth -> last tenth; largest).", "",
-                  "| number | fp32 | bf16 |", "|---|---|---|"]  # fmt: skip
-        for name in names:
-            said = [[curve(runs[p, i]["curves"][arm][name]) for i in seeds if (p, i) in runs] for p in precisions]
-            lines.append(f"| {name} | {' | '.join(' <br> '.join(cell) for cell in said)} |")
-    told = {p: sum(runs[p, i]["warnings"] for i in seeds if (p, i) in runs) for p in precisions}
-    lines += ["", "Warnings of the watch on engine and trainer: " + ", ".join(f"{p} {n}" for p, n in told.items()) + "."]
     if found["gaps"]:
         from benchmarks.bf16_gaps import rows
 
         lines += ["", *rows(found["gaps"])]
     settings = ", ".join(f"{key}={value}" for key, value in s.items() if key not in ("json", "results", "outputs"))
     return "\n".join([*lines, "", f"Settings: {settings}.", f"Run on {where}.", ""])
+
+
+def accuracy(answers: str) -> float:
+    """In per cent."""
+    return 100 * answers.count("1") / len(answers)
+
+
+def accuracy_rows(arms: list[str], runs: dict) -> list[str]:
+    """Both precisions seed by seed, and their differences over the same questions."""
+    from vold_nemo.evaluation.statistics import paired_difference
+
+    lines = [
+        "Accuracy in per cent, greedy, seed by seed, each run answered in its own precision; differences in points, with 95 %",
+        "over questions; standard deviation between the seeds of fp32 / bf16.", "",
+        "| arm | questions | fp32 | bf16 | bf16 - fp32 | mean | between seeds |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for arm in arms:
+        for kind in KINDS:
+            by: dict[str, dict[int, str]] = {"fp32": {}, "bf16": {}}
+            for (precision, seed), run in sorted(runs.items()):
+                if arm in run["answers"]:
+                    by[precision][seed] = run["answers"][arm][kind]
+            pairs = [(by["bf16"][seed], answers) for seed, answers in by["fp32"].items() if seed in by["bf16"]]
+            said = [paired_difference([*map(int, first)], [*map(int, second)]) for first, second in pairs]
+            cells = [
+                ", ".join(f"{accuracy(answers):.1f}" for answers in by["fp32"].values()),
+                ", ".join(f"{accuracy(answers):.1f}" for answers in by["bf16"].values()),
+                "; ".join(f"{100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" for d in said),
+                f"{100 * statistics.fmean(d.value for d in said):+.1f}" if said else "",
+                " / ".join(f"{statistics.stdev(map(accuracy, of.values())):.1f}" for of in by.values() if len(of) > 1),
+            ]
+            lines.append(f"| {arm} | {kind} | {' | '.join(cells)} |")
+    return lines
+
+
+def other_rows(runs: dict) -> list[str]:
+    """What the precision of the answers alone does."""
+    lines = ["The same students answered in both precisions: questions that changed between right and wrong.", "",
+             "| trained in | arm | questions | answers in fp32 | in bf16 | changed |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for (precision, seed), run in sorted(runs.items()):
+        for arm, kinds in run["answers_in_the_other"].items():
+            for kind, other in kinds.items():
+                own = run["answers"][arm][kind]
+                first, second = (own, other) if precision == "fp32" else (other, own)
+                changed = sum(a != b for a, b in zip(own, other, strict=True))
+                shown = f"{accuracy(first):.1f} | {accuracy(second):.1f} | {changed} of {len(own)}"
+                lines.append(f"| {precision}, seed {seed} | {arm} | {kind} | {shown} |")
+    return lines
+
+
+def curve_rows(arms: list[str], runs: dict, precisions: list[str]) -> list[str]:
+    """Numbers of metrics.jsonl, and how often the watch on engine and trainer spoke."""
+    lines: list[str] = []
+    for arm in arms:
+        lines += ["", f"`metrics.jsonl` of {arm}, seed by seed: mean over all steps (first tenth -> last tenth; largest).", "",
+                  f"| number | {' | '.join(precisions)} |", f"|---|{'---|' * len(precisions)}"]  # fmt: skip
+        for name in (name for name in CURVES if name in next(iter(runs.values()))["curves"][arm]):
+            cells = [[curve(run["curves"][arm][name]) for (p, _), run in sorted(runs.items()) if p == x] for x in precisions]
+            lines.append(f"| {name} | {' | '.join(' <br> '.join(cell) for cell in cells)} |")
+    told = {own: sum(run["warnings"] for (p, _), run in runs.items() if p == own) for own in precisions}
+    return [*lines, "", "Warnings of the watch on engine and trainer: " + ", ".join(f"{p} {n}" for p, n in told.items()) + "."]
 
 
 def curve(said: dict[str, float]) -> str:
@@ -200,14 +221,16 @@ def known(s: dict) -> list[dict]:
 
 def main(arguments: list[str]) -> None:
     s = parse(arguments, DEFAULTS)
-    s["outputs"] = str(Path(s["outputs"]).resolve())
     os.environ.update(OMP_NUM_THREADS=str(s["threads"]), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     found, where = {"runs": known(s), "gaps": None}, machine("cpu")
     seeds, precisions = [int(seed) for seed in s["seeds"].split(",")], s["precisions"].split(",")
+    Recipes(s, precisions[0], seeds[0])("prepare_miniature", "experiment=miniature")
     for seed in seeds:
-        for precision in precisions:
-            if not any((run["precision"], run["seed"]) == (precision, seed) for run in found["runs"]):
-                found["runs"].append(one_run(s, precision, seed, base=seed == seeds[0]))
+        done = [run["precision"] for run in found["runs"] if run["seed"] == seed]
+        with ThreadPoolExecutor(2 if s["side_by_side"] else 1) as pool:
+            missing = [precision for precision in precisions if precision not in done]
+            for run in pool.map(lambda precision, seed=seed: one_run(s, precision, seed, seed == seeds[0]), missing):
+                found["runs"].append(run)
                 tell(s, found, where, table(s, found, where))
     if s["prompts"]:
         from benchmarks import bf16_gaps

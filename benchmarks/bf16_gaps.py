@@ -143,7 +143,7 @@ def rows(found: dict) -> list[str]:
         for name, gap in said["from_exact"].items():
             cells = [gap, said["from_trainer"].get(name)]
             lines.append(f"| {name} | {' | '.join('' if c is None else spoken(c) for c in cells)} |")
-        lines += ["", "| teacher on these tokens, from its fp32 weights in float64 | mean KL, nats | largest | same first choice |",
+        lines += ["", "| teacher on these tokens, from fp32 weights in float64 | mean KL, nats | largest | same first choice |",
                   "|---|---|---|---|"]  # fmt: skip
         for name, kl in said["teacher"].items():
             lines.append(f"| {name} | {kl['mean']:.2g} | {kl['max']:.2g} | {100 * kl['same_first']:.2f} % |")
