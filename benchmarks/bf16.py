@@ -14,8 +14,8 @@ whole schedule of rates in fewer; ``side_by_side=true``: both precisions of a se
 A run that is in ``results`` already is not done again, one that was interrupted goes on where it stood.  At the end
 `bf16_gaps.py` takes the log-prob gap of engine and trainer apart, on the first seed's student.
 
-Keys: outputs, name, seeds, precisions, arms, parallel, ranks, share, side_by_side, threads, prompts (of the gap's anatomy), json, results
-(path without suffix, or empty).
+Keys: outputs, name, seeds, precisions, arms, parallel, ranks, share, side_by_side, threads, prompts (of the gap), json,
+results (path without suffix, or empty).
 """
 
 from __future__ import annotations
