@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# make demo PARALLEL=tp2 | pp2 | dp2    make demo SMOKE=1 (every verb in miniature's miniature)
+# make demo PARALLEL=tp2 | pp2 | dp2    PRECISION=bf16    make demo SMOKE=1 (every verb in miniature's miniature)
 PARALLEL ?= tp2
+PRECISION ?= fp32
 SMOKE ?= 0
 # processes that share out the test files; each has gloo ranks of its own
 WORKERS ?= 2
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch "$(STAMP)"
 
 demo: install
-	PARALLEL="$(PARALLEL)" SMOKE="$(SMOKE)" bash recipes/demo.sh
+	PARALLEL="$(PARALLEL)" PRECISION="$(PRECISION)" SMOKE="$(SMOKE)" bash recipes/demo.sh
 
 test: install
 	"$(BIN)/python" -m pytest -q -rs -n "$(WORKERS)" --dist loadfile --no-loadscope-reorder -m "not long"
