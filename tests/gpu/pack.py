@@ -31,14 +31,17 @@ from tests.gpu.facts import ROOT, pins
 
 ENGINE, CORE, EXTENSION = "transformer-engine", "transformer-engine-cu13", "transformer-engine-torch"
 ENGINE_VERSION = "2.20.2"  # whose layers were rehearsed (vold_nemo/rehearsal/engine/importing.py)
-# What the items import beside torch and what comes with it, in the versions of constraints.txt.
+# What the training stages import beside torch, and in whose versions they were tested: always taken along.
 WHEELS = (
     "megatron-core", "nemo-toolkit", "lightning", "pytorch-lightning", "lightning-utilities", "torchmetrics", "hydra-core",
-    "omegaconf", "pydantic", "pydantic-core", "typing-inspection", "annotated-types", "braceexpand", "webdataset", "wrapt",
-    "einops", "transformers", "tokenizers", "safetensors", "huggingface-hub", "pyyaml", "packaging", "tqdm", "rich",
-    "regex", "xxhash", "psutil", "math-verify", "latex2sympy2-extended", "nv-one-logger-core", "toml", "strenum", "overrides",
-    "nv-one-logger-training-telemetry", "nv-one-logger-pytorch-lightning-integration", "jinja2", "pillow", "scipy", "tensorboard",
-    "fsspec", "sympy", "mpmath", "text-unidecode", "cloudpickle", "pandas",
+    "omegaconf", "pydantic", "pydantic-core", "typing-inspection", "annotated-types", "nv-one-logger-core", "strenum",
+    "overrides", "toml", "nv-one-logger-training-telemetry", "nv-one-logger-pytorch-lightning-integration",
+)  # fmt: skip
+# What a machine for deep learning usually has: left out where --there names it.
+COMMON = (
+    "einops", "transformers", "tokenizers", "safetensors", "huggingface-hub", "httpx2", "httpcore2", "truststore", "h11",
+    "anyio", "sniffio", "idna", "pyyaml", "packaging", "tqdm", "rich", "regex", "xxhash", "psutil", "jinja2", "pillow",
+    "scipy", "wrapt", "tensorboard", "fsspec", "sympy", "mpmath", "cloudpickle", "ml-dtypes", "sentencepiece",
 )  # fmt: skip
 SOURCES = ("antlr4-python3-runtime",)  # published without a wheel; pure Python
 TAGS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
@@ -55,11 +58,10 @@ def main(argv: Sequence[str]) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     there = names_in(Path(asked.there).read_text()) if asked.there else set()
     pinned = pins()
-    wanted = [f"{name}=={pinned[name]}" for name in WHEELS if name not in there and name in pinned]
+    wanted = [f"{name}=={pinned[name]}" for name in (*WHEELS, *COMMON) if name in WHEELS or name not in there]
     download([*wanted, f"{ENGINE}=={ENGINE_VERSION}"], folder / "wheels", asked.python)
     for name in SOURCES:
-        if name not in there:
-            pip("wheel", "--no-deps", "--wheel-dir", folder / "wheels", f"{name}=={pinned[name]}")
+        pip("wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "wheels", f"{name}=={pinned[name]}")
     with tempfile.TemporaryDirectory() as aside:
         download([f"{CORE}=={ENGINE_VERSION}"], Path(aside), asked.python)
         (wheel,) = Path(aside).glob("*.whl")

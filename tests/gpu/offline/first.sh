@@ -5,6 +5,7 @@
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 out="${1:?first.sh OUT [TREE]}"
 tree="${2:-${PWD}}"
+# shellcheck source=tests/gpu/offline/site.sh
 source "${here}/site.sh"
 
 mkdir -p -- "${out}"

@@ -6,6 +6,7 @@ here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 out="${1:?run.sh OUT [TREE] [words for tests.gpu.acceptance]}"
 tree="${2:-${PWD}}"
 shift $(($# > 2 ? 2 : $#))
+# shellcheck source=tests/gpu/offline/site.sh
 source "${here}/site.sh"
 
 mkdir -p -- "${out}"

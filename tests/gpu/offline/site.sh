@@ -1,5 +1,7 @@
-# Sourced by first.sh and run.sh, with `here` set: installs what was packed into the folder ${site} and puts it before the rest.
+# shellcheck shell=bash
+# Sourced by first.sh and run.sh, which set `here` and `tree`: installs what was packed into ${site} and puts it before the rest.
 set -euo pipefail
+: "${here:?}" "${tree:?}"
 
 python="${PYTHON:-python3}"
 site="${SITE:-${TMPDIR:-/tmp}/acceptance_site}"
