@@ -2,9 +2,11 @@
 
 import json
 import lzma
+import os
 import shutil
 import struct
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -114,6 +116,45 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "here").write_text("")
     with pytest.raises(SystemExit, match="not empty"):
         pack.main([str(tmp_path)])
+
+
+def write_wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
+    file = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{one},,\n" for one in files)
+    with zipfile.ZipFile(file, "w") as archive:
+        for one, text in files.items():
+            archive.writestr(one, text)
+    return file
+
+
+@pytest.mark.long
+def test_on_the_machine_all_is_installed_put_together_and_the_items_are_asked_for(tmp_path):
+    for name in ("wheels", "engine", "extension", "aside"):
+        (tmp_path / name).mkdir()
+    write_wheel(tmp_path / "wheels", "packed_one", {"packed_one.py": "value = 1"})
+    extension = write_wheel(tmp_path / "aside", "packed_extension", {"packed_extension.py": "value = 2"}).read_bytes()
+    for number, start in enumerate(range(0, len(extension), 400)):  # as split(1) leaves them
+        piece = tmp_path / f"extension/packed_extension-1.0-py3-none-any.whl.{number:02}"
+        piece.write_bytes(extension[start : start + 400])
+    (tmp_path / "engine/where").write_text("packed_engine/lib/libtransformer_engine.so\n")
+    (tmp_path / "engine/libtransformer_engine.so.xz").write_bytes(lzma.compress(b"a library"))
+    (tmp_path / "engine/packed_engine-1.0.dist-info").mkdir()
+    for script in pack.SCRIPTS.glob("*.sh"):
+        shutil.copy(script, tmp_path)
+    site = tmp_path / "site"
+    done = subprocess.run(
+        ["bash", str(tmp_path / "run.sh"), str(tmp_path / "out"), str(pack.ROOT), "--only", "import"],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHON": sys.executable, "SITE": str(site), "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 2 and "no GPU" in done.stderr, done.stdout + done.stderr  # the items' own word
+    assert (site / "packed_engine/lib/libtransformer_engine.so").read_bytes() == b"a library"
+    assert (site / "packed_one.py").is_file() and (site / "packed_extension.py").is_file()
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
