@@ -26,7 +26,7 @@ class Item:
 
 
 TOTAL = 480.0  # seconds that all items together may take
-# The limits add up to TOTAL: what an item leaves, nobody else gets, so that one slow item costs only itself.
+# What each is promised; together TOTAL.  What is left over goes to those behind (runner.py).
 ITEMS = (
     Item("import", "basics:imports", 45, "libraries, capability, one product", (FAKE,)),
     Item("fp8_linear", "linear:fp8_linear", 35, "one FP8 layer of Transformer Engine: bytes, rounding, product", (FAKE,)),

@@ -80,7 +80,7 @@ def _one(place: Place, name: str, weight: torch.Tensor, inputs: torch.Tensor, wa
         f"{name}_bytes", fp8.tensor_bytes(layer.weight), "a byte a value and its scales, held once (2 % for padded scales)",
         at_least=planned, at_most=planned * (1 + fp8.TOLERANCE), kind="bytes",
     )  # fmt: skip
-    held = layer.weight.dequantize().float().cpu()
+    held = layer.weight.dequantize(dtype=torch.float32).cpu()
     place.check(f"{name}_rounding_rms", relative(held, weight.float()), "e4m3: 2^-3 / sqrt(12)", at_most=RMS)
     place.check(
         f"{name}_rounding_worst", _worst(held, weight.float(), name),

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 PASSED, FAILED, SKIPPED, TIMED_OUT, REHEARSED = "passed", "failed", "skipped", "timed out", "rehearsed"
 LEAST = 10.0  # seconds below which no item is begun
+GRACE = 2.0  # seconds that a process has to leave once its result is there
 _TAIL = 2000  # characters of what a process said that are kept where it left no word of its own
 
 
@@ -38,23 +40,26 @@ class Job:
 
 
 def run_all(
-    jobs: Iterable[Job], *, total: float, facts: dict[str, Any], out: TextIO, environment: dict[str, str] | None = None,
+    jobs: Sequence[Job], *, total: float, facts: dict[str, Any], out: TextIO, environment: dict[str, str] | None = None,
     tell: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Lines of ``jobs``, each written to ``out`` and flushed when its item ends; ``facts`` stand in every one.
 
-    Nothing runs beyond ``total`` seconds: what does not fit any more is skipped and says so.
+    Nothing runs beyond ``total`` seconds: what does not fit any more is skipped and says so.  What earlier items left of their
+    time later ones may have, beyond what those that follow them were promised.
     """
-    began, lines = time.monotonic(), []
+    began, lines, promised = time.monotonic(), [], sum(job.seconds for job in jobs)
     for job in jobs:
         left = total - (time.monotonic() - began)
+        promised -= job.seconds
+        seconds = job.seconds if math.isinf(total) else min(left, max(job.seconds, left - promised))
         name = f"{job.name} ({job.rehearsal})" if job.rehearsal else job.name
-        tell(f"{name}: {job.what}; at most {min(job.seconds, left):.0f} s")
+        tell(f"{name}: {job.what}; at most {max(0.0, seconds):.0f} s")
         if left < min(LEAST, job.seconds):
             reason = f"the {total:.0f} seconds of all items are over"
             said: dict[str, Any] = {"status": SKIPPED, "reason": reason, "seconds": 0.0}
         else:
-            said = run_one(job, min(job.seconds, left), environment)
+            said = run_one(job, seconds, environment)
         if job.rehearsal:
             said["rehearsal"] = job.rehearsal
             said["status"] = REHEARSED if said["status"] == PASSED else said["status"]
@@ -79,9 +84,7 @@ def run_one(job: Job, seconds: float, environment: dict[str, str] | None = None)
                 env={**os.environ, **(environment or {}), "TMPDIR": folder},
             )  # fmt: skip
             try:
-                code: int | None = process.wait(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                code = None
+                code = _wait(process, result, began + seconds)
             finally:
                 _end(process)
         took = round(time.monotonic() - began, 2)
@@ -92,6 +95,19 @@ def run_one(job: Job, seconds: float, environment: dict[str, str] | None = None)
         return {"status": TIMED_OUT, "error": f"not done after {seconds:.0f} s", "tail": tail, "seconds": took}
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return {"status": FAILED, "error": f"the process left with {how} and without a result", "tail": tail, "seconds": took}
+
+
+def _wait(process: subprocess.Popen, result: Path, until: float) -> int | None:
+    """The exit code; None where it did not leave in time, or not soon after its result was there."""
+    seen = math.inf
+    while (code := process.poll()) is None:
+        now = time.monotonic()
+        if now > until or now > seen + GRACE:
+            return None
+        if math.isinf(seen) and result.is_file():
+            seen = now
+        time.sleep(0.05)
+    return code
 
 
 def _end(process: subprocess.Popen) -> None:
