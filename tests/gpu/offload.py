@@ -87,7 +87,7 @@ def _leave_and_return(place: Place, layout, gradients, state) -> None:
     returning = place.seconds_of(lambda: (gradients.come_back(), state.come_back()))
     total = sum(size.values())
     place.say(bytes=size)
-    place.check("bytes_that_stayed", left, "storages are resized to nothing", at_most=0)
+    place.check("bytes_that_stayed", left, "storages are resized to nothing", at_most=0, kind="bytes")
     place.check(
         "bytes_freed", freed, "the allocator gives back what left; it counts in blocks of 512 bytes",
         at_least=total - (1 << 20), kind="bytes",

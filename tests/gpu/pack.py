@@ -148,8 +148,10 @@ def source_of_extension(folder: Path) -> None:
                                  "class _C:\n    _GLIBCXX_USE_CXX11_ABI = True\n",
             "torch/version.py": "cuda = '13.0'\n",
             "torch/utils/__init__.py": "",
-            "torch/utils/cpp_extension.py": "class BuildExtension: ...\ndef CppExtension(*a, **k): ...\n"
-                                            "def CUDAExtension(*a, **k): ...\n",
+            "torch/utils/cpp_extension.py": "from setuptools import Extension\n"
+                                            "from setuptools.command.build_ext import build_ext as BuildExtension\n"
+                                            "def CppExtension(name, sources, *a, **k):\n    return Extension(name, sources)\n"
+                                            "CUDAExtension = CppExtension\n",
         }  # fmt: skip
         for name, text in torch.items():
             (site / name).parent.mkdir(parents=True, exist_ok=True)
