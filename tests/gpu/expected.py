@@ -45,8 +45,9 @@ def rehearse(key: str) -> dict:
 
 def main(keys: list[str]) -> None:
     for key in keys or NAMES:
+        found = rehearse(key)  # before the file is read: another may be at work on another key
         known = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
-        EXPECTED.write_text(json.dumps(dict(sorted({**known, key: rehearse(key)}.items())), indent=1) + "\n")
+        EXPECTED.write_text(json.dumps(dict(sorted({**known, key: found}.items())), indent=1) + "\n")
         print(f"{key}: written to {EXPECTED}")
 
 
