@@ -18,7 +18,7 @@ class Item:
     seconds: float
     what: str
     rehearsed_on: tuple[str, ...] = (CPU, FAKE)
-    rehearsal_seconds: float = 240
+    rehearsal_seconds: float = 400
 
     def load(self) -> Callable:
         module, name = self.function.split(":")
@@ -35,7 +35,7 @@ ITEMS = (
     Item("objective", "objective:objective", 50, "the loss without logits against dense torch; Triton's kernels; Liger's"),
     Item("head_rate", "objective:head_rate", 20, "matrix products of the LM head against the GPU's own rate"),
     Item("offload", "offload:offload", 35, "gradients and optimizer leave and return; the next step is the same"),
-    Item("peak", "step:peak", 55, "memory of a step, phase by phase, against its rehearsal", (FAKE,)),
+    Item("peak", "step:peak", 55, "memory of a step, phase by phase, against its rehearsal", (FAKE,), 900),
     Item("step", "step:step", 85, "3B student, 8B teacher: one VOLD step against one GRPO step", (FAKE,)),
     Item("engine", "engine:engine", 50, "vLLM sleeps, wakes, and takes new weights", (CPU,)),
 )  # fmt: skip
