@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | test-trl | test-vllm | rehearse | lint
+# make install | demo | test | test-long | test-trl | test-vllm | rehearse | gpu | lint
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := $(CURDIR)/.venv
@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-long test-trl test-vllm rehearse lint
+.PHONY: install demo test test-long test-trl test-vllm rehearse gpu lint
 
 install: $(STAMP)
 
@@ -76,6 +76,14 @@ REHEARSE ?=
 
 rehearse: install
 	"$(BIN)/python" -m vold_nemo.rehearsal.experiments $(REHEARSE)
+
+# What one GPU proves in eight minutes (docs/first_gpu.md): make gpu GPU_PYTHON=/path/to/environment/bin/python
+# make gpu ONLY=fp8_linear,objective    make gpu REHEARSE=1: without a GPU, every item to its last line
+GPU_PYTHON ?= $(shell test -x "$(BIN)/python" && echo "$(BIN)/python" || command -v python3)
+ONLY ?=
+
+gpu:
+	"$(GPU_PYTHON)" -m tests.gpu.acceptance --only "$(ONLY)" $(if $(filter 1,$(REHEARSE)),--rehearse)
 
 lint: install
 	"$(BIN)/ruff" check .
