@@ -44,7 +44,9 @@ class Reading(ast.NodeVisitor):
         self.visit(tree)
 
     def _problem(self, node: ast.AST, what: str) -> None:
-        self.problems.append(f"{self.file.name}:{node.lineno}: {what}")
+        said = f"{self.file.name}:{node.lineno}: {what}"
+        if said not in self.problems:
+            self.problems.append(said)
 
     def _bind(self, node: ast.AST) -> None:
         for local, dotted in _imported(node):
@@ -104,10 +106,10 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(LIBRARY):
         yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
     elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-        called, given = node.value.func, node.value.args
-        if isinstance(called, ast.Attribute) and called.attr == "import_module" and isinstance(given[0], ast.Constant):
-            if given[0].value.startswith(LIBRARY) and isinstance(node.targets[0], ast.Name):
-                yield node.targets[0].id, given[0].value
+        called, given, (target, *_) = node.value.func, node.value.args, node.targets
+        named = isinstance(called, ast.Attribute) and called.attr == "import_module" and isinstance(given[0], ast.Constant)
+        if named and given[0].value.startswith(LIBRARY) and isinstance(target, ast.Name):
+            yield target.id, given[0].value
 
 
 def signature(function: Any) -> inspect.Signature:
@@ -132,7 +134,7 @@ def refused(function: Any, call: ast.Call) -> str | None:
 
 def _not_taken(ours: ast.arguments, theirs: Any) -> list[str]:
     """Parameters of ``theirs`` that a method with ``ours`` does not take."""
-    if ours.vararg and ours.kwarg:
+    if ours.kwarg:
         return []
     mine = {one.arg for one in (*ours.posonlyargs, *ours.args, *ours.kwonlyargs)}
     return [name for name, one in inspect.signature(theirs).parameters.items()
