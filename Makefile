@@ -75,11 +75,11 @@ test-vllm: $(VLLM_VENV)/.installed
 
 # Engine and stages on megatron-core 0.19.2, in environments of their own: under the interpreter of .venv, though 0.19.2 asks
 # for 3.12 (what differs then is megatron-core alone), and as `make install` would, under a Python 3.12 if one is found.  Each
-# reads the checkpoints of .venv's version, too, and that its.  Tests marked `long` and rehearsals, too: hours on two cores.
-# make test-mcore19 MCORE19_TESTS="tests/megatron" MCORE19_OPTIONS="-m 'not long'" runs fewer.
+# reads the checkpoints of .venv's version, too, and that its.  make test-mcore19 MCORE19_OPTIONS= takes tests marked `long`, too.
 MCORE19_VENV := $(CURDIR)/.venv-mcore19
 MCORE19_TESTS ?= tests/megatron tests/checkpoint tests/models tests/objective tests/planning/test_allocation.py \
   tests/planning/test_export.py tests/rollout tests/rehearsal
+MCORE19_OPTIONS ?= -m "not long"
 PYTHON312 ?= $(shell PYENV_VERSION=3.12 python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null)
 
 $(MCORE19_VENV)/.installed: pyproject.toml constraints.txt constraints-py312.txt

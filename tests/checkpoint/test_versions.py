@@ -17,10 +17,7 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 OTHER = os.environ.get("OTHER_PYTHON")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(not OTHER, reason="OTHER_PYTHON names no environment with another megatron-core"),
-]
+pytestmark = pytest.mark.skipif(not OTHER, reason="OTHER_PYTHON names no environment with another megatron-core")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,8 @@ def test_what_one_version_wrote_the_other_reads(wrote, layout, source, tmp_path,
         read = here.run(other_version.read, source, tmp_path, layout)
     assert {one["version"] for one in written} != {one["version"] for one in read}, "both are of one version"
     for before, after in zip(written, read, strict=True):
-        assert before["held"].keys() == after["held"].keys() and len(before["held"]) > 100
+        assert before["held"].keys() == after["held"].keys()
+        assert sum(name.endswith("exp_avg_sq") for name in before["held"]) > 10
         for name, value in before["held"].items():
             assert torch.equal(value, after["held"][name]), name
         torch.testing.assert_close(torch.tensor(before["went on"]), torch.tensor(after["went on"]), rtol=1e-5, atol=0)

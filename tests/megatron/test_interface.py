@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+import inspect
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,12 @@ def test_fields_of_the_model_that_only_some_set_exist():
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict"]
     asked = {one.arg for call in calls for one in call.keywords}
     assert len(asked) >= 15 and asked <= TransformerConfig.__dataclass_fields__.keys()
+
+
+def test_notices_that_recipes_drop_are_said_by_those_loggers():
+    """In 0.19.2; 0.16.1 says none of them."""
+    found = [said in inspect.getsource(importlib.import_module(name)) for name, said in versions.NOTICES.items()]
+    assert set(found) == {importlib.metadata.version("megatron-core") == "0.19.2"}
 
 
 def test_a_version_that_nothing_was_tested_on_is_said(monkeypatch):

@@ -6,9 +6,11 @@
 Triton                      looked for                           imported, on a CPU, too: ``pyproject.toml``
 the router's module         lacks a name where Transformer       has it: :func:`complete_router`
                             Engine is not installed
-``GPTModel``                silent                               says that it is deprecated each time one is built:
-                                                                 :data:`DEPRECATES`; it is maintained, and the only decoder
-                                                                 that both have
+``GPTModel``                silent                               says that it is deprecated each time one is built
+                                                                 (:data:`NOTICES`, as more of the kind); it is maintained,
+                                                                 and the only decoder that both have
+groups of parameters in     known by multiples of rate and       by the rates themselves, too: :func:`recognise`
+a saved optimizer           weight decay
 what all ranks share of     in ``common.pt``                     among the shards; reads ``common.pt`` as well, which is
 a checkpoint                                                     what ``checkpoint/sharded.py`` writes under both
 reading shards              planned by all ranks together,       by each rank alone, ``load(state, folder, strategy)``:
@@ -24,7 +26,12 @@ from __future__ import annotations
 import importlib.metadata
 
 TESTED = ("0.16.1", "0.19.2")
-DEPRECATES = "megatron.core.models.gpt.gpt_model"  # a logger that says nothing else
+# By logger: how begins what it says of itself to those who build upon it, and nobody who runs a recipe can change.
+NOTICES = {
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
+    "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
+    "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",
+}
 
 
 def doubt() -> str | None:
@@ -33,6 +40,16 @@ def doubt() -> str | None:
     if found in TESTED:
         return None
     return f"megatron-core {found} is installed; what it does here was tested with {' and '.join(TESTED)} only"
+
+
+def recognise(groups: list[dict], config) -> None:
+    """Let an optimizer of ``config`` find its own among saved parameter ``groups``.
+
+    0.19.2 goes by the first and last learning rate, too, and a run may go on with others than it began with.  Neither is used:
+    the schedule sets ``lr``.
+    """
+    for group in groups:
+        group |= {"max_lr": config.lr, "min_lr": config.min_lr}
 
 
 def complete_router() -> None:
