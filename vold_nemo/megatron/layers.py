@@ -7,6 +7,7 @@ attention refuses packed sequences and holds the full score matrix.  Both parts 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import torch
@@ -134,6 +135,9 @@ def _replaced(spec, classes: dict[type, type]):
         return classes.get(spec, spec)
     if isinstance(spec, ModuleSpec):
         return ModuleSpec(_replaced(spec.module, classes), spec.params, _replaced(spec.submodules, classes))
+    if isinstance(spec, functools.partial):  # versions.py
+        settings = {name: _replaced(value, classes) for name, value in spec.keywords.items()}
+        return functools.partial(_replaced(spec.func, classes), *spec.args, **settings)
     if dataclasses.is_dataclass(spec):
         parts = {part.name: _replaced(getattr(spec, part.name), classes) for part in dataclasses.fields(spec)}
         return dataclasses.replace(spec, **parts)

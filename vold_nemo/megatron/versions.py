@@ -9,6 +9,8 @@ the router's module         lacks a name where Transformer       has it: :func:`
 ``GPTModel``                silent                               says that it is deprecated each time one is built
                                                                  (:data:`NOTICES`, as more of the kind); it is maintained,
                                                                  and the only decoder that both have
+parts of a layer's spec     ``ModuleSpec``                       also ``functools.partial``, of a feed-forward part:
+                                                                 ``layers.py`` walks both
 groups of parameters in     known by multiples of rate and       by the rates themselves, too: :func:`recognise`
 a saved optimizer           weight decay
 what all ranks share of     in ``common.pt``                     among the shards; reads ``common.pt`` as well, which is
