@@ -15,6 +15,8 @@ groups of parameters in     known by multiples of rate and       by the rates th
 a saved optimizer           weight decay
 what all ranks share of     in ``common.pt``                     among the shards; reads ``common.pt`` as well, which is
 a checkpoint                                                     what ``checkpoint/sharded.py`` writes under both
+weights of a layer are      in an order that the planner's       in another: ``memory.streamed`` is a bound
+read                        bound meets
 reading shards              planned by all ranks together,       by each rank alone, ``load(state, folder, strategy)``:
                             ``load(state, folder)``              ``rehearsal/written.py`` takes either
 ==========================  ===================================  =======================================================
