@@ -139,8 +139,8 @@ def slurm() -> Finding:
 
 
 def open_files(world: int) -> Finding:
-    """The limit of open files against what a rank of ``world`` needs (``parallel.files_of_rank``)."""
-    from vold_nemo.megatron.parallel import files_of_rank
+    """The limit of open files against what a rank of ``world`` needs (``limits.files_of_rank``)."""
+    from vold_nemo.config.limits import files_of_rank
 
     topic, need = "open files", files_of_rank(world)
     soft, hard = (

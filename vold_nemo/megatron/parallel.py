@@ -12,6 +12,7 @@ megatron-core's groups (a fingerprint of the batch, names of weights) travel thr
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -23,10 +24,11 @@ import torch.distributed as dist
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launch
-from vold_nemo.config.limits import files_of_rank as files_of_rank  # recipes/doctor.py asks here
 from vold_nemo.config.limits import raise_file_limit
-from vold_nemo.megatron import cpu
+from vold_nemo.megatron import cpu, versions
 from vold_nemo.megatron.device import pick_training_device, use
+
+logger = logging.getLogger(__name__)
 
 _current: Layout | None = None  # what initialize() made last
 _own_default_group = False  # whether destroy() may take the default group down, too
@@ -123,6 +125,8 @@ def initialize(
     """
     global _groups_before, _current
     where = join(device, timeout_minutes)
+    if dist.get_rank() == 0 and (doubt := versions.doubt()):
+        logger.warning(doubt)
     cpu.enable()
     from megatron.core import parallel_state, tensor_parallel
 
