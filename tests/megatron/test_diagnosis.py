@@ -1,11 +1,14 @@
 """recipes/doctor.py says what is here, and is not taken in by a package of the same name."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from vold_nemo.config import driver
 from vold_nemo.megatron import diagnosis
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,33 @@ def test_all_reduce_is_measured_between_ranks(gloo):
     assert all("2 ranks on cpu" in said and "GB/s" in said for said in gloo(2).run(reduced))
 
 
+def test_why_torch_sees_no_gpu(monkeypatch):
+    """A driver that is there, as ``_unseen`` meets it."""
+
+    def said(cuda, newest, module="550.54.14"):
+        monkeypatch.setattr(driver, "kernel_module", lambda: module)
+        monkeypatch.setattr(driver, "newest_cuda", lambda: newest)
+        found = diagnosis._unseen("2.13.0", cuda)
+        return found.grade, found.follows
+
+    assert said("13.0", None, None)[0] == diagnosis.NOTE
+    assert said(None, (12, 4)) == (diagnosis.BAD, "this torch is a CPU build: slurm/build_gpu.sh makes an environment for GPUs")
+    assert "for CUDA 12.4, torch for 13.0: take a driver from 580 on" in said("13.0", (12, 4))[1]
+    assert "CUDA_VISIBLE_DEVICES" in said("12.9", (12, 4))[1] and "--nv" in said("12.9", None)[1]
+
+
+@pytest.mark.long
+def test_two_ranks_of_a_node_leave_one_json_document(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "recipes/doctor.py"),
+         f"outputs={tmp_path}", "json=true"],
+        capture_output=True, text=True, timeout=200, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert {"all-reduce", "node", "versions", "storage"} <= {line["topic"] for line in told["findings"]}
+    assert told["code"] == 0 and told["versions"]["torch"].startswith("2.13")
+
+
 @pytest.mark.parametrize("ranks", [pytest.param(1), pytest.param(2, marks=pytest.mark.long)])
 def test_the_recipe_reports_this_machine(tmp_path, ranks):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
@@ -88,7 +118,7 @@ def test_the_recipe_reports_this_machine(tmp_path, ranks):
         [sys.executable, *launcher, str(ROOT / "recipes/doctor.py"), f"outputs={tmp_path}", "device=auto"],
         capture_output=True, text=True, timeout=200, cwd=tmp_path,
     )  # fmt: skip
-    for topic in ("teacher", "node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm",
+    for topic in ("teacher", "node", "GPU", "torch", "versions", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm",
                   "open files", "storage"):
         assert sum(line[8:].startswith(topic) for line in done.stdout.splitlines()) >= 1, done.stdout + done.stderr
     assert ("all-reduce" in done.stdout) == (ranks > 1)

@@ -90,6 +90,7 @@ EVERY_OPTION = [
         pytest.param("vold", 2, ["parallel=tp2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel=pp2"], marks=pytest.mark.long),
         pytest.param("vold", 2, ["parallel=dp2"], marks=pytest.mark.long),
+        pytest.param("vold", 2, ["parallel=dp2", "precision=bf16", "vold.optimizer.distributed=true"], marks=pytest.mark.long),
     ],
 )
 def test_four_steps_equal_two_steps_a_kill_and_two_more(world, tmp_path, stage, ranks, overrides):

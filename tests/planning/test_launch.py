@@ -53,3 +53,39 @@ def test_a_script_that_cannot_be_written_is_an_error_of_its_key(tmp_path, given,
     with pytest.raises(ConfigError, match="a path that can be written") as error:
         write_script(compose(["cluster=my_site", "sbatch=vold.sbatch", given]), [], tmp_path)
     assert error.value.key == key
+
+
+def test_a_sites_interface_and_adapters_become_what_nccl_reads(tmp_path):
+    config = compose(["cluster=my_site", "cluster.launch.interface='=ib0'", "cluster.launch.hca='mlx5_0:1,mlx5_1:1'"])
+    text = script(config, stages(config)[1], [], folder=tmp_path, here=tmp_path)
+    exports = [line for line in text.splitlines() if line.startswith("export NCCL_")]
+    said = subprocess.run(
+        ["bash", "-c", "\n".join(exports) + '\necho "$NCCL_SOCKET_IFNAME $NCCL_IB_HCA"'], capture_output=True, text=True
+    )
+    assert said.stdout == "=ib0 mlx5_0:1,mlx5_1:1\n"
+    assert not findings(config, "export_hf")
+
+
+def test_weights_are_staged_for_the_stages_whose_ranks_read_the_same_and_by_the_nodes_own_variables(tmp_path):
+    config = compose(["cluster=my_site", "cluster.launch.stage=/scratch/$SLURM_JOB_ID", "cluster.launch.stage_minutes=7.5"])
+    texts = {stage.name: script(config, stage, [], folder=tmp_path, here=tmp_path) for stage in stages(config)}
+    assert {name for name, text in texts.items() if "VOLD_STAGE" in text} == {"traces", "sft", "vold"}
+    assert "export VOLD_STAGE='/scratch/$SLURM_JOB_ID'\nexport VOLD_STAGE_MINUTES=10\n" in texts["vold"]
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        (["cluster.launch.stage=scratch"], "cluster.launch.stage"),
+        (["cluster.launch.stage_minutes=0"], "cluster.launch.stage_minutes"),
+        (["cluster.storage_gbs=-1"], "cluster.storage_gbs"),
+        (["cluster.launch.interface='eth0,^lo'"], "cluster.launch.interface"),
+        (["cluster.launch.hca=''"], "cluster.launch.hca"),
+        (["cluster.launch.hca=mlx5", "++cluster.launch.environment.NCCL_IB_DISABLE='1'"], "cluster.launch.hca"),
+        (["++cluster.launch.environment.NCCL_SOCKET_IFNAM=ib0"], "cluster.launch.environment.NCCL_SOCKET_IFNAM"),
+        (["cluster.launch.interface=ib0", "++cluster.launch.environment.NCCL_SOCKET_IFNAME=eth0"],
+         "cluster.launch.environment.NCCL_SOCKET_IFNAME"),
+    ],
+)  # fmt: skip
+def test_a_site_that_contradicts_itself_is_refused_on_the_login_node(given, key):
+    assert [error.key for error in findings(compose(["cluster=my_site", *given]), "export_hf")] == [key]

@@ -123,6 +123,29 @@ def test_a_node_that_dies_is_a_restart(slurm, repository, workplace):
 
 
 @pytest.mark.long
+def test_a_rank_that_somebody_ends_by_term_is_a_restart(slurm, repository, workplace):
+    first = 'if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" and os.environ["SLURM_PROCID"] == "1":\n'
+    script = repository("sft", f"{first}    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n")
+    number = slurm.submit("--ntasks=2", str(script), "sft", cwd=workplace)
+    record = slurm.wait(number)
+    assert (record["JobState"], record["Restarts"]) == ("COMPLETED", "1")
+    assert "was ended by TERM from outside: back into the queue" in (workplace / "job.out").read_text()
+
+
+@pytest.mark.long
+def test_a_job_that_is_cancelled_stays_cancelled(slurm, repository, workplace):
+    script = repository("sft", 'open(f"ready_{os.environ[\'SLURM_PROCID\']}", "w").close()\ntime.sleep(300)\n')
+    number = slurm.submit("--ntasks=2", str(script), "sft", cwd=workplace)
+    until(lambda: len(list(workplace.glob("ready_*"))) == 2)
+    slurm.call("scancel", number)
+    slurm.wait(number)
+    time.sleep(5)  # the batch script has KillWait to do wrong
+    record = slurm.job(number)
+    assert (record["JobState"], record.get("Restarts")) == ("CANCELLED", "0")
+    assert "back into the queue" not in (workplace / "job.out").read_text()
+
+
+@pytest.mark.long
 def test_a_rank_killed_outright_is_told_from_one_that_failed(slurm, repository, workplace):
     program = 'if os.environ["SLURM_PROCID"] == "1":\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(300)\n'
     script = repository("stub", program)

@@ -10,6 +10,8 @@ import logging
 import os
 import warnings
 
+from vold_nemo.megatron.versions import NOTICES
+
 CHATTY = {"megatron": logging.WARNING, "lightning": logging.WARNING, "lightning.pytorch": logging.WARNING,
           "lightning.fabric": logging.WARNING, "nv_one_logger": logging.ERROR}  # fmt: skip
 # Said at import time about packages whose absence recipes/plan.py reports where it matters.
@@ -21,6 +23,9 @@ EXPECTED = (
     r".*pynvml package is deprecated.*",
     r".*load_state_dict.* is deprecated",  # inside megatron-core's checkpoints
     r"Please use DTensor instead",
+    r"MimoModelConfig is experimental",
+    r"The argument order of load has been changed",  # megatron-core 0.19's call
+    r"torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to load",  # it is: each rank alone
 )
 
 
@@ -33,6 +38,7 @@ def quiet() -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _raise_levels()
+    drop_notices()
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=message)
 
@@ -50,3 +56,10 @@ def quiet_nemo() -> None:
 def _raise_levels() -> None:
     for name, level in CHATTY.items():
         logging.getLogger(name).setLevel(level)
+
+
+def drop_notices() -> None:
+    """megatron-core 0.19 calls deprecated what both versions have, and says so at each start; whatever else the same loggers
+    say passes."""
+    for name, beginning in NOTICES.items():
+        logging.getLogger(name).addFilter(lambda record, said=beginning: not record.getMessage().startswith(said))

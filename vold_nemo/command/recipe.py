@@ -7,7 +7,8 @@
         main()
 
 The order of events is chosen so that a mistake costs a second and not a queue: compose and check the whole
-configuration first, then import NeMo (about 12 s), then call ``main``.  A recipe leaves with
+configuration first, then look whether this node has what it takes (planning/readiness.py), then import NeMo (about 12 s), then
+call ``main``.  A recipe leaves with
 
     0    done
     2    configuration or input error: one message with key, value, what is allowed, how to mend
@@ -32,9 +33,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from vold_nemo.command.node import make_ready
 from vold_nemo.command.quiet import quiet
 from vold_nemo.config import Config, ConfigError, to_config
 from vold_nemo.config.compose import HydraArguments, compose, enter_open_sections, register_schema
+from vold_nemo.config.errors import NodeError
 from vold_nemo.config.launcher import CONFIGURATION_ERROR, INTERRUPTED, is_first_rank, launch
 from vold_nemo.config.own import own_folders, search_first, shadowed
 from vold_nemo.config.places import conf
@@ -43,13 +46,15 @@ from vold_nemo.config.translate import as_config_error
 
 
 def recipe(
-    reads: tuple[str, ...] | None = None, training: bool = False, plan: Callable[[Config], None] | None = None
-):
+    reads: tuple[str, ...] | None = None, training: bool = False, plan: Callable[[Config], None] | None = None,
+    computes: bool = False,
+):  # fmt: skip
     """Make ``main(config: Config) -> None`` a command.
 
     ``reads``: the sections and top-level keys that it reads, its own first: what ``--help`` explains, behind the docstring of
     the recipe's module, and what :func:`vold_nemo.config.reads.reads_of` says of it; None = any of them.  ``training``: run
     under NeMo's ``hydra_runner``, imported only once the configuration is known to be good; otherwise under Hydra alone.
+    ``computes``: it works on ``device``, as whatever trains does, so that a node without what that takes is refused at once.
     ``plan(config)``: what ``dry_run=true`` prints besides the resolved configuration and the plan of the stages; it must not
     touch a device.
     """
@@ -61,7 +66,7 @@ def recipe(
         def command() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and leaving with 1
             try:
-                _run(main, verb, reads, training, plan)
+                _run(main, verb, reads, training, plan, computes or training)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr, flush=True)
                 sys.exit(INTERRUPTED)
@@ -79,7 +84,7 @@ def recipe(
 
 def _run(
     main: Callable[[Config], None], verb: str, reads: tuple[str, ...] | None, training: bool,
-    plan: Callable[[Config], None] | None,
+    plan: Callable[[Config], None] | None, computes: bool,
 ) -> None:  # fmt: skip
     arguments = HydraArguments.parse(sys.argv[1:])
     own = own_folders(arguments.config_dir)
@@ -102,8 +107,11 @@ def _run(
                 with until_nobody_reads():
                     _print_plan(config, verb, plan)
             return
+        make_ready(verb, training)
         sys.argv[1:] = arguments.argv()
         quiet()
+        if computes:
+            _check_gpus(config, verb)
 
     failed: list[Exception] = []
 
@@ -142,6 +150,14 @@ def _check(config: Config, verb: str) -> None:
             print("".join(f"not here yet: {one}\n" for one in waiting), file=sys.stderr, end="", flush=True)
     if errors:
         raise ExceptionGroup("configuration", errors)
+
+
+def _check_gpus(config: Config, verb: str) -> None:
+    from vold_nemo.planning.readiness import findings
+
+    errors = findings(config, verb)
+    if errors:
+        raise ExceptionGroup("node", errors)
 
 
 @contextlib.contextmanager
@@ -183,9 +199,10 @@ def _runner(training: bool):
 def _report(errors: list[ConfigError]) -> None:
     """Rank 0 tells all; the others add one line each, and only where rank 0 may not have met the same error.
 
-    What all ranks find, rank 0 is given the time to leave with first: a batch script shows the log of the rank that did.
+    What all ranks find, rank 0 is given the time to leave with first: a batch script shows the log of the rank that did.  What
+    is wrong with one node, the first rank there tells.
     """
-    if is_first_rank():
+    if is_first_rank() or (any(isinstance(error, NodeError) for error in errors) and launch().local_rank == 0):
         print("\n\n".join(f"error: {error}" for error in errors), file=sys.stderr, flush=True)
     elif _world_is_up():
         print(f"rank {launch().rank}: error: {errors[0].key} = {errors[0].value!r}", file=sys.stderr, flush=True)

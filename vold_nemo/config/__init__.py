@@ -2,7 +2,7 @@
 
 from vold_nemo.config.errors import ConfigError
 from vold_nemo.config.schema import Config, to_config
-from vold_nemo.config.sections.cluster import ClusterConfig, GPUsConfig, LaunchConfig, PlanConfig
+from vold_nemo.config.sections.cluster import ClusterConfig, GPUsConfig, LaunchConfig, PlanConfig, StagingConfig
 from vold_nemo.config.sections.data import (
     DataConfig,
     DatasetConfig,
@@ -42,8 +42,8 @@ __all__ = [
     "AnswerFieldsConfig", "BetaConfig", "CheckpointConfig", "ClusterConfig", "CompareConfig", "Config", "ConfigError",
     "CorrectionConfig", "DataConfig", "DatasetConfig", "DriftConfig", "EvaluateConfig", "ExportConfig", "FP8Config",
     "GPUsConfig", "HandoffConfig", "JudgeConfig", "KLConfig", "LaunchConfig", "LimitsConfig", "LoggingConfig",
-    "MiniatureConfig", "ObjectiveConfig", "OffloadConfig", "OptimizerConfig", "ParallelConfig", "PlanConfig", "PolicyConfig",
-    "PrefetchConfig", "PrepareConfig", "PromptFieldsConfig", "ReportConfig", "ReproduceConfig", "RewardConfig",
-    "RolloutConfig", "SFTConfig", "StudentConfig", "TeacherConfig", "TokenizerConfig", "TracesConfig", "VLLMConfig",
-    "VOLDConfig", "ValidationConfig", "VerifyConfig", "to_config",
+    "MiniatureConfig", "ObjectiveConfig", "OffloadConfig", "OptimizerConfig", "ParallelConfig", "PlanConfig",
+    "PolicyConfig", "PrefetchConfig", "PrepareConfig", "PromptFieldsConfig", "ReportConfig", "ReproduceConfig",
+    "RewardConfig", "RolloutConfig", "SFTConfig", "StagingConfig", "StudentConfig", "TeacherConfig", "TokenizerConfig",
+    "TracesConfig", "VLLMConfig", "VOLDConfig", "ValidationConfig", "VerifyConfig", "to_config",
 ]  # fmt: skip

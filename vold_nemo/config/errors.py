@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
 
@@ -15,3 +17,11 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: Any, allowed: str, mend: str):
         self.key, self.value, self.allowed, self.mend = key, value, allowed, mend
         super().__init__(f"{key} = {value!r}\n  allowed: {allowed}\n  mend:    {mend}")
+
+
+class NodeError(ConfigError):
+    """Bad input that only this node shows (an interface, a disk): each node that meets it tells it in full, with its name."""
+
+    def __init__(self, key: str, value: Any, allowed: str, mend: str):
+        super().__init__(key, value, allowed, mend)
+        self.args = (f"on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}: {self}",)

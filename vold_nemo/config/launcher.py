@@ -61,6 +61,20 @@ def launch(environment: Mapping[str, str] | None = None) -> Launch:
     return Launch(0, 1, 0, None, 0)
 
 
+def nodes(environment: Mapping[str, str] | None = None) -> int:
+    """Nodes that the ranks of this launch lie on, as torchrun or srun say; 1 where neither does."""
+    env = os.environ if environment is None else environment
+    said = env.get("GROUP_WORLD_SIZE" if "RANK" in env else "SLURM_STEP_NUM_NODES", "")
+    return int(said) if said.isdigit() else 1
+
+
+def ranks_on_node(environment: Mapping[str, str] | None = None) -> int:
+    """The most ranks that a node has: ``LOCAL_WORLD_SIZE``, or the largest of ``SLURM_STEP_TASKS_PER_NODE`` (``4(x2),1``)."""
+    env = os.environ if environment is None else environment
+    said = env.get("LOCAL_WORLD_SIZE" if "RANK" in env else "SLURM_STEP_TASKS_PER_NODE", "")
+    return max((int(number) for number in re.findall(r"(?:^|,)(\d+)", said)), default=1)
+
+
 def first_host(nodes: str) -> str:
     """First host of a Slurm node list: ``gpu[003-006,9],x1`` -> ``gpu003``."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)

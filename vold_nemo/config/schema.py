@@ -15,7 +15,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from vold_nemo.config.fields import SEED, key, section
-from vold_nemo.config.sections.cluster import ClusterConfig, PlanConfig, RehearseConfig
+from vold_nemo.config.sections.cluster import ClusterConfig, PlanConfig, RehearseConfig, StagingConfig
 from vold_nemo.config.sections.data import DataConfig, MiniatureConfig, PrefetchConfig, PrepareConfig, TracesConfig
 from vold_nemo.config.sections.evaluation import (
     CompareConfig,
@@ -48,6 +48,7 @@ class Config:
     explain: bool = key(False, "recipes/plan.py: print every assumption and formula")
     search: bool = key(False, "recipes/plan.py: rank all layouts, and name the fewest GPUs that fit")
     sbatch: str | None = key(None, "recipes/plan.py: write the Slurm script of `plan.stage` into this file, if the plan fits")
+    json: bool = key(False, "recipes/doctor.py: one JSON document a node on standard output, to go into a report of trouble")
     student: StudentConfig = section(StudentConfig)
     teacher: TeacherConfig = section(TeacherConfig)
     teachers: dict[str, TeacherConfig] = key({}, "more of them, by the name that a prompt gives")
@@ -75,6 +76,7 @@ class Config:
     report: ReportConfig = section(ReportConfig)
     miniature: MiniatureConfig = section(MiniatureConfig)
     cluster: ClusterConfig = section(ClusterConfig)
+    staging: StagingConfig = section(StagingConfig)
     plan: PlanConfig = section(PlanConfig)
     rehearse: RehearseConfig = section(RehearseConfig)
 

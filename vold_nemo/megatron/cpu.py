@@ -1,6 +1,6 @@
 """megatron-core without CUDA: the one place that stands in for ``torch.cuda``.
 
-megatron-core 0.16.1 asks ``torch.cuda`` for its device, its random-number state, streams and events without looking
+megatron-core asks ``torch.cuda`` for its device, its random-number state, streams and events without looking
 whether CUDA is there, and writes ``device="cuda"`` as a literal in a few modules.  No configuration flag changes that.
 :func:`enable` answers these calls for the CPU:
 

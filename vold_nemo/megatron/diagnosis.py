@@ -5,7 +5,6 @@ Every probe stands alone: one that fails says so in its own line and the others 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -18,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vold_nemo.config import Config, ConfigError
+from vold_nemo.config import Config, ConfigError, driver
+from vold_nemo.config.installed import version
 from vold_nemo.megatron.architecture import Architecture
 
 GOOD, NOTE, BAD = "ok", "note", "missing"
@@ -36,13 +36,6 @@ class Finding:
     def __str__(self) -> str:
         tail = f"\n{'':28}{self.follows}" if self.follows else ""
         return f"{self.grade:<8}{self.topic:<20}{self.what}{tail}"
-
-
-def version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def output_of(*command: str) -> str | None:
@@ -69,14 +62,7 @@ def gpus() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        driver = output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-        if driver is None:
-            return [Finding(NOTE, "GPU", "none visible", "the miniature runs on the CPU; in Slurm ask for --gres=gpu:N")]
-        if torch.version.cuda is None:
-            mend = "this torch is a CPU build: slurm/build_gpu.sh makes an environment for GPUs"
-        else:
-            mend = f"torch wants CUDA {torch.version.cuda}: check the driver and CUDA_VISIBLE_DEVICES"
-        return [Finding(BAD, "GPU", f"{driver} is here, but torch {torch.__version__} does not see it", mend)]
+        return [_unseen(torch.__version__, torch.version.cuda)]
     found = []
     for index in range(torch.cuda.device_count()):
         at = torch.cuda.get_device_properties(index)
@@ -86,10 +72,28 @@ def gpus() -> list[Finding]:
         busy = free < 0.95 * total
         follows = "memory is in use by another process" if busy else ""
         found.append(Finding(NOTE if busy else GOOD, "GPU", f"{what}, {'FP8' if fp8 else 'no FP8: a bf16 teacher'}", follows))
-    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    found.append(Finding(GOOD, "CUDA", f"{torch.version.cuda}, driver {driver or 'not told'}, NCCL {nccl}"))
+    found.append(Finding(GOOD, "CUDA", f"{torch.version.cuda}, driver {driver.kernel_module() or 'not told'}, NCCL {nccl}"))
     return found
+
+
+def _unseen(torch_version: str, cuda: str | None) -> Finding:
+    """Why torch sees no GPU."""
+    module, newest = driver.kernel_module(), driver.newest_cuda()
+    if module is None and newest is None:
+        return Finding(NOTE, "GPU", "no NVIDIA driver", "the miniature runs on the CPU; in Slurm ask for --gres=gpu:N")
+    name = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "a GPU"
+    what = f"{name} with driver {module or 'unknown'} is here, but torch {torch_version} does not see it"
+    if cuda is None:
+        mend = "this torch is a CPU build: slurm/build_gpu.sh makes an environment for GPUs"
+    elif newest is None:
+        mend = f"{driver.CUDA} is missing: start the container with it (apptainer --nv, docker --gpus all)"
+    elif newest[0] < int(cuda.split(".")[0]):
+        need = f"a driver from {driver.OLDEST.get(int(cuda.split('.')[0]), 'a later date')} on, or a torch for an older CUDA"
+        mend = f"the driver is for CUDA {newest[0]}.{newest[1]}, torch for {cuda}: take {need}"
+    else:
+        mend = f"torch is for CUDA {cuda}, which this driver runs: check CUDA_VISIBLE_DEVICES and the job's --gres"
+    return Finding(BAD, "GPU", what, mend)
 
 
 def libraries() -> list[Finding]:
@@ -102,7 +106,7 @@ def libraries() -> list[Finding]:
         found.append(Finding(GOOD if there else BAD, name, there or "not installed", mend))
     optional = {
         "transformer-engine": "fused layers and FP8 need it: slurm/build_gpu.sh compiles it against the torch that is here",
-        "vllm": "rollouts run on transformers' engine, which is slower: pip install 'vold-nemo[vllm]'",
+        "vllm": "rollouts run on transformers' engine, which is slower: slurm/build_gpu.sh installs it",
     }
     grade = BAD if torch.cuda.is_available() else NOTE
     for name, mend in optional.items():
@@ -135,8 +139,8 @@ def slurm() -> Finding:
 
 
 def open_files(world: int) -> Finding:
-    """The limit of open files against what a rank of ``world`` needs (``parallel.files_of_rank``)."""
-    from vold_nemo.megatron.parallel import files_of_rank
+    """The limit of open files against what a rank of ``world`` needs (``limits.files_of_rank``)."""
+    from vold_nemo.config.limits import files_of_rank
 
     topic, need = "open files", files_of_rank(world)
     soft, hard = (

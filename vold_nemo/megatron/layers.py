@@ -7,6 +7,7 @@ attention refuses packed sequences and holds the full score matrix.  Both parts 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import torch
@@ -14,17 +15,16 @@ import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, gather_from_sequence_parallel_region
-from megatron.core.transformer.moe import moe_utils, token_dispatcher
+from megatron.core.transformer.moe import token_dispatcher
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
+from vold_nemo.megatron import versions
 from vold_nemo.megatron.device import of_parameters
 from vold_nemo.megatron.sequences import zigzag
 
-if not hasattr(moe_utils, "te_general_gemm"):
-    # The router asks for this name; megatron-core 0.16.1 defines it only with Transformer Engine.
-    moe_utils.te_general_gemm = None
+versions.complete_router()
 
 
 def _splits_as_numbers(tensor, as_numpy=False, record_stream=False, move=token_dispatcher.maybe_move_tensor_to_cpu):
@@ -135,6 +135,9 @@ def _replaced(spec, classes: dict[type, type]):
         return classes.get(spec, spec)
     if isinstance(spec, ModuleSpec):
         return ModuleSpec(_replaced(spec.module, classes), spec.params, _replaced(spec.submodules, classes))
+    if isinstance(spec, functools.partial):  # versions.py
+        settings = {name: _replaced(value, classes) for name, value in spec.keywords.items()}
+        return functools.partial(_replaced(spec.func, classes), *spec.args, **settings)
     if dataclasses.is_dataclass(spec):
         parts = {part.name: _replaced(getattr(spec, part.name), classes) for part in dataclasses.fields(spec)}
         return dataclasses.replace(spec, **parts)

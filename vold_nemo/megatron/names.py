@@ -166,6 +166,13 @@ def head(arch: Architecture, padded_vocabulary: int) -> Placement:
     return Placement("output_layer.weight", None, None, (source,), ((arch.vocabulary, arch.hidden),), blocks, 0, True)
 
 
+def stage_of(place: Placement, arch: Architecture, pipeline: int) -> int:
+    """Pipeline stage that holds ``place``; a tied head has a copy on the last stage besides."""
+    if place.layer is not None:
+        return arch.stage_of(place.layer, pipeline)
+    return 0 if place.megatron.startswith("embedding.") else pipeline - 1
+
+
 def hf_names(arch: Architecture) -> list[str]:
     """Names on disk of every tensor of the language backbone, in the order of the stream."""
     # a tensor that packs experts belongs to several placements

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vold_nemo.config import OptimizerConfig
+from vold_nemo.megatron import versions
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def load_state(optimizer, state, steps: float) -> None:
     for index, part in enumerate(optimizer.chained_optimizers):
         saved = state[index] if many else state
         saved = saved.get("optimizer", saved)
+        versions.recognise(saved.get("param_groups", []), part.config)
         if "state" in saved and part.optimizer is not None and _counts_in_state(part.optimizer):
             saved["state"].setdefault("common_step", torch.tensor(float(steps)))
     optimizer.load_state_dict(state)

@@ -12,9 +12,9 @@ megatron-core's groups (a fingerprint of the batch, names of weights) travel thr
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,8 +24,11 @@ import torch.distributed as dist
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launch
-from vold_nemo.megatron import cpu
+from vold_nemo.config.limits import raise_file_limit
+from vold_nemo.megatron import cpu, versions
 from vold_nemo.megatron.device import pick_training_device, use
+
+logger = logging.getLogger(__name__)
 
 _current: Layout | None = None  # what initialize() made last
 _own_default_group = False  # whether destroy() may take the default group down, too
@@ -122,6 +125,8 @@ def initialize(
     """
     global _groups_before, _current
     where = join(device, timeout_minutes)
+    if dist.get_rank() == 0 and (doubt := versions.doubt()):
+        logger.warning(doubt)
     cpu.enable()
     from megatron.core import parallel_state, tensor_parallel
 
@@ -179,24 +184,6 @@ def _device_groups(where: torch.device) -> Iterator[None]:
         yield
     finally:
         parallel_state.create_group = create
-
-
-def files_of_rank(world: int) -> int:
-    """Open files that a rank of ``world`` may come to: as many as rank 0, whom all others meet.
-
-    It serves the rendezvous (two connections a rank: torch's, and that of NCCL's watchdog), and checkpoints' plans are
-    gathered to it, over the default group and over the writing thread's.  Beside these stand CUDA's and NCCL's own, and files.
-    """
-    return 4 * world + 512
-
-
-def raise_file_limit(world: int) -> None:
-    """Take what the hard limit of open files allows, as far as a rank of ``world`` needs it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = files_of_rank(world)
-    if resource.RLIM_INFINITY != soft < need:
-        most = need if hard == resource.RLIM_INFINITY else min(need, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def initialize_from(config: Config) -> Layout:

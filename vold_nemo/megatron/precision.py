@@ -24,7 +24,7 @@ from vold_nemo.config.check import require
 from vold_nemo.megatron.architecture import Architecture
 
 FIRST_FP8 = (8, 9)  # compute capability: Ada; A100 (8.0) and consumer Ampere (8.6) have no FP8
-OLDEST_ENGINE = (2, 3)  # Transformer Engine from which megatron-core 0.16.1 takes all three recipes
+OLDEST_ENGINE = (2, 3)  # Transformer Engine from which megatron-core takes all three recipes
 MULTIPLE = {"blockwise": 128, "mxfp8": 32, "tensorwise": 16}
 BLOCK: dict[str, tuple[int, int] | None] = {"blockwise": (128, 128), "mxfp8": (1, 32), "tensorwise": None}
 SCALE_BYTES = {"blockwise": 4, "mxfp8": 1, "tensorwise": 4}  # fp32, or mxfp8's exponent byte

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vold_nemo.config import ConfigError
+from vold_nemo.config import ConfigError, staged
 from vold_nemo.config.json_files import parse_object, read_object
 
 INDEX = "model.safetensors.index.json"
@@ -104,11 +104,12 @@ def _sizes(value: object) -> bool:
 
 
 def index(folder: Path) -> dict[str, Entry]:
-    """Entries of all tensors of the checkpoint in ``folder``, single file or sharded.
+    """Entries of all tensors of the checkpoint in ``folder``, single file or sharded; those of its copy on this node, if any.
 
     :raises ConfigError: if there is no safetensors checkpoint, or two of them; if the index is broken or names a file that is
         not in the folder; if a tensor that it names is missing in its file.
     """
+    folder = staged.here(folder)
     if not (folder / INDEX).is_file():
         if (folder / SINGLE).is_file():
             return header(folder / SINGLE)

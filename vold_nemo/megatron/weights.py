@@ -20,7 +20,7 @@ from torch import Tensor
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import fp8, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture, read
-from vold_nemo.megatron.names import SLICE, Block, Placement, head, passed_over, placements
+from vold_nemo.megatron.names import SLICE, Block, Placement, head, passed_over, placements, stage_of
 from vold_nemo.megatron.parallel import Layout
 
 
@@ -335,9 +335,7 @@ def _everywhere(places, parameters, arch: Architecture, layout: Layout, memory: 
 
 def _owner(place: Placement, arch: Architecture, layout: Layout) -> int:
     """Pipeline stage that holds ``place``."""
-    if place.layer is not None:
-        return arch.stage_of(place.layer, layout.pipeline)
-    return 0 if place.megatron.startswith("embedding.") else layout.pipeline - 1
+    return stage_of(place, arch, layout.pipeline)
 
 
 def _is_mine(place: Placement, arch: Architecture, layout: Layout) -> bool:

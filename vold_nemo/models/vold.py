@@ -36,7 +36,7 @@ from vold_nemo.models.student import MegatronStudent
 from vold_nemo.models.teachers import Teachers
 from vold_nemo.models.terms import objective_of, step_options
 from vold_nemo.objective import BetaSchedule, vold_loss
-from vold_nemo.rollout.mismatch import MismatchWatch
+from vold_nemo.rollout.mismatch import MismatchWatch, tolerance_of
 from vold_nemo.rollout.sync import SyncReport, compare_logprobs, deliver
 from vold_nemo.step import MicroBatch, Step, StepPlan, batch_of, select, silent_groups, token_batch
 from vold_nemo.step.metrics import step_metrics, trainers
@@ -53,7 +53,8 @@ class MegatronVOLDModel(MegatronStudent):
         super().__init__(cfg=cfg, trainer=trainer)
         self.objective = objective_of(self.config, self.layout.device)
         self.beta = BetaSchedule(self.config.objective.kl.beta, self.config.vold.steps)
-        self.watch = MismatchWatch(self.config.rollout.mismatch_warning, self.config.rollout.probe_tolerance)
+        self.tolerance = tolerance_of(self.config)
+        self.watch = MismatchWatch(self.config.rollout.mismatch_warning, self.tolerance)
 
     @property
     def optimizer_config(self) -> OptimizerConfig:
@@ -201,7 +202,7 @@ class MegatronVOLDModel(MegatronStudent):
         """Engine against trainer on this update's own tokens, before any weight moves: same weights, same log-probs."""
         at = torch.cat([batch.token[batch.counts] for batch in batches]).to(step.device)
         if self.layout.is_last_stage and len(at):
-            compare_logprobs(step["engine"][at], trainers(step)[at], self.config.rollout.probe_tolerance)
+            compare_logprobs(step["engine"][at], trainers(step)[at], self.tolerance)
 
     # -- around a step -------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 No torch.  The tests build the same models on 1, 2 and 4 ranks and compare; sizes follow from
 
 * ``GPTModel`` with the layers of :mod:`vold_nemo.megatron.layers`, in ``named_parameters`` order (:func:`stage_parameters`);
-* ``distributed/param_and_grad_buffer.py`` of megatron-core 0.16.1: one fp32 gradient buffer, and under the distributed
+* ``distributed/param_and_grad_buffer.py`` of megatron-core: one fp32 gradient buffer, and under the distributed
   optimizer one parameter buffer, both padded to 64 elements a parameter and lcm(data, 128) a bucket (:func:`bucket_ranges`);
 * ``optimizer/optimizer.py`` and ``distrib_optimizer.py``: fp32 master weights where the model is bf16, two fp32 moments.
 """

@@ -8,6 +8,7 @@ written at once (recipes/chain.py), or one of them beside a plan (recipes/plan.p
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.config.places import root
 from vold_nemo.config.writing import replace_text, writing
+from vold_nemo.planning import site
 
 _SINGLE = (
     "parallel.tensor=1", "parallel.pipeline=1", "parallel.context=1", "parallel.expert=1", "parallel.sequence=false",
@@ -102,7 +104,7 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
     }  # fmt: skip
     name = f"{stage.name}{'.${SLURM_ARRAY_TASK_ID}' if stage.array else ''}"
     settings = {
-        **{key: _quoted(value) for key, value in launch.environment.items()},
+        **{key: _quoted(value) for key, value in site.variables(launch).items()},
         "VOLD_ROOT": _quoted(root()), "VOLD_LOGS": _quoted(logs), "VOLD_SCRIPT": _quoted(folder / f"{stage.name}.sbatch"),
         "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', "VOLD_MAX_RESTARTS": launch.max_restarts,
         "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _progress(here / stage.progress) if stage.progress else None,
@@ -110,6 +112,9 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,
         "VOLD_CONTAINER": _quoted(launch.container) if launch.container else None,
         "VOLD_MOUNTS": _quoted(",".join(launch.mounts)) if launch.mounts else None,
+        # its variables are the nodes' to fill in; the minutes are a net below those that the copy itself keeps to
+        **({"VOLD_STAGE": _quoted(launch.stage), "VOLD_STAGE_MINUTES": math.ceil(launch.stage_minutes) + 2}
+           if launch.stage and stage.name in site.STAGED else {}),
     }  # fmt: skip
     array = f"array of {stage.array} jobs of " if stage.array else ""
     return "\n".join(

@@ -143,8 +143,9 @@ def streamed(arch: Architecture, size: int, cuda: bool) -> tuple[int, int]:
     """(held, beside it) bytes where an export needs most, streaming sharded weights (``checkpoint/shard_stream.py``).
 
     Embedding and LM head are sent as they lie; of a layer, the query's rows are cut out of the fused qkv matrix.  What is
-    read from a file stands in host memory first: on a CPU beside what it fills, the last one until the next is read.
-    Gate and up projection are read one by one.
+    read from a file stands in host memory first: on a CPU beside what it fills, the last one until the next is read (the two
+    largest follow each other in megatron-core 0.16.1's order, and need not in 0.19.2's).  Gate and up
+    projection are read one by one.
     """
     table = size * arch.vocabulary * arch.hidden
     parameters = dict(allocation.layer_parameters(arch, 1))

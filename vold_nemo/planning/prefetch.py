@@ -135,6 +135,25 @@ def check_lock(config: Config, file: Path) -> list[ConfigError]:
     return [error for need in needs(config) for error in _differences(need, entries.get((need.kind, need.path)), file)]
 
 
+def recorded(file: Path, path: str) -> dict[str, str]:
+    """SHA-256 by file of the model whose folder is ``path``, as the lock ``file`` has them; empty where it names no such model.
+
+    :raises ConfigError: the lock is there, and is none.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        for entry in json.loads(file.read_text())["needs"]:
+            if (entry["kind"], entry["path"]) == ("model", _hub_id(path, None)[0]):
+                # of another commit of the hub nothing is known
+                known = entry["revision"] in (None, Path(path).name)
+                return {name: said["sha256"] for name, said in entry["files"].items()} if known else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        mend = f"run recipes/prefetch.py again where there is internet ({type(error).__name__}: {error})"
+        raise ConfigError("prefetch.lock", str(file), "a lock file as recipes/prefetch.py writes it", mend) from error
+    return {}
+
+
 def _differences(need: Need, entry: dict | None, lock: Path) -> Iterator[ConfigError]:
     mend = "run recipes/prefetch.py again where there is internet"
     if entry is None:

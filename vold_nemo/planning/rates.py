@@ -19,6 +19,7 @@ class Rates:
     host_gbs: float
 
 
+STORAGE = ("storage_gbs", "storage_total_gbs", "disk_gbs")  # of a start alone
 NAMES = tuple(field.name for field in dataclasses.fields(Rates))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.tree import values
-from vold_nemo.planning import activations, allocation, decoding, memory, rates, residency, timing
+from vold_nemo.planning import activations, allocation, decoding, memory, rates, residency, start, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.plan import Plan, StagePlan, figure, places, stage_gpus
 from vold_nemo.planning.search import Ranked, cheapest_changes, fewest_gpus, ranked
@@ -67,6 +67,21 @@ def time_table(plan: Plan, config: Config) -> Iterator[str]:
     yield f"  in all {figure(plan.gpu_hours)} GPU hours; {most} takes {hours[most] / plan.gpu_hours:.0%} of them"
 
 
+def start_table(config: Config, models: Models, plan: Plan) -> Iterator[str]:
+    """Seconds of each stage until its first step, and what a node reads."""
+    yield "start (planned, not measured): from srun to the first step, in every attempt"
+    for stage in plan.stages:
+        found = start.start(config, models, stage.stage, stage.gpus)
+        parts = ", ".join(f"{name} {figure(seconds)}" for name, seconds in found.seconds.items())
+        unknown = "" if config.cluster.storage_gbs is not None else ", reading unknown (cluster.storage_gbs)"
+        read, copied, whole = (f"{figure(size / 1e9)} GB" for size in (found.read, found.copied, found.whole))
+        staged = f", copied first {copied}" if config.cluster.launch.stage is not None else ""
+        yield (
+            f"  {stage.stage:<7}{figure(found.total)} s ({parts}{unknown}) on {stage.gpus} GPU(s), "
+            f"{figure(found.gpu_hours)} GPU hours; of {whole} each of {found.nodes} node(s) reads up to {read}{staged}"
+        )
+
+
 def saving_table(config: Config, models: Models) -> Iterator[str]:
     if models.teacher is None or rates.missing(config):
         return
@@ -107,9 +122,9 @@ def assumptions(config: Config) -> Iterator[str]:
     cluster = config.cluster
     yield f"cluster {cluster.name}: " + ", ".join(
         f"{key} {getattr(cluster, key)}"
-        for key in ("gpus_per_node", "memory_gib", "compute_capability", "fp8_tflops", *rates.NAMES)
+        for key in ("gpus_per_node", "memory_gib", "compute_capability", "fp8_tflops", *rates.NAMES, *rates.STORAGE)
     )
-    for module in (allocation, activations, memory, decoding, residency, timing):
+    for module in (allocation, activations, memory, decoding, residency, timing, start):
         yield f"\n{module.__name__.rpartition('.')[2]}: {(module.__doc__ or '').strip()}"
     yield (
         "\nheld to account: allocation exactly, activations and objective within 10 % of tracked CPU allocations "

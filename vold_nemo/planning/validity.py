@@ -20,7 +20,7 @@ from vold_nemo.config.sources import local_folder
 from vold_nemo.config.tree import value_at
 from vold_nemo.data.traces import trace_files
 from vold_nemo.megatron import architecture, precision
-from vold_nemo.planning import published
+from vold_nemo.planning import published, site
 
 
 class Pending(ConfigError):
@@ -141,6 +141,7 @@ def _folders(config: Config) -> Iterator[ConfigError]:
 def _find(config: Config, stages: tuple[str, ...], world: int, wrong: set[str]) -> Iterator[ConfigError]:
     """What follows from several keys; nothing is concluded from the values of the keys in ``wrong``."""
     yield from _folders(config)
+    yield from site.findings(config.cluster.launch)
     for key, part in (("traces.shard", config.traces), ("evaluate.shard", config.evaluate)):
         if part.shard >= part.shards and f"{key}s" not in wrong:
             yield ConfigError(key, part.shard, f"0 to {part.shards - 1}", "count shards from 0")

@@ -1,4 +1,4 @@
-"""NVIDIA's apex as far as megatron-core 0.16.1 asks for it, with nothing computed (``rehearse.apex=true``).
+"""NVIDIA's apex as far as megatron-core asks for it, with nothing computed (``rehearse.apex=true``).
 
 =====================================  ===============================================================================
 module                                 who asks, and what for

@@ -40,7 +40,7 @@ def load() -> None:
 def _compiled(folder: Path, version: str) -> Path:
     code = SOURCE.read_bytes()
     name = hashlib.sha256(code + version.encode() + str(folder).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vold_nemo"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vold_nemo"
     library = cache / f"rehearsal_{name}.so"
     if library.is_file():
         return library

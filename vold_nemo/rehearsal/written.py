@@ -124,8 +124,8 @@ class Strategy(torch_dist.TorchDistLoadShardedStrategy):
         super().__init__()
         self._reader = reader
 
-    def load(self, sharded_state_dict, checkpoint_dir):
-        """``TorchDistLoadShardedStrategy.load`` of megatron-core 0.16.1."""
+    def load(self, sharded_state_dict, checkpoint_dir, async_strategy="mcore"):
+        """As megatron-core's, but for the reader; ``async_strategy``, which chooses it there, is of 0.19.2."""
         pieces = list(torch_dist.nested_values(sharded_state_dict))
         assert all(isinstance(piece, ShardedTensor) for piece in pieces)
         state, flat, renamed = torch_dist._replace_state_dict_keys_with_sharded_keys(sharded_state_dict)

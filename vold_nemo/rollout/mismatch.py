@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
+from vold_nemo.config import Config
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats a token in the mean; what two correct programs show: docs/precision.md
 _HISTORY, _FEWEST = 20, 5  # steps that the usual value is taken over, and needed for one
 _LEAST_SIZE = 0.9  # effective sample size below which a warning is due
 _UNNOTABLE = 50  # differences below this part of the tolerance are rounding, however they vary
@@ -14,6 +17,12 @@ CAUSES = (
     "engine in another precision or quantised; a temperature, top-p or logprobs mode that the trainer does not know; answers "
     "that grew much longer; experts that route differently.  objective.correction.mode=token weighs such tokens"
 )
+
+
+def tolerance_of(config: Config) -> float:
+    """``rollout.probe_tolerance``; where it is null, what the run's precision allows."""
+    asked = config.rollout.probe_tolerance
+    return TOLERANCE[config.precision] if asked is None else asked
 
 
 class MismatchWatch:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vold_nemo.config import ConfigError
+from vold_nemo.config import ConfigError, staged
 from vold_nemo.data.templates import eos_ids, load_tokenizer
 from vold_nemo.rollout.arrivals import EMBEDDING, Arrivals, disk_name
 from vold_nemo.rollout.engine import Completion, EnginePrompt, LoadReport, Sampling
@@ -40,6 +40,7 @@ class TransformersEngine:
     ):
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+        path = staged.here(path)
         if not (Path(path) / "config.json").is_file():
             raise ConfigError(
                 "checkpoint",

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vold_nemo.config import ConfigError, VLLMConfig
+from vold_nemo.config import ConfigError, VLLMConfig, staged
 from vold_nemo.data.templates import eos_ids, load_tokenizer
 from vold_nemo.rollout.arrivals import EMBEDDING, Arrivals
 from vold_nemo.rollout.engine import Completion, EnginePrompt, LoadReport, Sampling
@@ -69,7 +69,7 @@ class VLLMEngine:
         if world % size:
             allowed = f"a divisor of the {world} ranks"
             raise ConfigError("rollout.vllm.tensor_parallel", size, allowed, "one engine takes whole ranks: lower it")
-        self.path, self.device, self.dtype = str(path), device, dtype
+        self.path, self.device, self.dtype = str(staged.here(path)), device, dtype
         self.rank, self.size = dist.get_rank() % size, size
         groups = [dist.new_group(list(range(r, r + size)), backend="gloo") for r in range(0, world, size)] if size > 1 else []
         self._group = groups[dist.get_rank() // size] if groups else None

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vold_nemo.config import ConfigError, TracesConfig
+from vold_nemo.config import ConfigError, TracesConfig, staged
 from vold_nemo.rollout.engine import Completion, EnginePrompt, Sampling
 from vold_nemo.rollout.vllm_setup import quieten, request_seed, require_build, require_vllm
 
@@ -64,7 +64,8 @@ class VLLMTeacher:
         self.stop_ids, self.batch = list(stop_ids), traces.batch
         with _without(_LAUNCHER):
             self._engine = LLM(
-                model=str(path), dtype=dtype, load_format="safetensors", tensor_parallel_size=traces.tensor_parallel,
+                model=str(staged.here(path)), dtype=dtype, load_format="safetensors",
+                tensor_parallel_size=traces.tensor_parallel,
                 gpu_memory_utilization=traces.memory_share, max_num_seqs=traces.batch,
                 max_model_len=traces.max_prompt_tokens + traces.max_tokens,
                 generation_config="vllm",  # none of the checkpoint's own sampling habits (top-k, repetition penalty)

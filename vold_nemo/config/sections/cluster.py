@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vold_nemo.config.fields import ABOVE_ZERO, COUNT, PART, POSITIVE, SHARE, Bound, key, section
 
+VERBS = ("generate_traces", "sft", "vold")  # several of their ranks read the same weights
 RANKS = Bound("1 to 65536", lambda ranks: 1 <= ranks <= 1 << 16)
 
 
@@ -39,7 +40,13 @@ class LaunchConfig:
     mounts: list[str] = key([], '"outside:inside"')
     setup: list[str] = key([], "shell lines first: module load cuda, source venv/bin/activate")
     python: str | None = key(None, "interpreter; null = .venv of this repository, else `python`")
-    environment: dict[str, str] = key({}, "NCCL_SOCKET_IFNAME, HF_HOME, HF_HUB_OFFLINE, ...")
+    interface: str | None = key(None, "network interfaces between nodes, as NCCL_SOCKET_IFNAME has them (=ib0, eth, ^docker), "
+                                "gloo's too; null = NCCL's choice")  # fmt: skip
+    hca: str | None = key(None, "InfiniBand or RoCE adapters, as NCCL_IB_HCA has it (mlx5, =mlx5_0,mlx5_1:1)")
+    stage: str | None = key(None, "folder on each node's own disk that the weights of a stage are copied to before its ranks "
+                            "start: /local/scratch/$SLURM_JOB_ID; null = ranks read the file system")  # fmt: skip
+    stage_minutes: float = key(60.0, "that the copy may take", bound=ABOVE_ZERO)
+    environment: dict[str, str] = key({}, "more variables: HF_HOME, HF_HUB_OFFLINE, NCCL_*, FI_*, UCX_*, ...")
 
 
 @dataclass
@@ -59,7 +66,20 @@ class ClusterConfig:
     link_gbs: float | None = key(None, "between GPUs of a node, GB/s a GPU", bound=ABOVE_ZERO)
     network_gbs: float | None = key(None, "between nodes, GB/s a GPU", bound=ABOVE_ZERO)
     host_gbs: float | None = key(None, "between a GPU and its host's memory, GB/s", bound=ABOVE_ZERO)
+    storage_gbs: float | None = key(None, "that a node reads from the shared file system, GB/s; null = no time of a start",
+                                    bound=ABOVE_ZERO)  # fmt: skip
+    storage_total_gbs: float | None = key(None, "that all nodes of a job read from it together, GB/s; null = without a limit",
+                                          bound=ABOVE_ZERO)  # fmt: skip
+    disk_gbs: float | None = key(None, "that a node writes to, and reads from, its own disk, GB/s; null = no faster or slower "
+                                 "than `storage_gbs`", bound=ABOVE_ZERO)  # fmt: skip
     launch: LaunchConfig = section(LaunchConfig)
+
+
+@dataclass
+class StagingConfig:
+    """recipes/stage_weights.py, run once a node before the ranks start: into `cluster.launch.stage`."""
+
+    verb: str = key("vold", "whose weights", choices=VERBS)
 
 
 @dataclass
@@ -90,6 +110,10 @@ class PlanConfig:
     network_efficiency: float = key(0.6, "share of link_gbs, network_gbs and host_gbs reached", bound=PART)
     layer_ms: float = key(0.6, "launches of a decoder layer in the transformers engine, which has no CUDA graphs", bound=COUNT)
     straggler: float = key(2.0, "longest answer of a decoded batch over the mean one, before the limit cuts it", bound=POSITIVE)
+    import_seconds: float = key(30.0, "Python, torch, megatron-core and NeMo, imported by all ranks of a node at once",
+                                bound=COUNT)  # fmt: skip
+    group_seconds: float = key(1.0, "one communicator of NCCL, at its first use, on as many ranks as it has", bound=COUNT)
+    engine_seconds: float = key(60.0, "vLLM's start besides its weights: compilation, graphs, profiling", bound=COUNT)
     reserve_gib: float = key(5.0, "CUDA context, NCCL buffers, workspaces, fragmentation", bound=COUNT)
     prompt_tokens: int = key(200, "mean prompt", bound=POSITIVE)
     response_tokens: int = key(2500, "mean rollout of the student", bound=POSITIVE)

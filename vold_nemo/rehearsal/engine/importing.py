@@ -28,7 +28,7 @@ def cached() -> Path:
 
     :raises RuntimeError: as :func:`fetch`.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vold_nemo" / f"transformer_engine_{VERSION}"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vold_nemo" / f"transformer_engine_{VERSION}"
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
