@@ -9,7 +9,9 @@ The trained language model is written over ``export.source``'s; vision tower, pr
 are carried from there byte for byte (adopted tokens are appended to the tokenizer's files); README.md says how the model was
 made, vold_lineage.json where it comes from.  Any layout reads what any layout wrote; one process (a login node, device=cpu)
 reads a layer at a time and never holds the model, unless it is to verify.
-``export.verify=true`` loads the result with transformers and compares log-probs.
+``export.verify=true`` loads the result with transformers and compares log-probs.  ``export.push=user/name`` sends it to the
+Hugging Face hub, private unless ``export.private=false``, with the token in HF_TOKEN; after an evaluation of the export, so
+that the card has its scores.
 """
 
 from pathlib import Path
@@ -18,19 +20,31 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config, ConfigError
 
 
-@recipe(reads=("export", "parallel", "seed", "device", "precision"))
+def push_plan(config: Config) -> None:
+    from vold_nemo.checkpoint import hub
+
+    if config.export.push is not None:
+        print(hub.describe(config.export, out_path(config, Path(config.outputs) / config.export.run)))
+
+
+@recipe(reads=("export", "parallel", "seed", "device", "precision"), plan=push_plan)
 def main(config: Config) -> None:
     import torch
 
-    from vold_nemo.checkpoint import lineage, sharded
+    from vold_nemo.checkpoint import hub, lineage, sharded
     from vold_nemo.checkpoint.export import export_hf
     from vold_nemo.checkpoint.model_card import model_card
     from vold_nemo.checkpoint.parity import verify
     from vold_nemo.checkpoint.shard_stream import stream_shards
+    from vold_nemo.config.launcher import is_first_rank
+    from vold_nemo.config.writing import replace_text
+    from vold_nemo.evaluation.card import card_scores
     from vold_nemo.megatron import architecture, build, parallel, weights
 
     options, run = config.export, run_path(config)
-    out = Path(options.path) if options.path else (run.with_suffix("") if run.suffix == ".nemo" else run) / "hf"
+    out = out_path(config, run)
+    if options.push is not None and is_first_rank():
+        hub.prepare(options)
     layout = parallel.initialize(
         config.parallel.tensor, config.parallel.pipeline, expert=config.parallel.expert, seed=config.seed,
         device=config.device,
@@ -51,12 +65,15 @@ def main(config: Config) -> None:
             stream = stream_shards(folder, arch, layout, dtype)
         else:
             stream = weights.stream_hf(loaded(folder), arch, layout)
-        card = model_card(run, options.source, said) if layout.rank == 0 else None
+        card = model_card(run, options.source, said, repo=options.push) if layout.rank == 0 else None
         report = export_hf(
             stream, options.source, out, options.max_shard_bytes, write=layout.rank == 0, card=card, origin=lineage.read(run)
         )
         model = loaded(folder) if options.verify else None
     if report is not None:
+        if scores := card_scores(Path(options.results), report.path):  # known now that the weights are there
+            card = model_card(run, options.source, said, scores=scores, repo=options.push)
+            replace_text(report.path / "README.md", card)
         print(
             f"{said} -> {report.path}: {report.nbytes / 2**20:,.1f} MiB in {report.files} file(s), "
             f"{report.trained} tensors trained, {report.carried} carried byte for byte from {options.source}"
@@ -65,6 +82,14 @@ def main(config: Config) -> None:
         parity = verify(model, arch.vocabulary, out, device=layout.device)
         print(f"transformers agrees: largest log-prob difference {parity.max:.2g} over {parity.tokens} tokens")
     parallel.destroy()
+    if report is not None and options.push is not None:
+        print(f"pushed to {hub.push(report.path, options)}")
+
+
+def out_path(config: Config, run: Path) -> Path:
+    if config.export.path:
+        return Path(config.export.path)
+    return (run.with_suffix("") if run.suffix == ".nemo" else run) / "hf"
 
 
 def run_path(config: Config) -> Path:

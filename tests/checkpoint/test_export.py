@@ -1,15 +1,19 @@
 """An export is an ordinary checkpoint: transformers loads it, and what was not trained is the source's bytes."""
 
 import json
+import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.megatron import tiny
 from vold_nemo.checkpoint.export import export_hf
+from vold_nemo.checkpoint.model_card import model_card
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import tensors
+from vold_nemo.miniature.random_models import write_random_student
 
 
 def raw(folder) -> dict[str, tuple[str, tuple, bytes]]:
@@ -105,14 +109,66 @@ def test_a_folder_that_is_no_export_is_left_alone(source, tmp_path):
 
 
 def test_the_card_says_base_weights_data_metrics_and_configuration(tmp_path):
-    from vold_nemo.checkpoint.model_card import model_card
-
-    (tmp_path / "config.yaml").write_text("teacher: {path: Qwen/Qwen3-8B}\ndata: {prompts: {path: orz}}\nseed: 7\n")
+    (tmp_path / "config.yaml").write_text("teacher: {path: Qwen/Qwen3-8B}\ndata: {prompts: {path: orz}}\nseed: 7\n"
+                                          "teachers: {maths: {path: Qwen/Qwen3-14B}}\n")  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.25, "x": 0}\n{"step": 3, "lo')
-    card = model_card(tmp_path, "Qwen/Qwen2.5-VL-3B-Instruct", "checkpoints/step_2")
+    card = model_card(tmp_path, "Qwen/Qwen2.5-VL-3B-Instruct", "checkpoints/step_2", repo="me/mine", scores=[("text", "73 %")])
     for words in ("base_model: Qwen/Qwen2.5-VL-3B-Instruct", "`checkpoints/step_2`", "teacher: `Qwen/Qwen3-8B`",
-                  "prompts: `orz`", "metrics of step 2: loss 1.25", "seed: 7", "arxiv.org/abs/2510.23497", "vold_nemo 0."):
+                  "teacher maths: `Qwen/Qwen3-14B`", "prompts: `orz`", "metrics of step 2: loss 1.25", "seed: 7",
+                  "arxiv.org/abs/2510.23497", "vold_nemo 0.", 'checkpoint = "me/mine"', "| text | 73 % |", "@article"):
         assert words in card, words
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_has_the_base_models_licence_and_no_path_of_a_cache(tmp_path):
+    base = tmp_path / "models--Qwen--Qwen2.5-VL-3B-Instruct" / "snapshots" / "0123abcd"
+    base.mkdir(parents=True)
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: 'a: name'\nlicense_link: LICENSE\n---\n# Base\n")
+    (tmp_path / "config.yaml").write_text(f"student: {{path: {base}}}\n")
+    card = model_card(tmp_path, str(base), "step_2")
+    said = front_matter(card)
+    assert (said["license"], said["license_name"], said["license_link"]) == ("other", "a: name", "LICENSE")
+    assert said["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct" and said["pipeline_tag"] == "image-text-to-text"
+    assert "snapshots" not in card and "path: Qwen/Qwen2.5-VL-3B-Instruct" in card and "`other` (a: name)" in card
+    for broken in ("", "# no front matter", "---\n: [\n---\n", "---\n- a\n---\n", "---\nlicense: [mit]\n---\n"):
+        (base / "README.md").write_text(broken)
+        card = model_card(tmp_path, str(base), "step_2")
+        assert "license" not in front_matter(card) and "No licence was found" in card, broken
+
+
+def test_the_snippet_of_the_card_runs_in_the_folder_of_the_export(tmp_path, monkeypatch, capsys):
+    base = write_random_student(tmp_path / "base")
+    stream = {name: value for name, value in load_file(base / tensors.SINGLE).items() if "visual" not in name}
+    export_hf(stream.items(), base, tmp_path / "hf", 10**9, card=model_card(tmp_path, str(base), "step_2"))
+    snippet = (tmp_path / "hf" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "AutoModelForImageTextToText" in snippet and "max_new_tokens=2048" in snippet
+    monkeypatch.chdir(tmp_path / "hf")
+    found: dict = {}
+    exec(snippet.replace("2048", "8"), found)
+    assert 1 <= found["answer"].shape[1] - found["inputs"]["input_ids"].shape[1] <= 8 and capsys.readouterr().out
+
+
+OTHER_MEANING = (
+    "adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin.index.json", "pytorch_model.bin", "trainer_state.json",
+    "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "model.gguf", "tf_model.h5", "flax_model.msgpack",
+    "modules.json", "sentence_bert_config.json", "global_step3/mp_rank_00_model_states.pt", "zero_to_fp32.py", "tensors.json",
+    "consolidated.safetensors", "params.json", "all_results.json", "vold_lineage.json", "README.md",
+)  # fmt: skip
+
+
+def test_what_would_change_the_meaning_of_an_export_stays_out(source, tmp_path):
+    folder = shutil.copytree(source[0], tmp_path / "source")
+    own = {"LICENSE", "additional_chat_templates/rag.jinja", "vocab.json", "video_preprocessor_config.json"}
+    for name in (*OTHER_MEANING, *own):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    stream = {name: value for name, value in load_file(folder / tensors.SINGLE).items() if "visual" not in name}
+    export_hf(stream.items(), folder, tmp_path / "hf", 10**9)
+    there = {str(file.relative_to(tmp_path / "hf")) for file in (tmp_path / "hf").rglob("*") if file.is_file()}
+    assert not there & set(OTHER_MEANING) and own <= there
 
 
 def test_an_export_trains_further_with_plain_transformers(source, tmp_path, gloo):

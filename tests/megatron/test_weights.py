@@ -198,6 +198,7 @@ def _cut(folder):
 def _index_of_absent_files(folder):
     names = tensors.header(folder / tensors.SINGLE)
     (folder / tensors.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}))
+    (folder / tensors.SINGLE).unlink()
 
 
 def _html_for_an_index(folder):
@@ -220,7 +221,7 @@ def _other_models_config(folder):
     [
         (_cut, (tensors.SINGLE, "bytes, as its header says", "copy the checkpoint again")),
         (_index_of_absent_files, (tensors.INDEX, "model-00001-of-00002.safetensors", "not there (1 of 1 files)")),
-        (_html_for_an_index, (tensors.INDEX, "weight_map", "copy the index again")),
+        (_html_for_an_index, (tensors.INDEX, "a JSON object", "copy the index again")),
         (_pickle_for_a_tensor_file, (tensors.SINGLE, "a safetensors file")),
         (_other_models_config, ("config.json", "[61, 128]", "[61, 64]", "embed_tokens", "copy it again")),
     ],

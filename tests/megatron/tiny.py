@@ -12,44 +12,43 @@ SHAPE = dict(
 MIXTURE = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True)
 
 
+def config(kind: str, *, tied: bool = True, **changes):
+    """Configuration of a tiny model of type ``kind``, of transformers' class."""
+    import transformers as hf
+
+    rope = dict(rope_type="default", rope_theta=1000.0)
+    ends = dict(bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    ids = dict(image_token_id=3, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6)
+    if kind == "qwen2_5_vl":
+        text = dict(SHAPE, rope_parameters=dict(rope, mrope_section=[1, 1, 2]), **ends) | changes
+        vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64,
+                      fullatt_block_indexes=[0])
+        return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids)
+    if kind in ("qwen3_vl", "qwen3_vl_moe"):
+        name, mixture = ("Qwen3VLMoe", MIXTURE) if kind == "qwen3_vl_moe" else ("Qwen3VL", {})
+        text = dict(SHAPE, head_dim=16, rope_parameters=dict(rope, mrope_section=[4, 2, 2]), **mixture, **ends) | changes
+        vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64,
+                      deepstack_visual_indexes=[0], num_position_embeddings=16)
+        return getattr(hf, f"{name}Config")(
+            text_config=dict(text, tie_word_embeddings=tied), vision_config=vision, tie_word_embeddings=tied, **ids
+        )
+    shape = dict(SHAPE, rope_parameters=rope, tie_word_embeddings=tied, **ends)
+    if kind == "qwen3_moe":
+        return hf.Qwen3MoeConfig(**dict(shape, head_dim=16, **MIXTURE) | changes)
+    if kind == "qwen3":
+        return hf.Qwen3Config(**dict(shape, head_dim=16) | changes)
+    return hf.Qwen2Config(**shape | changes)
+
+
 def save(kind: str, path, *, tied: bool = True, seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
     """Save a random checkpoint of model type ``kind`` with transformers and return the model."""
     import transformers as hf
 
     torch.manual_seed(seed)
-    rope = dict(rope_type="default", rope_theta=1000.0)
-    ends = dict(bos_token_id=None, eos_token_id=1, pad_token_id=0)
-    if kind == "qwen2_5_vl":
-        text = dict(SHAPE, rope_parameters=dict(rope, mrope_section=[1, 1, 2]), **ends) | changes
-        vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64,
-                      fullatt_block_indexes=[0])
-        config = hf.Qwen2_5_VLConfig(
-            text_config=text, vision_config=vision, tie_word_embeddings=tied, image_token_id=3, video_token_id=4,
-            vision_start_token_id=5, vision_end_token_id=6,
-        )
-        model = hf.Qwen2_5_VLForConditionalGeneration(config)
-    elif kind in ("qwen3_vl", "qwen3_vl_moe"):
-        name, mixture = ("Qwen3VLMoe", MIXTURE) if kind == "qwen3_vl_moe" else ("Qwen3VL", {})
-        text = dict(SHAPE, head_dim=16, rope_parameters=dict(rope, mrope_section=[4, 2, 2]), **mixture, **ends) | changes
-        vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64,
-                      deepstack_visual_indexes=[0], num_position_embeddings=16)
-        config = getattr(hf, f"{name}Config")(
-            text_config=dict(text, tie_word_embeddings=tied), vision_config=vision, tie_word_embeddings=tied,
-            image_token_id=3, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6,
-        )
-        model = getattr(hf, f"{name}ForConditionalGeneration")(config)
-    elif kind == "qwen3_moe":
-        shape = dict(SHAPE, head_dim=16, rope_parameters=rope, tie_word_embeddings=tied, **MIXTURE, **ends)
-        config = hf.Qwen3MoeConfig(**shape | changes)
-        model = hf.Qwen3MoeForCausalLM(config)
-    elif kind == "qwen3":
-        shape = dict(SHAPE, head_dim=16, rope_parameters=rope, tie_word_embeddings=tied, **ends)
-        config = hf.Qwen3Config(**shape | changes)
-        model = hf.Qwen3ForCausalLM(config)
-    else:
-        shape = dict(SHAPE, rope_parameters=rope, tie_word_embeddings=tied, **ends)
-        config = hf.Qwen2Config(**shape | changes)
-        model = hf.Qwen2ForCausalLM(config)
+    names = {"qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration",
+             "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration", "qwen3_moe": "Qwen3MoeForCausalLM",
+             "qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM"}  # fmt: skip
+    model = getattr(hf, names[kind])(config(kind, tied=tied, **changes))
     with torch.no_grad():  # transformers starts biases at 0 and norms at 1: then a lost one would not be seen
         for parameter in model.parameters():
             if parameter.dim() == 1:

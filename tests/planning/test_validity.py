@@ -234,3 +234,13 @@ def test_a_config_that_is_not_json_is_a_finding(configured, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (error,) = findings(configured(f"student.path={tmp_path}"), "sft", 1)
     assert error.value == "llama" and "qwen2_5_vl" in error.allowed
+
+
+def test_a_push_without_a_token_waits_in_a_dry_run_and_stops_a_run(configured, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (found,) = findings(configured("export.push=me/mine"), "export_hf")
+    assert found.key == "HF_TOKEN" and isinstance(found, Pending) and not findings(configured("export.push=me/mine"), "sft")
+    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    assert not findings(configured("export.push=me/mine"), "export_hf")
+    (found,) = findings(configured("export.push=mine"), "export_hf")
+    assert found.key == "export.push" and not isinstance(found, Pending)

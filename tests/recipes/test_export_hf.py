@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -58,9 +59,25 @@ def write_run(source: str, folder: str, nemo: str) -> None:
     parallel.destroy()
 
 
-def export(*overrides: str) -> subprocess.CompletedProcess:
+# Python runs it first of all: the hub's API writes down what it is asked instead of asking a network.
+FAKE_HUB = """
+import json, os, types, huggingface_hub
+class HfApi:
+    def __init__(self, token): self.said = {"token": token}
+    def create_repo(self, repo_id, **asked): pass
+    def repo_info(self, repo_id): return types.SimpleNamespace(private=True)
+    def upload_folder(self, repo_id, folder_path, **asked):
+        self.said |= {"repo": repo_id, "files": sorted(os.listdir(folder_path))}
+        with open(os.path.join(os.path.dirname(__file__), "said.json"), "w") as file: json.dump(self.said, file)
+        return types.SimpleNamespace(commit_url="https://hub/me/mine/commit/1")
+huggingface_hub.HfApi = HfApi
+"""
+SECRET = "hf_abcdefghijklmnop"
+
+
+def export(*overrides: str, path: str = "") -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "recipes" / "export_hf.py"), "experiment=miniature", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{path}:{ROOT}".lstrip(":"), "HF_TOKEN": SECRET}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
 
 
@@ -70,12 +87,20 @@ def test_weights_that_two_ranks_trained_come_back_for_transformers(gloo, tmp_pat
     trained = write_random_student(tmp_path / "trained", seed=7)
     run, nemo = tmp_path / "outputs" / "run", tmp_path / "student.nemo"
     gloo(2).run(write_run, str(trained), str(run), str(nemo))
-    out = tmp_path / "exported"
+    out, fake = tmp_path / "exported", tmp_path / "fake"
+    fake.mkdir()
+    (fake / "sitecustomize.py").write_text(FAKE_HUB)
     done = export(
         f"outputs={tmp_path / 'outputs'}", f"export.run={'run' if kind == 'run' else nemo}", f"export.source={source}",
-        f"export.path={out}", "export.verify=true",
+        f"export.path={out}", "export.verify=true", "export.push=me/mine", path=str(fake),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    pushed = json.loads((fake / "said.json").read_text())
+    assert (pushed["token"], pushed["repo"]) == (SECRET, "me/mine")
+    assert {"README.md", "model.safetensors"} <= set(pushed["files"])
+    assert "pushed to https://hub/me/mine/commit/1" in done.stdout and SECRET not in done.stdout + done.stderr
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.parent != fake
+                and SECRET.encode() in file.read_bytes()]  # fmt: skip
     assert "transformers agrees" in done.stdout and ("step_3" in done.stdout) == (kind == "run")
     card = (out / "README.md").read_text()
     assert str(source) in card and "arxiv.org/abs/2510.23497" in card and ("step_3" if kind == "run" else nemo.name) in card

@@ -25,8 +25,16 @@ from vold_nemo.megatron.adoption import append_tokens
 from vold_nemo.megatron.names import hf_names
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What stands beside the weights: config, generation config, tokenizer, processor, chat template, licence.
-_BESIDE = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "additional_chat_templates/*.jinja")
+# What stands beside the weights and is true of the export, too.  Named one by one: adapters, indices of other formats and notes
+# of quantisers and trainers are JSON as well, and change what a loader makes of the folder.
+_BESIDE = (
+    "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "*.model", "*.tiktoken",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "chat_template.json", "*.jinja", "additional_chat_templates/*.jinja",
+    "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
+)  # fmt: skip
 _CHUNK = 8 * 2**20
 
 
@@ -138,7 +146,7 @@ def _check(name: str, streamed: str, tensor: Tensor, entries: dict, seen: set, s
 def _copy_beside(source: Path, aside: Path) -> None:
     for pattern in _BESIDE:
         for file in source.glob(pattern):
-            if file.is_file() and file.name != tensors.INDEX:
+            if file.is_file():
                 target = aside / file.relative_to(source)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)

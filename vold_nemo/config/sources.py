@@ -7,8 +7,10 @@ every rank, is worse than an error at the door.  ``hf download`` fills the cache
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from vold_nemo.config import Config
 
@@ -36,8 +38,26 @@ def local_folder(path: str, revision: str | None = None, kind: str = "model") ->
         return path
 
 
+def at_home(value: Any) -> Any:
+    """``value`` with ``~`` and ``~/...`` in its texts, however deep, as the shell expands them.
+
+    It does so in front of no argument like ``student.path=~/mine``, and in no file.
+    """
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value == "~" or value.startswith("~/") else value
+    if isinstance(value, dict):
+        return {name: at_home(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value))
+        return dataclasses.replace(value, **{name: at_home(getattr(value, name)) for name in fields})
+    return value
+
+
 def with_local_folders(config: Config) -> Config:
-    """``config`` with the folders of student, teacher, start and evaluated models in place of hub ids."""
+    """``config`` with the folders of student, teacher, start and evaluated models in place of hub ids, and homes for ``~``."""
+    config = at_home(config)
     student = dataclasses.replace(config.student, path=local_folder(config.student.path, config.student.revision))
     teacher, *more = (
         dataclasses.replace(one, path=local_folder(one.path, one.revision))

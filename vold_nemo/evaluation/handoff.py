@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import Config, ConfigError
+from vold_nemo.config.json_files import read_object
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.prompts import question_text
 from vold_nemo.data.rejected import Rejected
@@ -67,7 +68,8 @@ def write_script(config: Config) -> Path:
         raise ConfigError(
             "handoff.model", options.model, "an exported checkpoint folder", "run recipes/export_hf.py first"
         )
-    known, family = MODELS[options.tool], json.loads((Path(options.model) / "config.json").read_text()).get("model_type")
+    about = read_object(Path(options.model) / "config.json", "export the checkpoint again")
+    known, family = MODELS[options.tool], about.get("model_type")
     if family not in known:
         mend = "give a checkpoint of these families, or another handoff.tool"
         raise ConfigError(f"handoff.model: {options.model}: model_type", family, " | ".join(known), mend)

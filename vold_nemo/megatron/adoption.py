@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import Config, ConfigError, TeacherConfig
+from vold_nemo.config.json_files import read_object
 from vold_nemo.data.templates import load_tokenizer
 from vold_nemo.data.vocabulary import VocabularyContract, first_difference
 from vold_nemo.megatron import architecture
@@ -92,7 +93,7 @@ def adopt(student, rows: int, teacher) -> dict[int, tuple[int, ...]]:
 def tokens_of(folder: Path) -> list[dict[str, Any]]:
     """The added tokens that the files of a checkpoint list; none without a ``tokenizer.json``."""
     file = folder / "tokenizer.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []) if file.is_file() else []
+    return read_object(file, "copy the tokenizer again").get("added_tokens", []) if file.is_file() else []
 
 
 def append_tokens(folder: Path, tokens: Iterable[dict[str, Any]]) -> Sequence[str]:
@@ -108,7 +109,7 @@ def append_tokens(folder: Path, tokens: Iterable[dict[str, Any]]) -> Sequence[st
     def change(name: str, edit) -> None:
         file = folder / name
         if file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_object(file, "copy the tokenizer again")
             edit(content)
             file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

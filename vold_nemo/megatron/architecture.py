@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 
 from vold_nemo.config import ConfigError, ParallelConfig
 from vold_nemo.config.check import check
-from vold_nemo.megatron import tensors
+from vold_nemo.config.json_files import read_object
+from vold_nemo.megatron import forms, tensors
+from vold_nemo.megatron.hf_config import OWN, UNBUILT, TextConfig
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,32 @@ class Family:
     qk_norm: bool
     experts: bool = False  # every layer's feed-forward part is a mixture of experts
     packed: bool = False  # all experts of a layer lie in one tensor on disk
+    nested: bool = False  # the language model's keys are always in `text_config`
+    head_dim: bool = False  # its config class has this key, with a default; otherwise hidden / heads
+    rope: tuple[str, ...] = ("default",)  # names of the plain rotary embedding
 
 
+_MROPE = ("default", "mrope")  # positions in three axes, which are the same for text
+_QWEN3_VL = Family(qkv_bias=False, qk_norm=True, head_dim=True)
+_QWEN3_VL_MOE = replace(_QWEN3_VL, experts=True, packed=True)
 FAMILIES = {
     "qwen2": Family(qkv_bias=True, qk_norm=False),
-    "qwen2_5_vl": Family(qkv_bias=True, qk_norm=False),
-    "qwen2_5_vl_text": Family(qkv_bias=True, qk_norm=False),
-    "qwen3": Family(qkv_bias=False, qk_norm=True),
+    "qwen2_5_vl": Family(qkv_bias=True, qk_norm=False, rope=_MROPE),  # older files are flat
+    "qwen2_5_vl_text": Family(qkv_bias=True, qk_norm=False, rope=_MROPE),
+    "qwen3": Family(qkv_bias=False, qk_norm=True, head_dim=True),
     # DeepStack adds image features to the first layers' outputs at image positions; text has none, and is Qwen3's.
-    "qwen3_vl": Family(qkv_bias=False, qk_norm=True),
-    "qwen3_vl_text": Family(qkv_bias=False, qk_norm=True),
+    "qwen3_vl": replace(_QWEN3_VL, nested=True),
+    "qwen3_vl_text": _QWEN3_VL,
     "qwen3_moe": Family(qkv_bias=False, qk_norm=True, experts=True),
-    "qwen3_vl_moe": Family(qkv_bias=False, qk_norm=True, experts=True, packed=True),
-    "qwen3_vl_moe_text": Family(qkv_bias=False, qk_norm=True, experts=True, packed=True),
+    "qwen3_vl_moe": replace(_QWEN3_VL_MOE, nested=True),
+    "qwen3_vl_moe_text": _QWEN3_VL_MOE,
 }
 
 # Where a checkpoint's files keep the language backbone: the classic layout, and that of transformers 5's modules.
 TEXT_PREFIXES = ("model.", "model.language_model.")
 HEAD = "lm_head.weight"
+_FULL = "full_attention"
+_OTHER = "config.json is another model's: copy it again from where the weights came from"
 PUBLISHED = Path(__file__).parent / "published"  # values of published config.json files, each saying where it was read
 _SAME_SHAPE = {"Qwen3-4B": "Qwen3-4B-Instruct-2507"}  # a later training of the same model
 
@@ -84,50 +95,48 @@ class Architecture:
         :raises ConfigError: for a model type or a setting that the Megatron model does not have.
         """
         family = config.get("model_type")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise ConfigError(f"{source}: model_type", family, " | ".join(FAMILIES), "use a model of these families")
-        text = config.get("text_config") or config  # older Qwen2.5-VL configs are flat
-        _refuse(source, text, "hidden_act", ("silu",), absent="silu")
-        _refuse(source, text, "use_sliding_window", (False, None), absent=None)
-        _refuse(source, text, "attention_dropout", (0, 0.0, None), absent=None)
-        if not FAMILIES[family].qkv_bias:
-            _refuse(source, text, "attention_bias", (False, None), absent=None)
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        _refuse(source, rope, "rope_type", ("default", "mrope"), absent=rope.get("type", "default"))
-        tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-        mixture = {}
-        if FAMILIES[family].experts:
-            _refuse(source, text, "decoder_sparse_step", (1,), absent=1)
-            _refuse(source, text, "mlp_only_layers", ([], None), absent=None)
-            mixture = dict(
-                # transformers 5 writes num_experts as num_local_experts
-                experts=_integer(source, text, "num_experts" if "num_experts" in text else "num_local_experts"),
-                experts_per_token=_integer(source, text, "num_experts_per_tok"),
-                expert_ffn=_integer(source, text, "moe_intermediate_size"),
-                # Qwen3-VL's code always normalises and its config class has no such key
-                router_normalised=family != "qwen3_moe" or bool(text.get("norm_topk_prob", False)),
-                experts_packed=FAMILIES[family].packed,
-                experts_transposed=FAMILIES[family].packed,
-            )
-        heads = _integer(source, text, "num_attention_heads")
-        hidden = _integer(source, text, "hidden_size")
+        kind = FAMILIES[family]
+        text = TextConfig(config, source, flat=not kind.nested)
+        text.refuse("hidden_act", ("silu",), absent="silu")
+        text.refuse("use_sliding_window", (False, None), absent=None)
+        text.refuse("attention_dropout", (0, None), absent=None)
+        text.refuse("per_layer_config", ({}, None), absent=None)
+        if not kind.qkv_bias:
+            text.refuse("attention_bias", (False, None), absent=None)
+        layers = text.integer("num_hidden_layers")
+        types = text.said("layer_types")
+        if types is not None and (not isinstance(types, list) or len(types) != layers or any(one != _FULL for one in types)):
+            raise text.error("layer_types", types, f"{_FULL} for each of the {layers} layers", UNBUILT)
+        heads, hidden = text.integer("num_attention_heads"), text.integer("hidden_size")
+        kv_groups = text.integer("num_key_value_heads")
+        if heads % kv_groups:
+            raise text.error("num_key_value_heads", kv_groups, f"a divisor of the {heads} attention heads", OWN)
+        by_class = kind.head_dim or text.said("head_dim") is not None
+        head_dim = text.integer("head_dim") if by_class else hidden // heads
+        if head_dim < 2 or head_dim % 2:
+            raise text.error("head_dim", head_dim, "an even number: the rotary embedding turns pairs", OWN)
+        if family.startswith("qwen2_5_vl") and head_dim * heads != hidden:
+            raise text.error("hidden_size", hidden, f"{heads} heads of {head_dim}", OWN)
+        tied = text.tied()
         return cls(
             family=family,
             hidden=hidden,
-            layers=_integer(source, text, "num_hidden_layers"),
+            layers=layers,
             heads=heads,
-            kv_groups=text.get("num_key_value_heads") or heads,
-            head_dim=text.get("head_dim") or hidden // heads,
-            ffn=_integer(source, text, "intermediate_size"),
-            vocabulary=_integer(source, text, "vocab_size"),
+            kv_groups=kv_groups,
+            head_dim=head_dim,
+            ffn=text.integer("intermediate_size"),
+            vocabulary=text.integer("vocab_size"),
             tied=tied,
-            qkv_bias=FAMILIES[family].qkv_bias,
-            qk_norm=FAMILIES[family].qk_norm,
-            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 10000.0))),
-            rms_eps=float(text.get("rms_norm_eps", 1e-6)),
-            max_positions=_integer(source, text, "max_position_embeddings"),
+            qkv_bias=kind.qkv_bias,
+            qk_norm=kind.qk_norm,
+            rope_theta=text.rope_theta(kind.rope),
+            rms_eps=text.number("rms_norm_eps"),
+            max_positions=text.integer("max_position_embeddings"),
             head_on_disk=not tied,
-            **mixture,
+            **(_mixture(text, family) if kind.experts else {}),
         )
 
     def stages(self, pipeline: int) -> tuple[int, ...]:
@@ -150,19 +159,31 @@ class Architecture:
         return bisect_right(list(accumulate(self.stages(pipeline))), layer)
 
 
-def _integer(source: str, config: dict, key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{source}: {key}", value, "a positive integer", "give the checkpoint's own config.json")
-    return value
-
-
-def _refuse(source: str, config: dict, key: str, allowed: tuple, absent: Any) -> None:
-    value = config.get(key, absent)
-    if value not in allowed:
-        raise ConfigError(
-            f"{source}: {key}", value, " | ".join(map(str, allowed)), "this is not implemented: use another model"
-        )
+def _mixture(text: TextConfig, family: str) -> dict[str, Any]:
+    """The fields of :class:`Architecture` that a mixture of experts has."""
+    text.refuse("decoder_sparse_step", (1,), absent=1)
+    text.refuse("mlp_only_layers", ([], None), absent=None)
+    experts = text.either("num_experts", "num_local_experts")  # transformers 5 writes the second
+    chosen = text.integer("num_experts_per_tok")
+    if chosen > experts:
+        raise text.error("num_experts_per_tok", chosen, f"at most the {experts} experts", OWN)
+    if family == "qwen3_moe":
+        normalised = text.flag("norm_topk_prob")
+    else:  # Qwen3-VL's code always normalises, and its config class has no such key; other engines may read it
+        text.refuse("norm_topk_prob", (True, None), absent=None)
+        normalised = True
+    if normalised and chosen == 1:
+        raise text.error("num_experts_per_tok", 1, "2 or more where probabilities are normalised (norm_topk_prob)",
+                         "one expert of weight 1 leaves its router without a gradient, and megatron-core refuses it: "
+                         "use another model")
+    return dict(
+        experts=experts,
+        experts_per_token=chosen,
+        expert_ffn=text.integer("moe_intermediate_size"),
+        router_normalised=normalised,
+        experts_packed=FAMILIES[family].packed,
+        experts_transposed=FAMILIES[family].packed,
+    )
 
 
 def read(path: str | Path) -> Architecture:
@@ -176,12 +197,11 @@ def read(path: str | Path) -> Architecture:
         return _published(known, str(path))
     folder = Path(path)
     file = folder / "config.json"
+    forms.refuse_adapter(folder)
     if not file.is_file():
         raise ConfigError("checkpoint", str(path), "a folder with config.json", "give a Hugging Face checkpoint folder")
-    try:
-        config = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(str(file), str(error), "a JSON object", "download the checkpoint again") from error
+    config = read_object(file, "download the checkpoint again")
+    forms.refuse_quantised(folder, config)
     arch = Architecture.from_hf(config, source=str(file))
     names = tensors.listing(folder)
     for prefix in TEXT_PREFIXES:
@@ -189,10 +209,19 @@ def read(path: str | Path) -> Architecture:
             if embedding.shape != (arch.vocabulary, arch.hidden):
                 raise ConfigError(f"{file}: vocab_size, hidden_size", [arch.vocabulary, arch.hidden],
                                   f"{list(embedding.shape)}, the shape of {prefix}embed_tokens.weight",
-                                  "config.json is another model's: copy it again from where the weights came from")
+                                  _OTHER)
+            if (layers := _layers(names, prefix)) != arch.layers:
+                raise ConfigError(f"{file}: num_hidden_layers", arch.layers, f"{layers}, as many as the weights have", _OTHER)
             return _with_layout(arch, prefix, names)
     expected = " | ".join(f"{prefix}embed_tokens.weight" for prefix in TEXT_PREFIXES)
     raise ConfigError(str(folder), "no token embedding", expected, "give a complete checkpoint in safetensors format")
+
+
+def _layers(names: Iterable[str], prefix: str) -> int:
+    """How many decoder layers there are tensors of."""
+    start = f"{prefix}layers."
+    numbers = {name[len(start) :].partition(".")[0] for name in names if name.startswith(start)}
+    return len({number for number in numbers if number.isdecimal()})
 
 
 def published() -> dict[str, Architecture]:

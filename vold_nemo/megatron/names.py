@@ -182,6 +182,16 @@ def hf_names(arch: Architecture) -> list[str]:
     return names
 
 
+def passed_over(name: str, arch: Architecture) -> bool:
+    """Whether tensor ``name``, though under the backbone's prefix, is none of its weights; an export carries it along.
+
+    Buffers of the rotary embedding, which older tools stored in every layer and transformers computes anew; the vision tower
+    where newer names (``model.visual``) stand beside older ones (``model.layers``).
+    """
+    sees = "vl" in arch.family.split("_")
+    return name.endswith(".rotary_emb.inv_freq") or (sees and name.startswith(f"{arch.text_prefix}visual."))
+
+
 def _ordered(arch: Architecture) -> Iterator[tuple[Rule, int | None]]:
     rules = table(arch)
     per_layer = [rule for rule in rules if "{layer}" in rule.megatron]

@@ -20,7 +20,7 @@ from torch import Tensor
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import fp8, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture, read
-from vold_nemo.megatron.names import SLICE, Block, Placement, head, placements, stage_of
+from vold_nemo.megatron.names import SLICE, Block, Placement, head, passed_over, placements, stage_of
 from vold_nemo.megatron.parallel import Layout
 
 
@@ -59,11 +59,14 @@ class Files:
         return matrix.t() if transposed else matrix
 
     def _view(self, name: str):
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         file = self.entries[name].file
         if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except SafetensorError as error:
+                raise ConfigError(str(file), str(error), "a safetensors file", "copy the checkpoint again") from error
         return self._open[file].get_slice(name)
 
 
@@ -135,8 +138,11 @@ def check_names(arch: Architecture, source: Source, tensor: int, padded: int) ->
                 raise ConfigError(str(folder), f"{name} {list(entries[name].shape)}",
                                   f"{name} {list(shape)}, part of {place.megatron}",
                                   "config.json and weights do not fit: copy the checkpoint again")
+            if entries[name].dtype not in tensors.FLOATS:  # a copy would take packed or scaled numbers for weights
+                raise ConfigError(f"{folder}: {name}", entries[name].dtype, " | ".join(tensors.FLOATS),
+                                  "use an unquantised checkpoint")
     for name in entries:
-        if (name == HEAD or name.startswith(arch.text_prefix)) and name not in known:
+        if (name == HEAD or name.startswith(arch.text_prefix)) and name not in known and not passed_over(name, arch):
             raise ConfigError(str(folder), name, f"tensors of {arch.family} that names.TABLES maps to Megatron parameters",
                               "this tensor would be lost: use a checkpoint of this architecture")
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vold_nemo.checkpoint import hub
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
 from vold_nemo.config.check import check
 from vold_nemo.config.launcher import launched_world
@@ -58,7 +59,20 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
             trace_files(config.traces.path)
         except ConfigError as error:
             errors.append(Pending.of(error))
+    if verb == "export_hf" and config.export.push is not None:
+        errors += _push(config.export.push)
     return errors
+
+
+def _push(repo: str) -> Iterator[ConfigError]:
+    try:
+        hub.check_name(repo)
+    except ConfigError as error:
+        yield error
+    try:
+        hub.token()
+    except ConfigError as error:
+        yield Pending.of(error)
 
 
 def _rehearsed(config: Config) -> tuple[str, ...]:

@@ -17,6 +17,9 @@ class ExportConfig:
     path: str | None = key(None, "null = <outputs>/<run>/hf")
     max_shard_bytes: int = key(5_000_000_000, "of one safetensors file", bound=POSITIVE)
     verify: bool = key(False, "load with transformers and compare log-probs in fp32: holds the student whole, twice")
+    results: str = key("${evaluate.path}/results.json", "scores for the model card, where an arm has this export's weights")
+    push: str | None = key(None, "user/name on the Hugging Face hub; the token is HF_TOKEN of the environment")
+    private: bool = key(True, "a repository that export.push makes is private")
 
 
 @dataclass
