@@ -94,7 +94,8 @@ HONEST = {
     "prompt: no role; turns of system, user (human), assistant (gpt) are rendered, those of tools are not": {
         "prompt": [{"content": "?"}], "answer": "2"},
     "prompt: tool calls are not rendered": {
-        "prompt": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, {"role": "user", "content": "?"}], "answer": "2"},
+        "prompt": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, {"role": "user", "content": "?"}],
+        "answer": "2"},
     "answer: dict instead of a string or number": {"prompt": "?", "answer": {"value": 2}},
 }  # fmt: skip
 
@@ -110,7 +111,7 @@ def test_messages_that_were_written_as_text_are_messages(tmp_path, capsys):
     shared = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]
     questions = ["[1, 2, 3]: the sum?", '[{"a": 1}]: what is a?', "[{'x': 2}]", '[{"role": "user", "content": "cut o']
     rows = [{"prompt": text, "answer": "2"} for text in (json.dumps(turns), repr(turns), json.dumps(shared), *questions)]
-    prompts, rejected = load(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path)
+    prompts, _ = load(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path)
     assert [prompt.messages for prompt in prompts[:3]] == [turns, turns, [{"role": "user", "content": "1+1?"}]]
     assert [prompt.messages[0]["content"] for prompt in prompts[3:]] == questions
     assert "messages that were written as text are read as messages (3 rows, first: 0)" in capsys.readouterr().err
@@ -174,8 +175,8 @@ def test_numbers_are_read_as_they_were_written_and_gaps_are_missing(tmp_path):
     assert read("short") == (["0.1", "0.33333334", "5", "2.5", "0.001"], "")
     assert read("nested.value[0]") == (["0.1", "2", "3", "4", "5"], "")
     assert read("exact") == (["2.5", "3", "10", "100", "0"], "")
-    rows = write_jsonl(tmp_path / "nan.jsonl", [GOOD, b'{"prompt": "?", "answer": NaN, "id": 3.0}', b'{"prompt": "?", "answer": 7.0, "id": 4.0}'])
-    prompts, rejected = load(rows, tmp_path)
+    rows = [GOOD, b'{"prompt": "?", "answer": NaN, "id": 3.0}', b'{"prompt": "?", "answer": 7.0, "id": 4.0}']
+    prompts, rejected = load(write_jsonl(tmp_path / "nan.jsonl", rows), tmp_path)
     assert ([(p.id, p.answer) for p in prompts], rejected.summary()) == ([("0", "2"), ("4", "7")], "answer: missing 1")
     assert json.loads((tmp_path / "rejected.jsonl").read_text())["id"] == "3"
 

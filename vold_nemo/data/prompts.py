@@ -34,6 +34,8 @@ class Prompt:
     response: str | None = None  # the dataset's own trace, where it was asked for
     sizes: list[tuple[int, int]] = field(default_factory=list, compare=False)  # width, height of each image, upright
     row: int | None = field(default=None, compare=False)  # its number in the set, from 0
+    ids: Any = field(default=None, compare=False, repr=False)  # int32, as the model to be asked reads it (rendering.admit)
+    digest: str | None = field(default=None, compare=False)  # of a row as a run began with it, where it may have changed since
 
     def open_images(self) -> list:
         """The images as RGB ``PIL.Image``, decoded now: a dataset of them would not fit in memory."""

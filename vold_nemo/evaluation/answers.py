@@ -188,10 +188,12 @@ def _answer_pending(arm, path, questions, pending, settings: Settings, score: Sc
     from tqdm import tqdm
 
     from vold_nemo.data.pictures import pixels_digest
-    from vold_nemo.data.templates import eos_ids, load_tokenizer, render_prompt
+    from vold_nemo.data.rendering import Renderer
+    from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.rollout.engine import EnginePrompt, Sampling
 
     tokenizer = load_tokenizer(path)
+    render = Renderer(tokenizer)
     engine = open_engine(path, settings, device, tuple(eos_ids(path, tokenizer)))
     total = sum(len(indices) * (1 if mode == "greedy" else settings.samples) for (_, mode), indices in pending.items())
     with tqdm(total=total, desc=f"{arm}: answers", unit="", dynamic_ncols=True) as bar, store.open("a") as file:
@@ -207,8 +209,10 @@ def _answer_pending(arm, path, questions, pending, settings: Settings, score: Sc
                 members = [questions[kind][i] for i in indices[start : start + block]]
                 pictures = [p.open_images() for p in members]
                 prompts = [
-                    EnginePrompt(render_prompt(tokenizer, p.messages), shown, key=i)
-                    for i, p, shown in zip(indices[start : start + block], members, pictures, strict=True)
+                    EnginePrompt(ids.tolist(), shown, key=i)
+                    for i, ids, shown in zip(
+                        indices[start : start + block], render([p.messages for p in members]), pictures, strict=True
+                    )
                 ]
                 found = engine.generate(prompts, sampling, progress=bar.update)
                 texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in found]

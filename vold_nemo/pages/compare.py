@@ -39,7 +39,7 @@ def _prompts(config: Config, missing: list[str]) -> dict[tuple[str, str], Prompt
         missing.append("No questions are configured (evaluate.benchmarks, evaluate.image): images are not shown.")
         return {}
     try:
-        questions = load_questions(config, writes=False)
+        questions = load_questions(config)
     except ConfigError as error:
         missing.append(f"Images are not shown: {error.key} = {error.value}.")
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,18 @@ def open_image(source: Any) -> Image.Image:
             "a readable image file",
             f"repair or remove the row ({error})",
         ) from error
+
+
+def widening_of(path: str | Path, placeholder: int) -> Callable[[Iterable[tuple[int, int]]], int]:
+    """:meth:`ImagePreparer.widening` of the checkpoint at ``path``, whose image settings are read at the first image."""
+    made: list[ImagePreparer] = []
+
+    def widening(sizes: Iterable[tuple[int, int]]) -> int:
+        if not made:
+            made.append(ImagePreparer(path, placeholder))
+        return made[0].widening(sizes)
+
+    return widening
 
 
 class ImagePreparer:
