@@ -123,13 +123,15 @@ def _require_whole(file: Path) -> None:
 
 
 def quote_text(override: str) -> str:
-    """``verify.fields.truth=final_answer[0]``: brackets in the value of a key that holds text are no list of Hydra's."""
+    """``verify.fields.truth=final_answer[0]``, ``student.path=~/mine``, ``reward.verifier=numeric(0.02)``: what Hydra would
+    take for a list, a deletion or a function of its own is text where the key holds text."""
     key, equals, value = override.partition("=")
-    hint = hint_of(key.lstrip("+"))
-    texts = hint is str or (str in typing.get_args(hint) and typing.get_origin(hint) is not dict)
-    if not equals or not texts or not re.search(r"[\[\]{}(),:~]", value) or "${" in value or value[:1] in ("'", '"'):
-        return override
-    if re.fullmatch(r"[\w./*+-]+(?:\([\w.+-]+\)|:[\w.]+)*", value):  # numeric(0.02), package.module:function: Hydra reads them
+    hint, parent = hint_of(key.lstrip("+")), hint_of(key.lstrip("+").rpartition(".")[0])
+    if typing.get_origin(parent) is dict:  # evaluate.models.mine
+        hint = typing.get_args(parent)[1]
+    texts = hint is str or (str in typing.get_args(hint) and type(None) in typing.get_args(hint))
+    plain = re.sub(r"\$\{[^{}]*\}", "", value)
+    if not equals or not texts or not re.search(r"[\[\]{}(),:~]", plain) or value[:1] in ("'", '"'):
         return override
     escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")
     return f"{key}='{escaped}'"

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import socket
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +192,7 @@ def _read(file: Path) -> Found | None:
     try:
         with np.load(file, allow_pickle=False) as kept:
             ids, ends, reasons = kept["ids"], kept["ends"].tolist(), json.loads(kept["reasons"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError):  # not there, or cut off by a full disk: it is made again
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or cut off: made again
         return None
     found: Found = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     for place, reason in reasons.items():

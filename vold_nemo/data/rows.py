@@ -275,6 +275,24 @@ def _as_written(kind: Any) -> Callable[[Any], Any] | None:
     return None
 
 
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Hub libraries that look into their caches alone: data are fetched by recipes/prefetch.py, and a typing error would
+    otherwise be looked for on the network, for most of a minute."""
+    import datasets
+    import huggingface_hub.constants
+
+    places = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    kept = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(places, kept, strict=True):
+            setattr(module, name, value)
+
+
 def _dataset_rows(config: DatasetConfig) -> Iterator[dict]:
     """A ``save_to_disk`` folder, a hub set's snapshot or its clone, through ``datasets``, as Arrow batches."""
     import datasets
@@ -287,8 +305,9 @@ def _dataset_rows(config: DatasetConfig) -> Iterator[dict]:
                 dataset = dataset[config.split]
         elif path.is_dir():  # a stream: the files are read where they lie, and no Arrow copy of them is made
             dataset = datasets.load_dataset(str(path), name=config.subset, split=config.split, streaming=True)
-        else:  # what only the cache of `datasets` holds, or a script of a set's own
-            dataset = datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
+        else:  # what only the cache of `datasets` holds
+            with _offline():
+                dataset = datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
     except Exception as error:  # hub, cache and builder errors share no base class
         raise ConfigError(
             "data path", f"{config.path}, subset {config.subset}, split {config.split}",
