@@ -71,7 +71,8 @@ class Renderer:
         if not texts:
             return []
         try:
-            return self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template has written the special tokens
+            # the template has written the special tokens; quiet about length, which Room looks at
+            return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         except Exception as error:  # one text of the block: it alone is refused
             if len(texts) == 1:
                 return [f"prompt: the tokenizer refuses it ({type(error).__name__}: {str(error)[:120]})"]
