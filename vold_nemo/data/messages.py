@@ -77,7 +77,11 @@ def append_text(message: dict[str, Any], text: str) -> None:
 
 def is_unicode(text: str) -> bool:
     """False for half a surrogate pair, which neither a tokenizer nor a terminal takes."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _written_messages(text: str) -> list[dict] | None:

@@ -120,6 +120,8 @@ class VOLDInputs:
                 asked, renderer, room, rejected, f"vold.validation, {name}", cache=cache, writes=first
             )
         if first:
+            if rejected.count():
+                print(f"rejected {rejected.count()} rows ({rejected.summary()}): {rejected.path}")
             said = report_keys(((p.id, p.answer, p.verifier) for p in prompts if p.id not in without), verifier)
             for report in said:
                 print("\n".join(report.describe()))
@@ -152,6 +154,9 @@ class VOLDInputs:
             named = ", ".join(config.data.without[:8])
             _warn(f"this run goes on without {len(config.data.without)} rows (data.without): {named}")
         began = known_rows.read(self.folder) if goes_on else None
+        known = {prompt.id for prompt in prompts} | {name for name, _ in began or ()}
+        if first and (unknown := [name for name in config.data.without if name not in known]):
+            _warn(f"data.without: {', '.join(unknown[:8])} stand for no row of data.prompts")
         if began is not None:
             return known_rows.restore(prompts, began, config.data.without)
         if first and not goes_on:
@@ -161,7 +166,9 @@ class VOLDInputs:
 
     def texts(self, prompts: Sequence[Prompt], count: int) -> list[list[int]]:
         """``count`` prompts as the student reads them, at most: what an FP8 teacher is probed with."""
-        return list(itertools.islice((render_prompt(self.tokenizer, prompt) for prompt in prompts), count))
+        asked = (prompt for prompt in prompts if prompt.id not in self.config.data.without)
+        ids = (render_prompt(self.tokenizer, one) if one.ids is None else one.ids.tolist() for one in asked)
+        return list(itertools.islice(ids, count))
 
     def sampler(
         self, engine: RolloutEngine, prompts: list[Prompt], validation: dict[str, list[Prompt]], layout

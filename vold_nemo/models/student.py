@@ -274,7 +274,8 @@ class MegatronStudent(ModelPT):
         if "data" in extra and extra["data"] not in self.data_names():
             raise ConfigError(
                 "data", "not what this run began with", "the same rows, seed, batch size and mixture to go on with",
-                f"restore them, or start a new run from the exported weights of {found}",
+                "restore them, or go on without those that are rejected now (rejected.jsonl): data.without=[ids]; or start a "
+                f"new run from the exported weights of {found}",
             )  # fmt: skip
         self.load_extra_state(extra)
         run.resume_at(step)
