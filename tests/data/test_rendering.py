@@ -152,3 +152,23 @@ def test_57_000_prompts_take_a_minute_at_most(tokenizer):
     began = time.perf_counter()
     assert len(rendered(rows, Renderer(tokenizer))) == 57_000
     assert time.perf_counter() - began < 60
+
+
+def test_a_trace_whose_prompt_no_student_can_be_asked_is_a_rejected_line(tokenizer, tmp_path):
+    from vold_nemo.data.traces import load_traces
+
+    answer = [ID["six"], tokenizer.eos_token_id]
+    lines = [
+        {"id": f"q{i}", "sample": 0, "messages": messages, "finish": "stop", "response": "six", "response_ids": answer}
+        for i, messages in enumerate([user("six"), user("<|im_end|>"), user("solve \ud83d this"), ["not a turn"], user("six")])
+    ]
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rejected = Rejected(tmp_path / "rejected.jsonl", 0.7)
+    examples, counts = load_traces(
+        tmp_path / "traces.jsonl", tokenizer, max_length=99, rejected=rejected, end_ids=[tokenizer.eos_token_id]
+    )
+    assert [example.name for example in examples] == ["q0/0", "q4/0"] and counts.kept == 2
+    prompt = render_prompt(tokenizer, user("six"))
+    assert examples[0].ids.tolist() == [*prompt, *answer] and examples[0].prompt_length == len(prompt)
+    said = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert {(line["row"], line.get("id")) for line in said} == {(1, "q1/0"), (2, "q2/0"), (3, None)}
