@@ -226,7 +226,7 @@ class Sampler:
 
         def gone(place: int, index: int) -> bool:  # the run's own verifier is no row's fault
             said = reasons[place * samples : (place + 1) * samples]
-            return self.prompts[index].verifier is not None and bool(said) and all(NOT_JUDGED in one for one in said)
+            return bool(said) and all(NOT_JUDGED in one for one in said) and self.prompts[index].verifier is not None
 
         found = {place: index for place, index in enumerate(prompts) if gone(place, index)}
         self._skip({index: reasons[place * samples] for place, index in found.items()})
