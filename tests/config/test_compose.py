@@ -99,3 +99,21 @@ def test_a_map_may_be_given_whole():
     given = ["evaluate.models={a: x/y}", "data.mixture={a: 1, b: 2}"]
     config = compose(HydraArguments.parse(given).overrides)
     assert (config.evaluate.models, config.data.mixture) == ({"a": "x/y"}, {"a": 1, "b": 2})
+
+
+def test_text_with_brackets_braces_and_a_home_needs_no_quotes(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = [
+        "verify.fields.truth=final_answer[0]", "data.prompts.fields.answer=[1].ground_truth.value",
+        "evaluate.text.path=~/q.jsonl",
+        "evaluate.text.fields.prompt=messages[-1]['content']", "student.path=~/models/mine", "evaluate.models.mine=~/b",
+        "reward.verifier=numeric(0.02)", "data.instruction=Think (briefly), then: {answer}", "data.without=[a-1,b]",
+        "verify.answers=${outputs}/x[1].jsonl", "teacher.path='kept as it is'", "outputs=here",
+    ]  # fmt: skip
+    config = compose(HydraArguments.parse(given).overrides)
+    assert (config.verify.fields.truth, config.data.prompts.fields.answer) == ("final_answer[0]", "[1].ground_truth.value")
+    assert (config.evaluate.text.path, config.evaluate.text.fields.prompt) == ("/home/me/q.jsonl", "messages[-1]['content']")
+    assert (config.student.path, config.evaluate.models["mine"]) == ("/home/me/models/mine", "/home/me/b")
+    assert (config.reward.verifier, config.data.instruction) == ("numeric(0.02)", "Think (briefly), then: {answer}")
+    assert (config.data.without, config.verify.answers) == (["a-1", "b"], "here/x[1].jsonl")
+    assert config.teacher.path == "kept as it is"

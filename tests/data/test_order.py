@@ -60,3 +60,25 @@ REFUSED = [{"math": 1}, {"math": 1, "code": 1, "art": 1}, {"math": 0, "code": 0}
 def test_a_mixture_that_does_not_fit_the_sources_is_refused(mixture):
     with pytest.raises(ConfigError, match=r"data\.mixture"):
         Order(4, 2, seed=1, sources=["math", "math", "code", "code"], mixture=mixture)
+
+
+def test_rows_left_out_move_no_other_row():
+    whole, less = Order(20, 4, seed=3), Order(20, 4, seed=3, without=[2, 11])
+    for step in range(15):
+        drawn, asked = less.indices(step), whole.indices(step)
+        assert not {2, 11} & set(drawn) and len(set(drawn)) == 4
+        assert [a for a, b in zip(asked, drawn, strict=True) if a != b] == [a for a in asked if a in (2, 11)]
+        assert drawn == Order(20, 4, seed=3, without=[11, 2]).indices(step)
+    assert whole.name("rows") == less.name("rows")
+
+
+def test_what_comes_instead_is_of_the_same_source_and_new_to_the_batch_where_that_can_be():
+    sources = ["a"] * 6 + ["b"] * 6
+    order = Order(12, 6, 0, sources=sources, mixture={"a": 1, "b": 1}, without=[0, 7])
+    for step in range(20):
+        drawn = order.indices(step)
+        assert sum(sources[index] == "a" for index in order.indices(2 * (step // 2)) + order.indices(2 * (step // 2) + 1)) == 6
+        assert not {0, 7} & set(drawn)
+    assert set(Order(3, 3, 0, without=[0, 1]).indices(0)) == {2}
+    with pytest.raises(ConfigError, match=r"data\.without"):
+        Order(2, 1, 0, without=[0, 1])

@@ -2,6 +2,7 @@
 
 import io
 import json
+from decimal import Decimal
 
 import pytest
 from PIL import Image
@@ -79,6 +80,124 @@ def test_rejected_rows_of_an_earlier_run_do_not_stay(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [GOOD, {"prompt": "?"}])
     load(path, tmp_path), load(path, tmp_path)
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 1
+
+
+HALF = "solve \ud83d this"
+HONEST = {
+    "prompt: not Unicode text (half a surrogate pair)": {"prompt": HALF, "answer": "2"},
+    "answer: not Unicode text (half a surrogate pair)": {"prompt": "?", "answer": HALF},
+    "id: not Unicode text (half a surrogate pair)": {"id": HALF, "prompt": "?", "answer": "2"},
+    "prompt: role 'observation'; turns of system, user (human), assistant (gpt) are rendered, those of tools are not": {
+        "prompt": [{"from": "human", "value": "?"}, {"from": "observation", "value": "{}"}], "answer": "2"},
+    "prompt: role '[1]'; turns of system, user (human), assistant (gpt) are rendered, those of tools are not": {
+        "prompt": [{"role": [1], "content": "?"}], "answer": "2"},
+    "prompt: no role; turns of system, user (human), assistant (gpt) are rendered, those of tools are not": {
+        "prompt": [{"content": "?"}], "answer": "2"},
+    "prompt: tool calls are not rendered": {
+        "prompt": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}, {"role": "user", "content": "?"}],
+        "answer": "2"},
+    "answer: dict instead of a string or number": {"prompt": "?", "answer": {"value": 2}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", HONEST)
+def test_what_no_tokenizer_or_template_takes_is_a_bad_row_that_says_so(tmp_path, reason):
+    prompts, rejected = load(write_jsonl(tmp_path / "data.jsonl", [GOOD, HONEST[reason]]), tmp_path)
+    assert (len(prompts), rejected.summary()) == (1, f"{reason} 1")
+
+
+def test_messages_that_were_written_as_text_are_messages(tmp_path, capsys):
+    turns = [{"role": "system", "content": "Think."}, {"role": "user", "content": 'Is "a" a letter?'}]
+    shared = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]
+    questions = ["[1, 2, 3]: the sum?", '[{"a": 1}]: what is a?', "[{'x': 2}]", '[{"role": "user", "content": "cut o']
+    rows = [{"prompt": text, "answer": "2"} for text in (json.dumps(turns), repr(turns), json.dumps(shared), *questions)]
+    prompts, _ = load(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path)
+    assert [prompt.messages for prompt in prompts[:3]] == [turns, turns, [{"role": "user", "content": "1+1?"}]]
+    assert [prompt.messages[0]["content"] for prompt in prompts[3:]] == questions
+    assert "messages that were written as text are read as messages (3 rows, first: 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kinds"),
+    [
+        ([{"type": "text", "text": "<image>\nwhat"}], ["image", "text"]),
+        ([{"type": "text", "text": "is "}, {"type": "text", "text": "<image> it"}], ["text", "image", "text"]),
+        ("<|vision_start|><|image_pad|><|vision_end|>what", ["image", "text"]),
+        ("what is <|image_pad|>", ["text", "image"]),
+        ([{"type": "text", "text": "what"}], ["image", "text"]),
+    ],
+)
+def test_every_way_to_mark_an_image_gives_one_part(tmp_path, prompt, kinds):
+    (tmp_path / "card.png").write_bytes(png())
+    content = prompt if isinstance(prompt, str) else [{"role": "user", "content": prompt}]
+    rows = [{"prompt": content, "answer": "2", "pictures": "card.png"}]
+    (found,), _ = load(write_jsonl(tmp_path / "data.jsonl", rows), tmp_path, image="pictures")
+    assert [part["type"] for part in found.messages[0]["content"]] == kinds
+    assert not any("image" in part.get("text", "") for part in found.messages[0]["content"])
+    assert found.sizes == [(28, 28)]
+
+
+def test_marks_that_do_not_match_the_images_are_refused_and_a_mark_without_an_image_column_is_told(tmp_path, capsys):
+    (tmp_path / "card.png").write_bytes(png())
+    both = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image>\nwhat"}]}]
+    rows = [
+        {**GOOD, "pictures": "card.png"},
+        {"prompt": both, "answer": "2", "pictures": "card.png"},
+        {"prompt": "<image>\nwhat", "answer": "2"},
+    ]
+    path = write_jsonl(tmp_path / "data.jsonl", rows)
+    _, rejected = load(path, tmp_path, image="pictures")
+    assert rejected.summary() == "image: 1 given, 2 in the prompt (1 as parts, 1 as marks) 1, image: 0 given, 1 in the prompt 1"
+    prompts, _ = load(write_jsonl(tmp_path / "text.jsonl", rows[2:]), tmp_path)
+    assert prompts[0].messages[0]["content"] == "<image>\nwhat"
+    assert "the mark <image> stands in a prompt without images" in capsys.readouterr().err
+
+
+def test_numbers_are_read_as_they_were_written_and_gaps_are_missing(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "answer": pyarrow.array([5.0, None, 0.25, float("nan"), float("inf")]),
+        "short": pyarrow.array([0.1, 1 / 3, 5, 2.5, 1e-3], pyarrow.float32()),
+        "nested": pyarrow.array([{"value": [x]} for x in (0.1, 2, 3, 4, 5)], pyarrow.struct(
+            [("value", pyarrow.list_(pyarrow.float32()))])),
+        "exact": pyarrow.array([Decimal(x) for x in ("2.50", "3", "10", "100", "0")], pyarrow.decimal128(9, 2)),
+        "prompt": [str(i) for i in range(5)],
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "data.parquet")
+
+    def read(answer):
+        prompts, rejected = load(tmp_path / "data.parquet", tmp_path, answer=answer)
+        return [prompt.answer for prompt in prompts], rejected.summary()
+
+    assert read("answer") == (["5", "0.25"], "answer: missing 3")
+    assert read("short") == (["0.1", "0.33333334", "5", "2.5", "0.001"], "")
+    assert read("nested.value[0]") == (["0.1", "2", "3", "4", "5"], "")
+    assert read("exact") == (["2.5", "3", "10", "100", "0"], "")
+    rows = [GOOD, b'{"prompt": "?", "answer": NaN, "id": 3.0}', b'{"prompt": "?", "answer": 7.0, "id": 4.0}']
+    prompts, rejected = load(write_jsonl(tmp_path / "nan.jsonl", rows), tmp_path)
+    assert ([(p.id, p.answer) for p in prompts], rejected.summary()) == ([("0", "2"), ("4", "7")], "answer: missing 1")
+    assert json.loads((tmp_path / "rejected.jsonl").read_text())["id"] == "3"
+
+
+@pytest.mark.parametrize("name", ["marked.jsonl", "marked.json", "lines.json", "array.jsonl", "wide.jsonl", "wide.json"])
+def test_lines_and_arrays_are_read_under_either_name_with_marks_and_carriage_returns(tmp_path, name):
+    rows = [{"prompt": f"{i}+1é?", "answer": str(i + 1)} for i in range(3)]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\r\n"
+    array = json.dumps(rows, ensure_ascii=False, indent=1)
+    text = array if name in ("marked.json", "array.jsonl") else lines
+    (tmp_path / name).write_bytes(text.encode("utf-16" if name.startswith("wide") else "utf-8-sig"))
+    prompts, rejected = load(tmp_path / name, tmp_path)
+    assert [(p.messages[0]["content"], p.answer) for p in prompts] == [(row["prompt"], row["answer"]) for row in rows]
+    assert rejected.count() == 0
+
+
+def test_a_file_of_one_object_says_which_of_its_lists_may_be_meant(tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps({"version": 1, "data": [GOOD]}))
+    with pytest.raises(ConfigError, match="one JSON array") as error:
+        load(tmp_path / "data.json", tmp_path)
+    assert "data" in error.value.mend
 
 
 def test_an_id_that_appears_twice_is_rejected(tmp_path):

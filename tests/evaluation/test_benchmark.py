@@ -67,6 +67,7 @@ def test_results_are_what_the_answers_say(world, tmp_path):
             right = sum(row["extracted"] == row["truth"] for row in greedy)
             assert (entry.n, entry.correct, entry.value) == (n, right, right / n)
             assert entry.low <= entry.value <= entry.high
+            assert all(len(row.get("pixels") or []) == row["question"].count("▢") for row in greedy)
             sampled = [row["reward"] for row in rows if row["set"] == kind and row["mode"] == "sampled"]
             assert entry.sampled.value == pytest.approx(sum(sampled) / len(sampled)) and entry.sampled.samples == 3
     assert [(d.first, d.second) for d in results.differences["image"]] == [("sft", "base")]

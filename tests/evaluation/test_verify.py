@@ -123,3 +123,31 @@ def test_the_command_prints_a_table_and_leaves_with_2_where_there_is_nothing_to_
     assert "boxed" in done.stdout and "3 answers in" in done.stdout
     missing = call()
     assert missing.returncode == CONFIGURATION_ERROR and "verify.answers = None" in missing.stderr
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are_and_with_the_verb_s_own_key(tmp_path):
+    for rows in (3, 150):
+        with pytest.raises(ConfigError) as error:
+            run(tmp_path, [json.dumps({"answer_text": "x", "truth": "7"})] * rows, "verify.fields.response=answer_txt")
+        assert error.value.key == "verify.fields.response"
+        assert "answer_text, truth" in error.value.allowed and error.value.mend == "did you mean answer_text?"
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path, [json.dumps({"text": 7, "truth": "7"})] * 3, "verify.fields.verifier=null")
+    assert "verify.fields.*" in error.value.mend and "data.*.fields" not in error.value.mend
+
+
+def test_truths_are_read_as_training_reads_keys(tmp_path):
+    rows = [{"text": r"\boxed{5}", "truth": truth} for truth in (5.0, "$5$", r"\boxed{5}", "so\n#### 5", 5)]
+    _, verdicts = run(tmp_path, [*map(json.dumps, rows), '{"text": "x", "truth": NaN}'], "verify.fields.verifier=null",
+                      "data.max_rejected_share=0.5")  # fmt: skip
+    assert [row["reward"] for row in verdicts] == [1.0] * 5
+    assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["reason"] == "truth: missing"
+
+
+def test_a_mistyped_name_is_looked_for_on_this_machine_alone(tmp_path, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: pytest.fail("the network was asked"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="existing"):
+        verify(compose(["verify.answers=outputs/step_10", f"verify.path={tmp_path}/out"]))

@@ -2,16 +2,20 @@
 
 import contextlib
 import hashlib
+import json
 import types
 
 import pytest
 import torch
 
 from tests.models.stages import configuration
+from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
 from vold_nemo.data.prompts import Prompt
+from vold_nemo.data.rejected import Rejected
 from vold_nemo.models.sampling import Sampler
 from vold_nemo.models.terms import step_options
+from vold_nemo.rewards import Verdict
 from vold_nemo.rollout.engine import Completion
 from vold_nemo.step import Step, StepOptions, select, silent_groups
 
@@ -248,3 +252,52 @@ def test_validation_asks_images_and_held_out_text_greedily_and_disturbs_no_rollo
     config.vold.validation.hold_out, config.vold.validation.text = 0, config.data.prompts
     with pytest.raises(ConfigError, match="not among"):
         split_off_validation(prompts, config, rejected)
+
+
+class Picky(ScriptedEngine):
+    """Refuses the prompts whose one id is in ``refused``, as an engine's limits do."""
+
+    def __init__(self, refused):
+        super().__init__()
+        self.limits = types.SimpleNamespace(refusal=lambda prompt, most: "too long" if set(prompt.ids) & refused else None)
+
+
+def test_a_prompt_that_the_engine_refuses_is_replaced_named_counted_and_the_others_stay(tmp_path, caplog):
+    whole, picky = sampler_of(), sampler_of("data.max_rejected_share=0.5")
+    drawn = whole.order.indices(0)
+    picky.engine, picky.rejected = Picky({drawn[3]}), Rejected(tmp_path / "rejected.jsonl", 0.5)
+    step, report = picky.sample(0, untimed, silent=lambda step: [])
+    asked = step["prompt"].tolist()[::SAMPLES]
+    assert [a for a, b in zip(drawn, asked, strict=True) if a != b] == [drawn[3]] and len(set(asked)) == len(asked)
+    assert report["skipped_prompts"] == 1 and f"prompt p{drawn[3]} is skipped: too long" in caplog.text
+    (line,) = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert (line["id"], line["reason"]) == (f"p{drawn[3]}", "skipped: too long")
+    without = sampler_of(f"data.without=[p{drawn[3]}]")  # what a resumed run is told draws the same
+    assert without.order.indices(0) == asked and without.data_name() == whole.data_name()
+
+
+def test_above_the_share_of_rejected_rows_skipping_ends_the_run():
+    sampler = sampler_of("data.max_rejected_share=0.02")
+    sampler.engine = Picky(set(sampler.order.indices(0)[:2]))
+    with pytest.raises(ConfigError, match="2 of 40 prompts could not be asked"):
+        sampler.sample(0, untimed, silent=lambda step: [])
+
+
+def test_a_row_whose_verifier_is_gone_is_replaced_and_the_run_s_own_verifier_is_no_row_s_fault():
+    sampler = sampler_of("data.max_rejected_share=0.5")
+    gone = sampler.order.indices(0)[5]
+    sampler.prompts[gone].verifier = "tests.rewards.own_verifiers:always"
+    judge = sampler.scorer.score
+
+    def score(items):
+        verdicts = judge([(text, truth, None) for text, truth, _ in (item() for item in items)])
+        names = [item()[2] for item in items]
+        return [
+            Verdict(0.0, None, "error: ConfigError: reward.verifier", "error") if name else verdict
+            for name, verdict in zip(names, verdicts, strict=True)
+        ]
+
+    sampler.scorer.score = score
+    step, report = sampler.sample(0, untimed, silent=lambda step: [])
+    assert gone not in step["prompt"].tolist() and report["skipped_prompts"] == 1
+    assert not any("ConfigError" in reason for reason in step.labels["reason"])

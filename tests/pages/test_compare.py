@@ -48,6 +48,15 @@ def test_wins_losses_and_skills_are_counted_question_by_question(tmp_path):
     assert found.skills["old"]["reasoning"].value == 0.5
 
 
+def test_questions_that_two_machines_decoded_otherwise_are_counted(tmp_path):
+    for folder, digest in (("a", "0a"), ("b", "0b")):
+        write_answers(tmp_path / folder, "sft", rights(range(3), n=4), pixels=[digest])
+        write_answers(tmp_path / folder, "sft", {"7": True}, pixels=["0c"])  # the same pixels
+        write_answers(tmp_path / folder, "sft", {"8": True}, **({"pixels": ["0d"]} if folder == "a" else {}))  # from before
+    found = compare(read_models({"old": str(tmp_path / "a"), "new": str(tmp_path / "b")}))
+    assert found.other_pixels == {"mmstar: new, old": 4}
+
+
 def _choose(n: int, k: int) -> int:
     import math
 

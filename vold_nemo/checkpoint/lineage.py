@@ -5,6 +5,7 @@
 
     added_tokens    of the tokenizer in use, as tokenizer.json lists them
     traces          who wrote what stage 1 was trained on: [{teacher, weights, thinking, count}]; null = stage 1 is unknown
+    without         ids of data.without, if some were left out when the run was last started
 
 Distillation pays only on top of traces of the same teacher (the paper's table 2: on another model's traces it adds nothing),
 and nothing in the weights shows it.  So it is written down, and :func:`strangers` compares.

@@ -7,6 +7,7 @@ name its own internals: :mod:`vold_nemo.config.translate` turns each of them int
 from __future__ import annotations
 
 import functools
+import os
 import re
 import typing
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class HydraArguments:
             if value:
                 raise ConfigError(flag, value, "key=value overrides of conf/config.yaml", mend)
         inspects = bool(found.cfg or found.info or found.hydra_help or found.shell_completion)
-        overrides = [enter_open_sections(override) for override in found.overrides]
+        overrides = [enter_open_sections(quote_text(override)) for override in found.overrides]
         return cls(overrides, "all" if everything else "verb" if found.help else None, inspects, found.config_dir)
 
     def argv(self) -> list[str]:
@@ -91,6 +92,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> Config:
             reason = first_line(str(error))
             raise ConfigError("command line", " ".join(overrides), "key=value, group=option, ~key", reason) from error
     _refuse_added_keys(OmegaConf.to_container(composed, resolve=False), Config, "")
+    _expand_home(composed)
     _require_resolvable(composed)
     return to_config(composed)
 
@@ -118,6 +120,21 @@ def _require_whole(file: Path) -> None:
     if not re.match(r"#\s*@package\s+_global_\s*$", shown):
         mend = "make that its first line: it overrides keys of the whole configuration"
         raise ConfigError(str(file), shown, "# @package _global_, then keys", mend)
+
+
+def quote_text(override: str) -> str:
+    """``verify.fields.truth=final_answer[0]``, ``student.path=~/mine``, ``reward.verifier=numeric(0.02)``: what Hydra would
+    take for a list, a deletion or a function of its own is text where the key holds text."""
+    key, equals, value = override.partition("=")
+    hint, parent = hint_of(key.lstrip("+")), hint_of(key.lstrip("+").rpartition(".")[0])
+    if typing.get_origin(parent) is dict:  # evaluate.models.mine
+        hint = typing.get_args(parent)[1]
+    texts = hint is str or (str in typing.get_args(hint) and type(None) in typing.get_args(hint))
+    plain = re.sub(r"\$\{[^{}]*\}", "", value)
+    if not equals or not texts or not re.search(r"[\[\]{}(),:~]", plain) or value[:1] in ("'", '"'):
+        return override
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def enter_open_sections(override: str) -> str:
@@ -157,6 +174,16 @@ def _refuse_added_keys(found: object, section: type, path: str) -> None:
         inner = section_of(known[name])
         if inner is not None:
             _refuse_added_keys(value, inner, f"{path}{name}.")
+
+
+def _expand_home(node: DictConfig) -> None:
+    """``student.path=~/models/mine``: no shell has expanded what stands behind a ``=``, or in a file."""
+    raws = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
+    for name, raw in raws.items():
+        if isinstance(raw, str) and (raw == "~" or raw.startswith("~/")):
+            node[name] = os.path.expanduser(raw)
+        elif isinstance(raw, dict) and OmegaConf.is_dict(inner := node._get_node(name)) and raw:
+            _expand_home(cast(DictConfig, inner))
 
 
 def _require_resolvable(node: DictConfig, path: str = "") -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from vold_nemo.config import ConfigError
 
@@ -22,24 +22,33 @@ class Order:
     order drawn from (seed, epoch).  Each source walks through its own rows in permutations of its own, from epoch to epoch:
     none of its rows comes a second time before all have come once.  Weight 0 leaves a source out.
 
+    ``without`` leaves indices out and moves no other: where one of them would come, another is drawn from (seed, position),
+    of the same source and not of the same batch.  So a run can go on without rows that it began with, and every other row
+    comes when it would have come.
+
     Args:
         sources: [size], where each row comes from; asked for with ``mixture``.
         mixture: source: weight; empty or None = every row once an epoch.
         key: what the mixture is called in the configuration.
+        without: indices that are never drawn.
 
     Raises:
-        ConfigError: no rows; a source without a weight or the other way round; weights that are negative or all 0.
+        ConfigError: no rows, or none that is left; a source without a weight or the other way round; weights that are
+            negative or all 0.
     """
 
     def __init__(
         self, size: int, batch: int, seed: int, *, sources: Sequence[str | None] | None = None,
         mixture: Mapping[str, float] | None = None, key: str = "data.mixture",
+        without: Collection[int] = (),
     ):  # fmt: skip
         if size < 1:
             raise ConfigError("data", size, "at least one usable row", "see the rows rejected and dropped above")
         if batch < 1:
             raise ConfigError("batch", batch, "at least 1", "raise the batch size")
-        self.size, self.batch, self.seed = size, batch, seed
+        self.size, self.batch, self.seed, self.without = size, batch, seed, frozenset(without)
+        if len(self.without) >= size:
+            raise ConfigError("data.without", f"all {size} rows", "at least one row that stays", "leave fewer out")
         self._epoch, self._indices = -1, []
         self._rows: dict[str, list[int]] = {}
         self._slots: dict[str, int] = {}
@@ -50,7 +59,29 @@ class Order:
 
     def indices(self, step: int) -> list[int]:
         """Indices of the batch of ``step`` (from 0)."""
-        return [self._index(position) for position in range(step * self.batch, (step + 1) * self.batch)]
+        first = step * self.batch
+        drawn = [self._index(position) for position in range(first, first + self.batch)]
+        for place, index in enumerate(drawn):
+            if index in self.without:
+                drawn[place] = self.instead(f"{first + place}", index, drawn)
+        return drawn
+
+    def instead(self, position: str, index: int, taken: Collection[int], more: Collection[int] = ()) -> int:
+        """Another row in place of ``index``, of its source if there are several, drawn from (seed, position).
+
+        ``more``: further indices that may not be drawn.  One of ``taken`` comes only where nothing else is left.
+        """
+        gone, drawn = {*self.without, *more, index}, random.Random(f"{self.seed}/instead/{position}")
+        rows: Sequence[int] = next((rows for rows in self._rows.values() if index in rows), range(self.size))
+        if all(row in gone for row in rows):
+            rows = range(self.size)
+        for _ in range(64):  # nearly always the first is one
+            if (found := rows[drawn.randrange(len(rows))]) not in gone and found not in taken:
+                return found
+        left = [row for row in rows if row not in gone]
+        if not left:
+            raise ConfigError("data.without", f"all {self.size} rows", "at least one row that stays", "leave fewer out")
+        return drawn.choice([row for row in left if row not in set(taken)] or left)
 
     def epoch(self, step: int) -> float:
         """Epochs seen before ``step``."""

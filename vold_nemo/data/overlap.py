@@ -15,7 +15,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from vold_nemo.data.prompts import IMAGE_MARK, Prompt
+from vold_nemo.data.messages import IMAGE_MARK
+from vold_nemo.data.prompts import Prompt
 
 _TYPESETTING = re.compile(r"\$|\\(?:left|right|displaystyle|limits)(?![a-z])|\\[,;:!()\[\]]|\\ ")
 _FRACTION = re.compile(r"\\[dt]frac(?![a-z])")

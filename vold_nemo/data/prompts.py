@@ -1,26 +1,22 @@
 """Prompts: a row of any dataset becomes chat messages, a true answer and images; or a rejected row with a reason.
 
-A prompt column holds a string or a list of chat messages.  Images come beside it, in a column of their own (a path,
-encoded bytes, the ``{bytes, path}`` of ``datasets``, or a list of these), and stand where the messages say so: at
-``{"type": "image"}`` parts, at ``<image>`` marks in a string, or, if neither is there, before the user's text.
+A prompt column holds a string or chat messages (``data/messages.py``).  Images come beside it, in a column of their own: a
+path, encoded bytes, the ``{bytes, path}`` of ``datasets``, or a list of these (``data/pictures.py``).
 """
 
 from __future__ import annotations
 
-import difflib
-import io
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError, DatasetConfig
+from vold_nemo.data.messages import RowError, append_text, is_unicode, read_messages, texts_of
+from vold_nemo.data.pictures import PictureError, frames, open_picture
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.data.rows import columns, pick, read_rows
-
-IMAGE_MARK = "<image>"
-FIRST_ROWS = 100  # if a column is in none of so many, its name is wrong
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
+from vold_nemo.data.rows import Absent, pick, read_rows
+from vold_nemo.rewards.key_text import scalar_text, unwrapped
 
 
 @dataclass
@@ -36,14 +32,14 @@ class Prompt:
     teacher: str | None = None  # name in the configuration's `teachers`; None = `teacher`
     images: list[str | bytes] = field(default_factory=list)  # paths or encoded bytes, in the order of the image parts
     response: str | None = None  # the dataset's own trace, where it was asked for
+    sizes: list[tuple[int, int]] = field(default_factory=list, compare=False)  # width, height of each image, upright
+    row: int | None = field(default=None, compare=False)  # its number in the set, from 0
+    ids: Any = field(default=None, compare=False, repr=False)  # int32, as the model to be asked reads it (rendering.admit)
+    digest: str | None = field(default=None, compare=False)  # of a row as a run began with it, where it may have changed since
 
     def open_images(self) -> list:
         """The images as RGB ``PIL.Image``, decoded now: a dataset of them would not fit in memory."""
-        from PIL import Image
-
-        return [
-            Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).convert("RGB") for image in self.images
-        ]
+        return [open_picture(image) for image in self.images]
 
 
 def question_text(prompt: Prompt) -> str:
@@ -57,10 +53,6 @@ def question_text(prompt: Prompt) -> str:
     return "\n".join(parts)
 
 
-class RowError(ValueError):
-    """Why a row cannot be used; becomes the reason in ``rejected.jsonl``."""
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What a reader of prompts asks for besides the question.
@@ -72,6 +64,7 @@ class Wanted:
         instruction: put behind the user's last turn, on a line of its own.
         refuse: why an answer cannot be judged by a verifier (None: the configured one), or None if it can be
             (:func:`vold_nemo.rewards.answer_keys.refusal`).
+        verifier: the configured one's name; keys of the user's own verifiers are not unwrapped.
     """
 
     answers: bool = True
@@ -79,6 +72,7 @@ class Wanted:
     system_prompt: str | None = None
     instruction: str | None = None
     refuse: Callable[[str, str | None], str | None] | None = None
+    verifier: str | None = None
 
 
 def teacher_number(prompt: Prompt, teachers: Mapping[str, Any]) -> int:
@@ -113,76 +107,59 @@ def read_prompts(config: DatasetConfig, rejected: Rejected, wanted: Wanted) -> I
     known: set[str] = set()
     source = str(config.path)
     rejected.begin(source)
-    absent = _Absent(config, wanted)
+    absent = _absent(config, wanted)
     for number, row, file in read_rows(config, rejected):
         absent.see(row)
+        said: list[str] = []
         try:
-            prompt = _prompt(number, row, file, config, wanted)
+            prompt = _prompt(number, row, file, config, wanted, said.append)
             if prompt.id in known:
                 raise RowError("id: appears twice")
         except RowError as error:
-            rejected.add(number, str(error), row, source)
+            rejected.add(number, str(error), row, source, name=_name(row, config))
             continue
         known.add(prompt.id)
+        for note in said:
+            rejected.note(note, prompt.id, source)
         yield prompt
     absent.missed(absent.open)
     total = len(known) + rejected.count(source)
     if total == 0:
         mend = "an empty dataset: correct the path, the subset or the split"
         raise ConfigError("data path", f"{source}, split {config.split}", "at least one row", mend)
+    rejected.tell(source)
     rejected.check(total, source)
 
 
-class _Absent:
-    """Finds a mapping that names a column which the set does not have.
-
-    What every row must have is missed after the first rows and not after the last; what some rows may lack, at the end.
-    """
-
-    def __init__(self, config: DatasetConfig, wanted: Wanted):
-        fields = config.fields
-        must = {"prompt": fields.prompt, "answer": fields.answer if wanted.answers else None}
-        must |= {"response": fields.response if wanted.responses else None}
-        may = {key: getattr(fields, key) for key in ("image", "domain", "source", "verifier", "teacher")}
-        self.path, self.rows, self.offered, self.must = str(config.path), 0, [], set(must)
-        self.open = {key: name for key, name in {**must, **may}.items() if name is not None}
-
-    def see(self, row: Any) -> None:
-        if not self.open or not isinstance(row, dict | list):
-            return
-        self.offered = self.offered or columns(row)
-        self.open = {key: name for key, name in self.open.items() if pick(row, name) is None and name not in row}
-        self.rows += 1
-        if self.rows == FIRST_ROWS:
-            self.missed(self.must)
-
-    def missed(self, keys: Collection[str]) -> None:
-        """Raise for the first of ``keys`` whose column no row had."""
-        for key, name in self.open.items() if self.rows else ():
-            if key not in keys:
-                continue
-            near = difflib.get_close_matches(name, self.offered, n=1, cutoff=0.5)
-            raise ConfigError(
-                f"data.*.fields.{key}", f"{name}: in none of {self.rows} rows of {self.path}",
-                f"a column of the set: {', '.join(self.offered[:12]) or 'none was found'}",
-                f"did you mean {near[0]}?" if near else "name the column, or leave the key out if it is optional",
-            )  # fmt: skip
+def _absent(config: DatasetConfig, wanted: Wanted) -> Absent:
+    """What every row must have is missed after the first rows and not after the last; what some rows may lack, at the end."""
+    fields = config.fields
+    must = {"prompt": fields.prompt, "answer": fields.answer if wanted.answers else None}
+    must |= {"response": fields.response if wanted.responses else None}
+    may = {key: getattr(fields, key) for key in ("image", "domain", "source", "verifier", "teacher")}
+    return Absent("data.*.fields", str(config.path), must, may)
 
 
-def _prompt(number: int, row: Any, file: Path | None, config: DatasetConfig, wanted: Wanted) -> Prompt:
+def _prompt(
+    number: int, row: Any, file: Path | None, config: DatasetConfig, wanted: Wanted, tell: Callable[[str], object]
+) -> Prompt:
     fields = config.fields
     if not isinstance(row, dict | list):
         raise RowError(f"row: {type(row).__name__} instead of an object")
-    images = _images(pick(row, fields.image), file) if fields.image is not None else []
-    messages, trace = _messages(pick(row, fields.prompt), len(images))
-    if sum(len(text) for text in _texts(messages)) > config.max_characters:
+    column = fields.image is not None
+    images, sizes = _images(pick(row, fields.image), file, tell) if column else ([], [])
+    messages, trace = read_messages(pick(row, fields.prompt), len(images), column=column, tell=tell)
+    texts = texts_of(messages)
+    if sum(map(len, texts)) > config.max_characters:
         raise RowError(f"prompt: longer than {config.max_characters} characters")
+    if not all(map(is_unicode, texts)):
+        raise RowError("prompt: not Unicode text (half a surrogate pair)")
     if wanted.system_prompt is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": wanted.system_prompt})
     if wanted.instruction is not None:
-        _append(messages[-1], f"\n{wanted.instruction}")
+        append_text(messages[-1], f"\n{wanted.instruction}")
     verifier = _label(row, fields.verifier, "verifier") or config.verifier
-    answer = _answer(pick(row, fields.answer), wanted.answers)
+    answer = _answer(pick(row, fields.answer), wanted, verifier, tell)
     if answer is not None and wanted.refuse is not None and (reason := wanted.refuse(answer, verifier)):
         raise RowError(f"answer: {reason}")
     return Prompt(
@@ -195,14 +172,9 @@ def _prompt(number: int, row: Any, file: Path | None, config: DatasetConfig, wan
         teacher=_label(row, fields.teacher, "teacher"),
         images=images,
         response=_response(pick(row, fields.response) if fields.response else trace) if wanted.responses else None,
+        sizes=sizes,
+        row=number,
     )
-
-
-def _append(message: dict[str, Any], text: str) -> None:
-    if isinstance(message["content"], str):
-        message["content"] += text
-    else:
-        message["content"].append({"type": "text", "text": text})
 
 
 def _response(value: Any) -> str:
@@ -215,130 +187,74 @@ def _response(value: Any) -> str:
     return value
 
 
+def _name(row: Any, config: DatasetConfig) -> str | None:
+    """The id that a bad row brings, if it brings one."""
+    try:
+        return _label(row, config.fields.id, "id") if isinstance(row, dict | list) else None
+    except RowError:
+        return None
+
+
 def _label(row: Any, column: str | None, name: str) -> str | None:
     """A short string column; None if no column is configured or the row leaves it empty."""
     value = pick(row, column) if column is not None else None
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError(f"{name}: {type(value).__name__} instead of a string")
-    return str(value)
+    if isinstance(value, str):  # as it is: ids are compared with those of other files
+        text: str | None = value
+    else:
+        try:
+            text = scalar_text(value)
+        except TypeError as error:
+            raise RowError(f"{name}: {error} instead of a string") from None
+    if text is not None and not is_unicode(text):
+        raise RowError(f"{name}: not Unicode text (half a surrogate pair)")
+    return text
 
 
-def _answer(value: Any, required: bool) -> str | None:
-    if value is None:
-        if required:
+def _answer(value: Any, wanted: Wanted, verifier: str | None, tell: Callable[[str], object]) -> str | None:
+    try:
+        text = scalar_text(value)
+    except TypeError as error:
+        raise RowError(f"answer: {error} instead of a string or number") from None
+    if text is None:
+        if wanted.answers:
             raise RowError("answer: missing")
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RowError(f"answer: {type(value).__name__} instead of a string or number")
-    text = str(value).strip()
-    if not text and required:
+    if not is_unicode(text):
+        raise RowError("answer: not Unicode text (half a surrogate pair)")
+    if ":" not in (verifier or wanted.verifier or ""):  # package.module:function reads what its set has
+        plain = unwrapped(text)
+        if plain != text:
+            tell("keys were taken out of a box, dollar signs, a tag, a list or the solution that ends with them")
+        text = plain
+    if not text and wanted.answers:
         raise RowError("answer: empty")
     return text or None
 
 
-def _texts(messages: list[dict]) -> list[str]:
-    texts = []
-    for message in messages:
-        content = message["content"]
-        texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-    return texts
-
-
-def _messages(value: Any, images: int) -> tuple[list[dict], Any]:
-    """Chat messages whose image parts number ``images``, ending with the user's turn; and the assistant's turn behind it."""
-    if value is None:
-        raise RowError("prompt: missing")
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise RowError(f"prompt: {type(value).__name__} instead of a string or a list of messages")
-    messages = [_message(message) for message in value]
-    trace = None
-    while messages and messages[-1]["role"] == "assistant":  # datasets of traces: the model answers itself
-        trace = messages.pop()["content"]
-    if not messages or messages[-1]["role"] != "user":
-        raise RowError("prompt: does not end with a user turn")
-    messages = _place_images(messages, images)
-    if not any(text.strip() for text in _texts(messages)) and not images:
-        raise RowError("prompt: empty")
-    return messages, trace
-
-
-def _message(message: dict) -> dict:
-    role = ROLES.get(message.get("role") or message.get("from") or "")
-    if role is None:
-        raise RowError(f"prompt: role {str(message.get('role'))[:40]!r} is not one of system, user, assistant")
-    content = message.get("content") if message.get("content") is not None else message.get("value")
-    if isinstance(content, str):
-        return {"role": role, "content": content}
-    if role == "assistant" and content is None:
-        return {"role": role, "content": ""}
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise RowError(f"prompt: content is {type(content).__name__} instead of a string or a list of parts")
-    parts: list[dict] = []
-    for part in content:
-        if part.get("type") == "image":
-            parts.append({"type": "image"})
-        elif part.get("type") == "text" and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": part["text"]})
-        else:
-            raise RowError(f"prompt: part of type {str(part.get('type'))[:40]!r} is neither text nor image")
-    return {"role": role, "content": parts}
-
-
-def _place_images(messages: list[dict], images: int) -> list[dict]:
-    """Give every image one part; text-only contents become plain strings, which every chat template can render."""
-    parted = [m["content"] for m in messages if isinstance(m["content"], list)]
-    if images and not any(part["type"] == "image" for parts in parted for part in parts):
-        marked = [m for m in messages if isinstance(m["content"], str) and IMAGE_MARK in m["content"]]
-        for message in marked:
-            parts: list[dict] = []
-            for i, text in enumerate(message["content"].split(IMAGE_MARK)):
-                parts += [{"type": "image"}] * (i > 0) + [{"type": "text", "text": text}] * bool(text)
-            message["content"] = parts
-        if not marked:
-            user = next(message for message in messages if message["role"] == "user")
-            text = user["content"]
-            rest = [{"type": "text", "text": text}] if isinstance(text, str) else text
-            user["content"] = [{"type": "image"}] * images + rest
-    placed = 0
-    for message in messages:
-        if isinstance(message["content"], str):
-            continue
-        here = sum(part["type"] == "image" for part in message["content"])
-        placed += here
-        if not here:
-            message["content"] = "".join(part["text"] for part in message["content"])
-    if placed != images:
-        raise RowError(f"image: {images} given, {placed} in the prompt")
-    return messages
-
-
-def _images(value: Any, file: Path | None) -> list[str | bytes]:
-    """Image column of a row; relative paths are beside the data file."""
-    from PIL import Image, UnidentifiedImageError
-
+def _images(
+    value: Any, file: Path | None, tell: Callable[[str], object]
+) -> tuple[list[str | bytes], list[tuple[int, int]]]:
+    """Image column of a row, each decoded once, and (width, height) of each; relative paths are beside the data file."""
     found: list[str | bytes] = []
+    sizes: list[tuple[int, int]] = []
     for item in value if isinstance(value, list) else [] if value is None else [value]:
         if isinstance(item, dict):  # how `datasets` stores an image
             item = item.get("bytes") or item.get("path")
         if isinstance(item, str):
-            path = Path(item).expanduser()
-            item = str(path if path.is_absolute() or file is None else file.parent / path)
+            try:
+                path = Path(item).expanduser()
+                item = str(path if path.is_absolute() or file is None else file.parent / path)
+            except RuntimeError:  # the home of a user that is not here
+                raise RowError("image: file not found") from None
         elif not isinstance(item, bytes):
             raise RowError(f"image: {type(item).__name__} instead of a path or encoded bytes")
         try:
-            opened = Image.open(io.BytesIO(item) if isinstance(item, bytes) else item)  # reads the header only
-        except FileNotFoundError:
-            raise RowError("image: file not found") from None
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-            raise RowError("image: cannot be read") from None
-        try:
-            with opened:
-                opened.load()  # a file that was cut off has a good header
-        except Exception:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
-            raise RowError("image: does not decode") from None
+            sizes.append(open_picture(item).size)
+        except PictureError as error:
+            raise RowError(f"image: {error}") from None
+        if frames(item) > 1:
+            tell("pictures with several frames are seen as their first")
         found.append(item)
-    return found
+    return found, sizes

@@ -8,6 +8,7 @@ is wrong in more places than that is more likely misunderstood (a wrong field na
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Rejected:
         self.path = Path(path) if path is not None else None
         self.max_share = max_share
         self.reasons: dict[str, Counter[str]] = {}  # source -> reason -> rows
+        self.notes: dict[str, dict[str, list[str]]] = {}  # source -> what was done to rows that were kept -> their ids
         self._file = None
         if self.path is None:
             return
@@ -46,11 +48,24 @@ class Rejected:
     def begin(self, source: str) -> None:
         """``source`` is read from its first row on: its counts start again."""
         self.reasons.pop(source, None)
+        self.notes.pop(source, None)
 
-    def add(self, row: int | str, reason: str, content: Any, source: str = "", *, bad: bool = True) -> None:
+    def note(self, said: str, name: str, source: str) -> None:
+        """Row ``name`` of ``source`` is kept, and ``said`` is true of it; :meth:`tell` counts such rows."""
+        self.notes.setdefault(source, {}).setdefault(said, []).append(name)
+
+    def tell(self, source: str) -> None:
+        """Warn of what :meth:`note` heard about ``source``; one line for each kind, by the process that writes the file."""
+        for said, names in self.notes.get(source, {}).items() if self.path is not None else ():
+            print(f"warning: {source}: {said} ({len(names):,} rows, first: {names[0]})", file=sys.stderr)
+
+    def add(
+        self, row: int | str | None, reason: str, content: Any, source: str = "", *, bad: bool = True, name: str | None = None
+    ) -> None:
         """Record row number ``row`` (from 0) of ``source``; ``content`` is the row as it was read, shortened.
 
         ``bad`` False: a usable row that is left out on purpose (a duplicate); it is written down and not counted.
+        ``name``: the row's own id, if it has one.
         """
         if bad:
             self.reasons.setdefault(source, Counter())[reason] += 1
@@ -58,7 +73,8 @@ class Rejected:
             return
         # JSON with ASCII escapes can hold lone surrogates and NULs; str() covers bytes and images.
         text = content if isinstance(content, str) else json.dumps(content, default=lambda value: str(value)[:200])
-        line = {"source": source, "row": row, "reason": reason, "content": text[:KEPT_CHARACTERS]}
+        line = {"source": source, "row": row, **({"id": name} if name is not None else {})}
+        line |= {"reason": reason, "content": text[:KEPT_CHARACTERS]}
         if self._file is None:  # kept open: a large set may have a hundred thousand duplicates
             self._file = self.path.open("a", encoding="ascii", buffering=1)
         self._file.write(json.dumps(line) + "\n")
@@ -75,8 +91,10 @@ class Rejected:
                 total.update(counts)
         return ", ".join(f"{reason} {rows}" for reason, rows in total.most_common())
 
-    def check(self, total: int, source: str = "") -> None:
+    def check(self, total: int, source: str = "", *, fields: str = "data.*.fields") -> None:
         """Stop if more than ``max_share`` of the ``total`` rows read from ``source`` were rejected, or all of them.
+
+        ``fields``: the configuration's names for the columns of ``source``.
 
         Raises:
             ConfigError: naming the source, the counts by reason and the file that holds the rows.
@@ -88,5 +106,5 @@ class Rejected:
                 source or "data",
                 f"{bad} of {total} rows rejected ({self.summary(source)})",
                 f"at most data.max_rejected_share = {self.max_share:g} of the rows",
-                f"correct the rows or the field names (data.*.fields.*), or raise data.max_rejected_share{where}",
+                f"correct the rows or the field names ({fields}.*), or raise data.max_rejected_share{where}",
             )

@@ -32,7 +32,7 @@ import numpy as np
 
 from vold_nemo.config import ConfigError
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.data.templates import render_prompt
+from vold_nemo.data.rendering import Renderer
 
 _BLOCK = 512  # texts tokenised at a time
 
@@ -140,16 +140,15 @@ def read_traces(
         ConfigError: no file, too many bad lines, or no trace left.
     """
     allowed = np.asarray(shared if shared is not None else np.ones(len(tokenizer), dtype=bool))
-    prompts: dict[str, list[int]] = {}  # the samples of a prompt follow each other: keep the last rendering
     rejected.begin(str(path))
     for row in _tokenised(_rows(path, counts, rejected), tokenizer):
-        key = json.dumps(row["messages"])
-        if key not in prompts:
-            prompts = {key: render_prompt(tokenizer, row["messages"])}
-        response = row["response_ids"]
+        prompt, response = row["prompt_ids"], row["response_ids"]
+        if isinstance(prompt, str):
+            rejected.add(row["line"], prompt, json.dumps(row["messages"]), str(path), name=f"{row['id']}/{row['sample']}")
+            continue
         if response[-1] not in end_ids:
             response = np.append(response, tokenizer.eos_token_id)
-        ids = np.concatenate([prompts[key], response]).astype(np.int32)
+        ids = np.concatenate([prompt, response]).astype(np.int32)
         if response.max() >= len(allowed) or not allowed[response].all():
             counts.foreign += 1
         elif len(ids) > max_length:
@@ -158,7 +157,7 @@ def read_traces(
             counts.kept += 1
             counts.response_tokens += len(response)
             count_origin(counts.origins, row)
-            yield SFTExample(ids, len(prompts[key]), f"{row['id']}/{row['sample']}", row.get("source"))
+            yield SFTExample(ids, len(prompt), f"{row['id']}/{row['sample']}", row.get("source"))
     rejected.check(counts.lines, str(path))
     if not counts.kept:
         raise ConfigError(
@@ -179,13 +178,17 @@ def _rows(path: str | Path, counts: TraceCounts, rejected: Rejected) -> Iterator
                 rejected.add(number, str(error), line, str(path))
                 continue
             if row["finish"] == "stop":
-                yield row
+                yield row | {"line": number}
             else:
                 counts.truncated += 1
 
 
 def _tokenised(rows: Iterator[dict[str, Any]], tokenizer) -> Iterator[dict[str, Any]]:
-    """Rows with ids: text goes through the tokenizer many at a time, which spreads it over the cores."""
+    """Rows with ids: texts go through the tokenizer many at a time, which spreads them over the cores.
+
+    ``prompt_ids``, or why there are none (:class:`vold_nemo.data.rendering.Renderer`), once for all samples of a prompt.
+    """
+    render = Renderer(tokenizer)
     while block := list(itertools.islice(rows, _BLOCK)):
         texts = [row for row in block if row["response_ids"] is None]
         if texts:
@@ -193,7 +196,9 @@ def _tokenised(rows: Iterator[dict[str, Any]], tokenizer) -> Iterator[dict[str, 
             encoded = tokenizer([row["response"] for row in texts], add_special_tokens=False, split_special_tokens=True)
             for row, ids in zip(texts, encoded["input_ids"], strict=True):
                 row["response_ids"] = np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int64)
-        yield from block
+        asked = {json.dumps(row["messages"]): row["messages"] for row in block}
+        rendered = dict(zip(asked, render(list(asked.values())), strict=True))
+        yield from (row | {"prompt_ids": rendered[json.dumps(row["messages"])]} for row in block)
 
 
 def _lines(file: Path) -> Iterator[bytes]:
@@ -212,6 +217,8 @@ def _checked(line: bytes) -> dict[str, Any]:
     for name, kind in (("id", str), ("sample", int), ("messages", list), ("finish", str)):
         if not isinstance(row.get(name), kind):
             raise ValueError(f"{name}: missing or not {kind.__name__}")
+    if not all(isinstance(turn, dict) and isinstance(turn.get("content"), str | list) for turn in row["messages"]):
+        raise ValueError("messages: not chat messages")
     is_text = row.get("response_ids") is None and isinstance(row.get("response"), str) and row["response"] != ""
     if is_text:
         row["response_ids"] = None

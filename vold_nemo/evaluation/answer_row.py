@@ -17,7 +17,8 @@ class AnswerRow(Record):
     """``sample`` counts the sampled answers to a question.
 
     A benchmark's question brings its facts (``benchmarks/question.py``) and the number of the ``rules`` that scored it.  Where
-    a judge was asked, ``judge`` is its verdict or "failed" and ``rule_reward`` the reward that it found.
+    a judge was asked, ``judge`` is its verdict or "failed" and ``rule_reward`` the reward that it found.  ``pixels`` names what
+    the model was shown (``data/pictures.py: pixels_digest``), an image each: decoders of two machines may differ.
     """
 
     set: str  # text, image or a benchmark
@@ -40,6 +41,7 @@ class AnswerRow(Record):
     rules: int | None = None
     rule_reward: float | None = None
     judge: str | None = None
+    pixels: list[str] | None = None
 
     @property
     def right(self) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vold_nemo.config import ConfigError, VLLMConfig
 from vold_nemo.config.writing import replace_text
+from vold_nemo.data.pictures import OPENED
 from vold_nemo.data.prompts import Prompt, question_text
 from vold_nemo.evaluation.answer_row import AnswerRow, as_lines, read_answers
 from vold_nemo.evaluation.benchmarks.question import Question
@@ -67,6 +68,8 @@ def model_fingerprint(path: str | Path) -> str:
 def questions_fingerprint(prompts: list[Prompt]) -> str:
     """Hash over every question of a set, its answer and its images."""
     digest = hashlib.blake2b(digest_size=16)
+    if any(p.images for p in prompts):  # the same file, opened by other rules, is another question
+        digest.update(OPENED.encode())
     for p in prompts:
         digest.update(json.dumps([p.id, p.messages, p.answer, p.verifier]).encode())
         for image in p.images:
@@ -184,10 +187,13 @@ def open_engine(path: str | Path, settings: Settings, device: str, stop: tuple[i
 def _answer_pending(arm, path, questions, pending, settings: Settings, score: Score, store: Path, device) -> None:
     from tqdm import tqdm
 
-    from vold_nemo.data.templates import eos_ids, load_tokenizer, render_prompt
+    from vold_nemo.data.pictures import pixels_digest
+    from vold_nemo.data.rendering import Renderer
+    from vold_nemo.data.templates import eos_ids, load_tokenizer
     from vold_nemo.rollout.engine import EnginePrompt, Sampling
 
     tokenizer = load_tokenizer(path)
+    render = Renderer(tokenizer)
     engine = open_engine(path, settings, device, tuple(eos_ids(path, tokenizer)))
     total = sum(len(indices) * (1 if mode == "greedy" else settings.samples) for (_, mode), indices in pending.items())
     with tqdm(total=total, desc=f"{arm}: answers", unit="", dynamic_ncols=True) as bar, store.open("a") as file:
@@ -201,18 +207,22 @@ def _answer_pending(arm, path, questions, pending, settings: Settings, score: Sc
             block = max(1, 4 * settings.batch // sampling.samples)
             for start in range(0, len(indices), block):
                 members = [questions[kind][i] for i in indices[start : start + block]]
+                pictures = [p.open_images() for p in members]
                 prompts = [
-                    EnginePrompt(render_prompt(tokenizer, p.messages), p.images, key=i)
-                    for i, p in zip(indices[start : start + block], members, strict=True)
+                    EnginePrompt(ids.tolist(), shown, key=i)
+                    for i, ids, shown in zip(
+                        indices[start : start + block], render([p.messages for p in members]), pictures, strict=True
+                    )
                 ]
                 found = engine.generate(prompts, sampling, progress=bar.update)
                 texts = [tokenizer.decode(c.ids, skip_special_tokens=True) for c in found]
                 owners = [members[c.prompt_index] for c in found]
+                seen = [[pixels_digest(image) for image in shown] or None for shown in pictures]
                 verdicts = score(texts, owners)
                 for c, p, text, v in zip(found, owners, texts, verdicts, strict=True):
                     row = AnswerRow(
                         kind, p.id, mode, c.sample, question_text(p), p.answer, text, v.extracted, v.reward, v.reason,
-                        c.finish_reason, len(c.ids), **_facts(p),
+                        c.finish_reason, len(c.ids), pixels=seen[c.prompt_index], **_facts(p),
                     )  # fmt: skip
                     file.write(as_lines([row]))
                 file.flush()

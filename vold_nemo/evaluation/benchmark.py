@@ -8,6 +8,7 @@ that is started again are the same thing.
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,24 +26,28 @@ from vold_nemo.evaluation.answers import (
     model_fingerprint,
     questions_fingerprint,
 )
+from vold_nemo.evaluation.askable import askable
 from vold_nemo.evaluation.benchmarks.load import load_benchmark
 from vold_nemo.evaluation.benchmarks.question import Question
 from vold_nemo.evaluation.results import Results, Weights, build_results
+from vold_nemo.rewards.answer_keys import refusal
 
 ARM_CHARACTERS = "letters, digits, _ and -"
 
 
-def load_questions(config: Config, *, writes: bool = True) -> dict[str, list[Prompt]]:
+def load_questions(config: Config, *, rejected: Rejected | None = None) -> dict[str, list[Prompt]]:
     """``{"text": [...], "image": [...], "mathvista": [...]}``, whichever are configured.
 
-    Bad rows go to ``<evaluate.path>/rejected.jsonl`` if this process ``writes`` it.
+    Bad rows go to ``rejected``; without one they are only counted.
     """
-    options = config.evaluate
+    options, verifier = config.evaluate, config.reward.verifier
     given = {"text": options.text, "image": options.image}
-    file = Path(options.path) / "rejected.jsonl" if writes else None
-    rejected = Rejected(file, config.data.max_rejected_share, key="evaluate.path")
+    rejected = rejected if rejected is not None else Rejected(None, config.data.max_rejected_share)
     questions: dict[str, list[Prompt]] = {
-        kind: load_prompts(dataset, config.data.system_prompt, rejected, instruction=config.data.instruction)
+        kind: load_prompts(
+            dataset, config.data.system_prompt, rejected, instruction=config.data.instruction,
+            refuse=refusal(verifier, parse=False), verifier=verifier,
+        )
         for kind, dataset in given.items()
         if dataset is not None
     }
@@ -99,7 +104,12 @@ def evaluate(config: Config) -> Results | None:
     # a missing checkpoint is found before the first arm has answered for an hour
     weights = {arm: model_fingerprint(path) for arm, path in options.models.items()}
     part = part_of(config)
-    questions = load_questions(config, writes=part[0] == 0)
+    first = part[0] == 0
+    file = Path(options.path) / "rejected.jsonl" if first else None
+    rejected = Rejected(file, config.data.max_rejected_share, key="evaluate.path")
+    questions = askable(config, load_questions(config, rejected=rejected), rejected, writes=first)
+    if first and rejected.count():
+        print(f"rejected {rejected.count()} questions ({rejected.summary()}): {rejected.path}", file=sys.stderr)
     settings = Settings(
         max_tokens=options.max_tokens, samples=options.samples, seed=config.seed, batch=options.batch,
         dtype={"bf16": "bfloat16", "fp32": "float32"}[config.precision], verifier=config.reward.verifier,

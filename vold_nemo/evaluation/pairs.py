@@ -72,6 +72,7 @@ class Comparison(Record):
     left_out: dict[str, int]  # "set: first, second" -> questions that only one of them answered
     skills: dict[str, dict[str, Estimate]]
     skill_pairs: list[SkillPair]
+    other_pixels: dict[str, int] = field(default_factory=dict)  # -> shared questions with other pixels
 
 
 def read_models(results: dict[str, str]) -> list[Model]:
@@ -138,7 +139,7 @@ def compare_pair(first: Model, second: Model, rows: list[tuple[AnswerRow, Answer
 
 def compare(models: list[Model]) -> Comparison:
     kinds = list(dict.fromkeys(kind for model in models for kind in model.answers))
-    pairs, left_out = {}, {}
+    pairs, left_out, other_pixels = {}, {}, {}
     for kind in kinds:
         found = []
         for first, second in combinations(models, 2):
@@ -148,6 +149,8 @@ def compare(models: list[Model]) -> Comparison:
                 found.append(compare_pair(first, second, rows))
                 if lost:
                     left_out[f"{kind}: {second.name}, {first.name}"] = lost
+            if other := sum(None not in (a.pixels, b.pixels) and a.pixels != b.pixels for a, b in rows):
+                other_pixels[f"{kind}: {second.name}, {first.name}"] = other
         if found:
             pairs[kind] = found
     return Comparison(
@@ -157,6 +160,7 @@ def compare(models: list[Model]) -> Comparison:
         left_out=left_out,
         skills={model.name: _skills(model.rows()) for model in models},
         skill_pairs=_skill_pairs(models),
+        other_pixels=other_pixels,
     )
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from vold_nemo.config import AnswerFieldsConfig, Config, ConfigError, DatasetConfig
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.data.rows import count_rows, pick, read_rows
+from vold_nemo.data.rows import Absent, count_rows, pick, read_rows
 from vold_nemo.rewards import Scorer, Verdict
+from vold_nemo.rewards.key_text import scalar_text, unwrapped
 
 TOGETHER = 2048  # answers that are judged, written and shown at a time
 REASONS_SHOWN = 12
@@ -129,7 +130,7 @@ def verify(config: Config) -> Diagnosis:
     total = found.rejected + sum(found.reasons.values())
     if total == 0:
         raise ConfigError("verify.answers", options.answers, "at least one row", "an empty file: correct the path")
-    rejected.check(total, options.answers)
+    rejected.check(total, options.answers, fields="verify.fields")
     return found
 
 
@@ -138,28 +139,41 @@ def _answers(
 ) -> Iterator[tuple[str, dict, tuple[str, str, str]]]:
     """(id, row, (response, truth, verifier)) of the usable rows."""
     known: dict[str, str | None] = {}  # verifier -> what is wrong with it
+    must = {"response": fields.response, "truth": fields.truth}
+    absent = Absent("verify.fields", str(dataset.path), must, {})
     for number, row, _ in read_rows(dataset, rejected):
+        absent.see(row)
         response, truth = pick(row, fields.response), pick(row, fields.truth)
+        name = pick(row, fields.id) if fields.id else None
         verifier = (pick(row, fields.verifier) if fields.verifier else None) or scorer.config.verifier
         reason = None
         if response is None or truth is None:
             reason = "response: missing" if response is None else "truth: missing"
         elif not isinstance(response, str):
             reason = f"response: {type(response).__name__} instead of a string"
-        elif isinstance(truth, bool) or not isinstance(truth, str | int | float):
-            reason = f"truth: {type(truth).__name__} instead of a string or number"
-        elif not str(truth).strip():
-            reason = "truth: empty"
+        elif (key := _key(truth)) is None or not key:
+            reason = "truth: missing" if key is None else "truth: empty"
+            if isinstance(truth, bool | list | dict):
+                reason = f"truth: {type(truth).__name__} instead of a string or number"
         else:
             if str(verifier) not in known:
                 known[str(verifier)] = _wrong_with(str(verifier), scorer)
             reason = known[str(verifier)]
         if reason is not None:
-            rejected.add(number, reason, row, str(dataset.path))
+            rejected.add(number, reason, row, str(dataset.path), name=str(name) if name is not None else None)
             continue
-        name = pick(row, fields.id) if fields.id else None
         content = row if isinstance(row, dict) else {"content": row}
-        yield str(number if name is None else name), content, (response, str(truth).strip(), str(verifier))
+        key = key if ":" in str(verifier) else unwrapped(key)
+        yield str(number if name is None else name), content, (response, key, str(verifier))
+    absent.missed(must)
+
+
+def _key(truth: Any) -> str | None:
+    """The truth as training would read it; None for a gap and for what is no key."""
+    try:
+        return scalar_text(truth)
+    except TypeError:
+        return None
 
 
 def _wrong_with(verifier: str, scorer: Scorer) -> str | None:

@@ -7,9 +7,10 @@ Every rank answers its share of a step's prompts and the answers are gathered ov
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vold_nemo.config import Config
+from vold_nemo.config import Config, ConfigError
+from vold_nemo.data.known_rows import digest
 from vold_nemo.data.order import Order
 from vold_nemo.data.prompts import Prompt, question_text, teacher_number
+from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import render_prompt
 from vold_nemo.rewards import diagnose
 from vold_nemo.rewards.node_scorer import NodeScorer
 from vold_nemo.rollout.engine import Completion, EnginePrompt, RolloutEngine, Sampling
 from vold_nemo.step import Step, records
+
+logger = logging.getLogger(__name__)
+
+JUDGED_AGAIN = 3  # times that groups without a verifier are replaced in a step
+NOT_JUDGED = "error: ConfigError"  # rewards/worker.py: the function that a row names cannot be imported (any more)
+SKIPPED = "skipped in training"  # what rejected.jsonl calls their source
 
 
 def gather(mine: list, rank: int, world: int) -> list:
@@ -50,6 +59,9 @@ def substitutes(size: int, taken: Sequence[int], count: int, name: str) -> list[
 class Sampler:
     """Prompts, rollout engine and verifier of a run.
 
+    A prompt that cannot be asked, or whose verifier cannot be found, although it was admitted when the data were loaded, is
+    skipped, named and counted; another one takes its place (:meth:`Order.instead`), as under ``data.without``.
+
     Args:
         engine: holds the whole student; the trainer feeds it weights.
         prompts: training prompts, text only.
@@ -58,17 +70,22 @@ class Sampler:
 
     def __init__(
         self, engine: RolloutEngine, tokenizer, prompts: Sequence[Prompt], validation: Mapping[str, Sequence[Prompt]],
-        config: Config, layout,
+        config: Config, layout, rejected: Rejected | None = None,
     ):  # fmt: skip
+        self.rejected = rejected  # where what is skipped is written down
         self.engine, self.tokenizer, self.prompts, self.validation = engine, tokenizer, prompts, validation
         self.config, self.layout = config, layout
+        left_out = set(config.data.without)
+        without = [index for index, prompt in enumerate(prompts) if prompt.id in left_out]
         self.order = Order(
             len(prompts), config.vold.prompts_per_step, config.seed, sources=[prompt.source for prompt in prompts],
-            mixture=config.data.mixture,
+            mixture=config.data.mixture, without=without,
         )  # fmt: skip
+        self.skipped: dict[int, str] = {}  # index of a prompt that could not be asked or judged after all -> why
+        used = [prompt for prompt in prompts if prompt.id not in left_out]
         self.scorer = NodeScorer(config.reward)
-        self.scorer.prepare(prompt.verifier for asked in (prompts, *validation.values()) for prompt in asked)
-        for prompt in prompts if config.teachers else ():  # a name that nobody bears is found before the first step
+        self.scorer.prepare(prompt.verifier for asked in (used, *validation.values()) for prompt in asked)
+        for prompt in used if config.teachers else ():  # a name that nobody bears is found before the first step
             teacher_number(prompt, config.teachers)
 
     def name(self, step: Step, row: int) -> str:
@@ -77,6 +94,10 @@ class Sampler:
 
     def data_name(self) -> str:
         """See :meth:`vold_nemo.models.student.MegatronStudent.data_name`."""
+        return self.order.name(repr([(prompt.id, digest(prompt)) for prompt in self.prompts]))
+
+    def former_data_name(self) -> str:
+        """:meth:`data_name` as checkpoints bear it of runs that kept no list of their rows."""
         return self.order.name(repr([(prompt.id, prompt.messages, prompt.answer) for prompt in self.prompts]))
 
     def seed(self, number: int, attempt: int = 0, length: int = 0) -> int:
@@ -108,6 +129,20 @@ class Sampler:
             step = self.answer(number, dict(enumerate(self.order.indices(number))))
         with phase("reward"):
             report = self.verify(step)
+        for attempt in range(1, JUDGED_AGAIN + 1):
+            gone = self._unjudged(step)
+            if not gone:
+                break
+            taken = set(step["prompt"].tolist())
+            places = {place: self._instead(number, place, index, taken, -attempt) for place, index in gone.items()}
+            with phase("generate"):
+                more = self.answer(number, places, -attempt)
+            with phase("reward"):
+                self.verify(more)
+            instead = {group: (more, place) for place, group in enumerate(places)}
+            step = Step.assembled([instead.get(group, (step, group)) for group in range(len(step.prompts))])
+        if self.skipped:
+            report["skipped_prompts"] = len(self.skipped)
         if rounds := self.config.rollout.refill_rounds:
             # Rewards before are the only fair sample of what the student can do.
             refill: dict[str, Any] = {"rounds": 0, "dropped_groups": 0, "dropped_tokens": 0}
@@ -117,7 +152,8 @@ class Sampler:
                 gone, name = silent(step), f"refill/{self.config.seed}/{number}/{attempt}"
                 # What comes hangs on nothing but that name and on which groups went: the same on any layout and after a
                 # resume.  The epochs' order is not touched; a prompt drawn here comes again in its turn.
-                fresh = substitutes(len(self.prompts), sorted(asked), len(gone), name)
+                known = sorted(asked | self.order.without | self.skipped.keys())
+                fresh = substitutes(len(self.prompts), known, len(gone), name)
                 if not fresh:
                     break
                 places = dict(zip(gone, fresh, strict=False))
@@ -136,8 +172,17 @@ class Sampler:
 
     def answer(self, number: int, asked: Mapping[int, int], attempt: int = 0) -> Step:
         """K answers to each of ``asked``, {place in the step: index of its prompt}, in that order; all of the world's."""
-        places = list(asked.items())[self.layout.rank :: self.layout.world]
-        rendered = [render_prompt(self.tokenizer, self.prompts[index]) for _, index in places]
+        limit = self.config.rollout.max_tokens
+        places, rendered, refused = [], [], {}
+        for place, index in list(asked.items())[self.layout.rank :: self.layout.world]:
+            ids, tried = self._ids(index), set(asked.values())
+            while (reason := self._refused(ids, limit)) is not None:
+                refused[index] = reason  # this rank's words; every rank learns of it below
+                index = self._instead(number, place, index, tried, attempt, refused)
+                tried.add(index)
+                ids = self._ids(index)
+            places.append((place, index))
+            rendered.append(ids)
         done = self._complete(
             [EnginePrompt(ids, key=place) for (place, _), ids in zip(places, rendered, strict=True)],
             number, attempt, share=len(asked) / self.config.vold.prompts_per_step,
@@ -152,7 +197,65 @@ class Sampler:
         )  # fmt: skip
         step = step.gather(self.layout.world)
         step["version"] = number
+        taken = step["prompt"].tolist()[:: self.config.rollout.samples_per_prompt]
+        self._skip({
+            index: refused.get(index) or self._refused(self._ids(index), limit) or "refused by another rank's engine"
+            for (_, index), instead in zip(asked.items(), taken, strict=True) if instead != index
+        })  # fmt: skip
         return step
+
+    def _ids(self, index: int) -> list[int]:
+        prompt = self.prompts[index]
+        return render_prompt(self.tokenizer, prompt) if prompt.ids is None else prompt.ids.tolist()
+
+    def _refused(self, ids: list[int], max_tokens: int) -> str | None:
+        """What the engine would say against a prompt, before it takes the others of the batch down with it."""
+        limits = getattr(self.engine, "limits", None)
+        return limits.refusal(EnginePrompt(ids), max_tokens) if limits is not None else None
+
+    def _instead(
+        self, number: int, place: int, index: int, taken: Collection[int], attempt: int = 0, more: Collection[int] = ()
+    ) -> int:
+        position = f"{number * self.order.batch + place}" + (f"/{attempt}" if attempt else "")
+        return self.order.instead(position, index, taken, {*self.skipped, *more})
+
+    def _unjudged(self, step: Step) -> dict[int, int]:
+        """Groups whose verifier is gone, {place: index of the prompt}: none of their answers was judged."""
+        samples, reasons = self.config.rollout.samples_per_prompt, step.labels.get("reason", [])
+        prompts = step["prompt"].tolist()[::samples]
+
+        def gone(place: int, index: int) -> bool:  # the run's own verifier is no row's fault
+            said = reasons[place * samples : (place + 1) * samples]
+            return bool(said) and all(NOT_JUDGED in one for one in said) and self.prompts[index].verifier is not None
+
+        found = {place: index for place, index in enumerate(prompts) if gone(place, index)}
+        self._skip({index: reasons[place * samples] for place, index in found.items()})
+        return found
+
+    def _skip(self, reasons: Mapping[int, str]) -> None:
+        """Prompts that are left out from now on, the same on every rank.
+
+        Raises:
+            ConfigError: more than ``data.max_rejected_share`` of the prompts.
+        """
+        reasons = {index: reason for index, reason in reasons.items() if index not in self.skipped}
+        self.skipped |= reasons
+        share = self.config.data.max_rejected_share
+        if self.layout.rank == 0:
+            for index, reason in reasons.items():
+                logger.warning("prompt %s is skipped: %s", self.prompts[index].id, reason)
+                if self.rejected is not None:
+                    prompt = self.prompts[index]
+                    self.rejected.add(
+                        prompt.row, f"skipped: {reason}", prompt.messages[-1]["content"], SKIPPED, name=prompt.id
+                    )
+        if len(self.skipped) > share * len(self.prompts):
+            names = [self.prompts[index].id for index in self.skipped]
+            raise ConfigError(
+                "data.prompts",
+                f"{len(names)} of {len(self.prompts)} prompts could not be asked or judged: {', '.join(names[:8])}",
+                f"at most data.max_rejected_share = {share:g} of them", "see rejected.jsonl in the run folder for each reason",
+            )  # fmt: skip
 
     def _complete(self, prompts: list[EnginePrompt], number: int, attempt: int, share: float) -> list[Completion]:
         """K completions of this rank's prompts, within ``share`` of ``rollout.token_budget``.
@@ -241,7 +344,13 @@ class Sampler:
         for name, prompts in self.validation.items():
             share = prompts[self.layout.rank :: self.layout.world]
             completions = self.engine.generate(
-                [EnginePrompt(render_prompt(self.tokenizer, prompt), images=prompt.open_images()) for prompt in share],
+                [
+                    EnginePrompt(
+                        render_prompt(self.tokenizer, prompt) if prompt.ids is None else prompt.ids.tolist(),
+                        images=prompt.open_images(),
+                    )
+                    for prompt in share
+                ],
                 Sampling(1, 0.0, settings.max_tokens, stop=tuple(self.config.rollout.stop)),
                 expect_version=step,
             )

@@ -47,11 +47,18 @@ class MegatronSFTModel(MegatronStudent):
         """Training data; which ids count in the softmax (those the rollout engine will be able to sample); who wrote it."""
         self.examples = examples
         sources = examples.source_of_each() if isinstance(examples, StoredExamples) else [e.source for e in examples]
+        left_out = set(self.config.data.without)  # of a prompt, or of one of its traces: <prompt>/<sample>
+        without = [
+            i for i, example in enumerate(examples if left_out else ())
+            if example.name in left_out or example.name.rpartition("/")[0] in left_out
+        ]  # fmt: skip
         self.order = Order(
             len(examples), self.config.sft.batch, self.config.seed, sources=sources,
-            mixture=self.config.data.trace_mixture, key="data.trace_mixture",
+            mixture=self.config.data.trace_mixture, key="data.trace_mixture", without=without,
         )  # fmt: skip
         self.lineage = {"added_tokens": contract.added_tokens, "traces": traces}
+        if self.config.data.without:
+            self.lineage["without"] = sorted(self.config.data.without)
         self.batches = Prefetcher(self.cut, self.total_steps)
         self.shard = contract.shard(
             self.layout.tensor_rank, self.layout.tensor, self.layout.device, self.layout.tensor_group

@@ -82,6 +82,10 @@ class MegatronStudent(ModelPT):
         """Optimizer steps in one :meth:`train_step`."""
         return 1
 
+    def data_names(self) -> list[str]:
+        """:meth:`data_name`, and what it was called by versions before."""
+        return [self.data_name()]
+
     def data_name(self) -> str:
         """What decides the data of every step, hashed: a position in other data is no position."""
         return ""
@@ -267,10 +271,11 @@ class MegatronStudent(ModelPT):
             run.resume_at(0)
             return 0
         step, extra = loading.load(found, self.training_state, reshard=self.config.checkpoint.reshard)
-        if extra.get("data", self.data_name()) != self.data_name():
+        if "data" in extra and extra["data"] not in self.data_names():
             raise ConfigError(
                 "data", "not what this run began with", "the same rows, seed, batch size and mixture to go on with",
-                f"restore them, or start a new run from the exported weights of {found}",
+                "restore them, or go on without those that are rejected now (rejected.jsonl): data.without=[ids]; or start a "
+                f"new run from the exported weights of {found}",
             )  # fmt: skip
         self.load_extra_state(extra)
         run.resume_at(step)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.data.prompts import Prompt, load_prompts, question_text
 from vold_nemo.data.rejected import Rejected
+from vold_nemo.rewards.answer_keys import refusal
 
 
 def split_off_validation(
@@ -25,7 +26,10 @@ def split_off_validation(
         return kept, {}
     for name, dataset in (("image", asked.data), ("text", asked.text)):
         if dataset is not None:
-            found[name] = load_prompts(dataset, config.data.system_prompt, rejected, instruction=config.data.instruction)
+            found[name] = load_prompts(
+                dataset, config.data.system_prompt, rejected, instruction=config.data.instruction,
+                refuse=refusal(config.reward.verifier, parse=False), verifier=config.reward.verifier,
+            )  # fmt: skip
     if asked.text is not None:
         trained = {question_text(prompt) for prompt in kept}
         known = [prompt.id for prompt in found["text"] if question_text(prompt) in trained]

@@ -81,6 +81,9 @@ class MegatronVOLDModel(MegatronStudent):
     def data_name(self) -> str:
         return self.sampler.data_name()
 
+    def data_names(self) -> list[str]:
+        return [self.data_name(), self.sampler.former_data_name()]
+
     def vocabulary_rows(self) -> list[int]:
         rows = super().vocabulary_rows()
         if self.config.objective.kl.enabled and not self._is_model_being_restored():
@@ -93,6 +96,8 @@ class MegatronVOLDModel(MegatronStudent):
         self.attach_teachers(teachers, contract, eos_ids=sampler.engine.stop_ids)
         stage1 = lineage.read(self.config.vold.start).get("traces")
         self.lineage = {"added_tokens": contract.added_tokens, "traces": stage1}
+        if self.config.data.without:
+            self.lineage["without"] = sorted(self.config.data.without)
         self.handover = handover_of(self.config, self.stage, self.optimizer_in_training, sampler.engine, teachers)
 
     def attach_teachers(self, teachers: Teachers, contract: VocabularyContract, eos_ids: Sequence[int] = ()) -> None:

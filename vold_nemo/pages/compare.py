@@ -39,7 +39,7 @@ def _prompts(config: Config, missing: list[str]) -> dict[tuple[str, str], Prompt
         missing.append("No questions are configured (evaluate.benchmarks, evaluate.image): images are not shown.")
         return {}
     try:
-        questions = load_questions(config, writes=False)
+        questions = load_questions(config)
     except ConfigError as error:
         missing.append(f"Images are not shown: {error.key} = {error.value}.")
         return {}
@@ -52,6 +52,7 @@ def draw(models: list[Model], found: Comparison, prompts: dict, examples: int, m
     shades = [ARM_COLOURS[arm] if own else FURTHER[i % len(FURTHER)] for i, arm in enumerate(arms)]
     colours = {model.name: shade for model, shade in zip(models, shades, strict=True)}
     lost = [f"{name}: {n} questions that only one of the two answered are left out" for name, n in found.left_out.items()]
+    lost += [f"{name}: {n} questions showed other pixels (decoded otherwise)" for name, n in found.other_pixels.items()]
     lead = (
         "Greedy answers, compared question by question. A difference counts only if its paired bootstrap interval and "
         "McNemar’s exact test agree."

@@ -317,7 +317,7 @@ class PlannedSampler(Sampler):
 
     def __init__(self, engine: Engine, prompts: list, config: Config, layout):
         self.engine, self.prompts, self.validation, self.config, self.layout = engine, prompts, {}, config, layout
-        self.tokenizer = _NoTokenizer()
+        self.tokenizer, self.skipped, self.rejected = _NoTokenizer(), {}, None
         self.order = Order(len(prompts), config.vold.prompts_per_step, config.seed)
 
     def answer(self, number: int, asked: Mapping[int, int], attempt: int = 0) -> Step:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vold_nemo.config import ConfigError
+from vold_nemo.data.pictures import PictureError, open_picture
 from vold_nemo.rollout.engine import EnginePrompt
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _PROCESSORS = tuple(f"Qwen2VLImageProcessor{suffix}" for suffix in ("", "Fast", "Pil"))
 
@@ -25,23 +29,35 @@ class PreparedPrompt:
     grids: Tensor | None = None
 
 
-def open_image(source: Any):
-    """A path, encoded bytes, a parquet ``{"bytes", "path"}`` or a PIL image -> RGB PIL image."""
-    from PIL import Image
+def open_image(source: Any) -> Image.Image:
+    """A path, encoded bytes, a parquet ``{"bytes", "path"}`` or a PIL image -> RGB PIL image, as ``data/pictures.py`` sees it.
 
+    Raises:
+        ConfigError: what is no picture there.  Prompts that were loaded by this project have none such.
+    """
     if isinstance(source, dict):
         source = source.get("bytes") or source.get("path")
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert("RGB")
-    except (OSError, AttributeError, TypeError) as error:  # not found, not an image, not a path
+        return open_picture(source)
+    except (PictureError, AttributeError, TypeError) as error:  # the latter two: neither a path nor bytes
         raise ConfigError(
             "image",
             source if isinstance(source, str) else type(source).__name__,
             "a readable image file",
             f"repair or remove the row ({error})",
         ) from error
+
+
+def widening_of(path: str | Path, placeholder: int) -> Callable[[Iterable[tuple[int, int]]], int]:
+    """:meth:`ImagePreparer.widening` of the checkpoint at ``path``, whose image settings are read at the first image."""
+    made: list[ImagePreparer] = []
+
+    def widening(sizes: Iterable[tuple[int, int]]) -> int:
+        if not made:
+            made.append(ImagePreparer(path, placeholder))
+        return made[0].widening(sizes)
+
+    return widening
 
 
 class ImagePreparer:
@@ -97,5 +113,9 @@ class ImagePreparer:
 
     def length(self, prompt: EnginePrompt, images: list) -> int:
         """Tokens of the prompt with every placeholder widened, without touching a pixel."""
-        patches = [self._processor.get_number_of_image_patches(image.height, image.width) for image in images]
-        return len(prompt.ids) + sum(count // self._merge - 1 for count in patches)
+        return len(prompt.ids) + self.widening((image.width, image.height) for image in images)
+
+    def widening(self, sizes: Iterable[tuple[int, int]]) -> int:
+        """Tokens that images of these (width, height) add to their placeholders."""
+        patches = (self._processor.get_number_of_image_patches(height, width) for width, height in sizes)
+        return sum(count // self._merge - 1 for count in patches)

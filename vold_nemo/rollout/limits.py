@@ -32,6 +32,16 @@ class Limits:
             raise ConfigError(f"prompt {index}: images", len(prompt.images), allowed, mend)
         return self.image_token is not None and bool(prompt.images or self.image_token in prompt.asked)
 
+    def refusal(self, prompt: EnginePrompt, max_tokens: int) -> str | None:
+        """Why a prompt of text cannot be asked, or None: without an error, so that the others of its batch can be."""
+        try:
+            if self.image_token is not None and self.image_token in prompt.asked:
+                return "it holds the image placeholder and no image"
+            self.check(0, prompt.ids, len(prompt.ids), max_tokens)
+        except ConfigError as error:
+            return f"{error.key} {error.value}: {error.allowed}"
+        return None
+
     def check(self, index: int, ids: list[int], length: int, max_tokens: int) -> None:
         """``length``: tokens of the prompt with its images, ids of which may stand for several.  ConfigError."""
         if not ids or not 0 <= min(ids) <= max(ids) < self.vocabulary:

@@ -29,7 +29,7 @@ def wanted(config: Config) -> Wanted:
     data = config.data
     return Wanted(
         answers=False, responses=config.traces.engine == "dataset", system_prompt=data.system_prompt,
-        instruction=data.instruction,
+        instruction=data.instruction, verifier=config.reward.verifier,
     )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ class TeacherTraces:
     def __init__(self, config: Config, tokenizer, prompts: Sequence[Prompt], rejected: Rejected, build: Callable[[], Any]):
         self.config, self.tokenizer, self.prompts, self.rejected, self.build = config, tokenizer, prompts, rejected, build
         self.ready = time.monotonic()  # when the teacher was loaded
+        self._admit()
         traces = config.traces
         self.streams = traces.engine == "vllm"
         self.sampling = Sampling(
@@ -91,7 +92,9 @@ class TeacherTraces:
     def _batched(self, done: Done) -> Iterator[list[dict[str, Any]]]:
         size, samples = self.config.traces.batch, range(self.sampling.samples)
         batches = [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
-        left = [batch for batch in batches if any((p.id, k) not in done for p in batch for k in samples)]
+        left = [
+            batch for batch in batches if any((p.id, k) not in done for p in batch if p.id in self._asked for k in samples)
+        ]
         engine = self.build() if left else None
         self.ready = time.monotonic()
         for batch in left:
@@ -101,24 +104,37 @@ class TeacherTraces:
 
     def _streamed(self, done: Done) -> Iterator[list[dict[str, Any]]]:
         samples = range(self.config.traces.samples_per_prompt)
-        left = [(i, k) for i, prompt in enumerate(self.prompts) for k in samples if (prompt.id, k) not in done]
+        askable = [(i, prompt) for i, prompt in enumerate(self.prompts) if prompt.id in self._asked]
+        left = [(i, k) for i, prompt in askable for k in samples if (prompt.id, k) not in done]
         if not left:
             return
-        asked = ((i, k, request) for i, k in left if (request := self._ask(self.prompts[i], k)) is not None)  # when needed
+        asked = ((i, k, request) for i, k in left if (request := self._ask(self.prompts[i])) is not None)  # when needed
         answers = self.build().answers(asked, self.sampling)
         self.ready = time.monotonic()
         for block in _grouped(answers):
             yield [self._answered(self.prompts[c.prompt_index], c) for c in block]
 
-    def _ask(self, prompt: Prompt, sample: int = 0) -> EnginePrompt | None:
-        from vold_nemo.data.templates import render_prompt
+    def _admit(self) -> None:
+        """Render every prompt; one that cannot be asked has no ``ids`` and is written down, before the teacher is loaded."""
+        from vold_nemo.data.rendering import Renderer, Room, admit, reach_of
 
-        ids, limit = render_prompt(self.tokenizer, prompt, thinking=self.config.teacher.thinking), self.config.traces
-        if len(ids) > limit.max_prompt_tokens:
-            if sample == 0:
-                reason = f"prompt: {len(ids)} tokens, more than traces.max_prompt_tokens"
-                self.rejected.add(prompt.id, reason, prompt.messages[-1]["content"], "prompts", bad=False)
+        traces, teacher = self.config.traces, self.config.teacher
+        positions, _ = reach_of(teacher.path, teacher.revision)
+        room = Room(traces.max_tokens, "traces.max_tokens", positions, teacher.path)
+        renderer, source = Renderer(self.tokenizer, thinking=teacher.thinking), str(dataset_of(self.config).path)
+        admitted = admit(self.prompts, renderer, room, self.rejected, source, cache=self.config.data.cache)
+        self._asked = {prompt.id: prompt.ids for prompt in admitted if prompt.id not in self.config.data.without}
+        for prompt in admitted:
+            if len(prompt.ids) > traces.max_prompt_tokens:
+                reason = f"prompt: {len(prompt.ids)} tokens, more than traces.max_prompt_tokens"
+                self.rejected.add(prompt.id, reason, prompt.messages[-1]["content"], "prompts", bad=False, name=prompt.id)
+                self._asked.pop(prompt.id, None)
+
+    def _ask(self, prompt: Prompt) -> EnginePrompt | None:
+        found = self._asked.get(prompt.id)
+        if found is None:
             return None
+        ids = found.tolist()
         # The key ties a prompt's random numbers to its id: they do not depend on its place, its batch or its shard.
         key = int.from_bytes(hashlib.sha256(prompt.id.encode("utf-8", "replace")).digest()[:8], "little")
         return EnginePrompt(ids, prompt.images, key)

@@ -50,6 +50,7 @@ class DataConfig:
     trace_mixture: dict[str, float] = key({}, "the same for stage 1", bound=COUNT)
     cache: str = key("${outputs}/cache", "tokenised traces, shared by runs")
     max_rejected_share: float = key(0.05, "above this share of bad rows a run stops", bound=SHARE)
+    without: list[str] = key([], "ids of rows that training leaves out: also of a run that began with them, and goes on")
 
 
 @dataclass

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError, DatasetConfig
-from vold_nemo.data.prompts import RowError
+from vold_nemo.data.messages import RowError
+from vold_nemo.data.pictures import PictureError, open_picture
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.rows import read_rows
 from vold_nemo.evaluation.benchmarks.question import Question
@@ -82,8 +83,10 @@ def load_benchmark(
                     raise RowError(f"row: {type(row).__name__} instead of an object")
                 row = {"_number": place, **row}
                 question = spec.question(row, file.parent, number) if spec.numbered else spec.question(row, file.parent)
-            except RowError as error:
-                rejected.add(place, str(error), row, name)
+                question.sizes = [open_picture(image).size for image in question.images]
+            except (RowError, PictureError) as error:
+                reason = f"image: {error}" if isinstance(error, PictureError) else str(error)
+                rejected.add(place, reason, row, name)
                 continue
             if question.id in known:
                 question.id = f"{question.id}#{place}"

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.data.prompts import RowError
+from vold_nemo.data.messages import RowError
 from vold_nemo.evaluation.benchmarks.question import LETTERS, Question, lettered, with_images
 
 MMMU_PRO_STANDARD = (

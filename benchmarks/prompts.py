@@ -1,0 +1,93 @@
+"""How long the door takes that every prompt comes through when data are loaded: read, rendered, tokenised, checked, kept.
+
+    python benchmarks/prompts.py [prompts=57000] [tokens=150] [vocabulary=50000] [results=benchmarks/results/prompts.md]
+
+A file of ``prompts`` questions of about ``tokens`` tokens (57,000 are the size of Open-Reasoner-Zero's set) is read as stage 2
+reads it, and goes through the door twice: the second time its ids come from the cache.  Tokenizer, template and texts are those
+of ``tokenise.py``.  Wall time counts whatever else the machine does; processor seconds of all threads do not, and those of the
+main thread bound the wall time of an idle machine from below.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import machine, parse, tell
+from benchmarks.tokenise import build_tokenizer, corpus
+from vold_nemo.config import DatasetConfig
+from vold_nemo.data.prompts import load_prompts
+from vold_nemo.data.rejected import Rejected
+from vold_nemo.data.rendering import Renderer, Room, admit
+from vold_nemo.rewards.answer_keys import refusal
+from vold_nemo.rewards.key_forms import report_keys
+
+DEFAULTS = {"prompts": 57_000, "tokens": 150, "vocabulary": 50_000, "json": False, "results": "benchmarks/results/prompts.md"}
+
+
+def write_prompts(path: Path, tokenizer, text: str, prompts: int, tokens: int) -> None:
+    chance, ids = random.Random(1), tokenizer(text, add_special_tokens=False)["input_ids"]
+    with path.open("w") as file:
+        for number in range(prompts):
+            start, length = chance.randrange(len(ids) - 2 * tokens), chance.randint(tokens // 2, 3 * tokens // 2)
+            row = {"id": f"q{number}", "prompt": tokenizer.decode(ids[start : start + length]), "answer": str(number)}
+            file.write(json.dumps(row) + "\n")
+
+
+def timed(work) -> tuple[object, dict[str, float]]:
+    """What ``work`` returns, and its seconds."""
+    clocks = {"wall": time.perf_counter, "processor": time.process_time, "main_thread": time.thread_time}
+    began = {name: clock() for name, clock in clocks.items()}
+    found = work()
+    return found, {name: round(clock() - began[name], 2) for name, clock in clocks.items()}
+
+
+def main(arguments: list[str]) -> dict:
+    settings = parse(arguments, DEFAULTS)
+    text = corpus(20_000_000)
+    tokenizer = build_tokenizer(text[:10_000_000], settings["vocabulary"])
+    said = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path, rejected = Path(folder) / "prompts.jsonl", Rejected(None, 0.05)
+        write_prompts(path, tokenizer, text, settings["prompts"], settings["tokens"])
+        prompts, said["read"] = timed(
+            lambda: load_prompts(
+                DatasetConfig(path=str(path)), None, rejected, refuse=refusal("boxed"), verifier="boxed", instruction="Box it."
+            )
+        )
+
+        def door() -> list:
+            room = Room(8192, "rollout.max_tokens", 32_768)
+            return admit(prompts, Renderer(tokenizer), room, rejected, str(path), cache=Path(folder) / "cache")
+
+        admitted, said["render and tokenise"] = timed(door)
+        _, said["again, from the cache"] = timed(door)
+        _, said["report of the keys"] = timed(lambda: report_keys(((p.id, p.answer, p.verifier) for p in prompts), "boxed"))
+    first = ("read", "render and tokenise", "report of the keys")
+    found = {
+        "prompts": len(admitted), "tokens": sum(len(prompt.ids) for prompt in admitted), "seconds": said,
+        "together": {clock: round(sum(said[part][clock] for part in first), 2) for clock in said["read"]},
+    }  # fmt: skip
+    where = machine("cpu")
+    lines = [
+        "# Loading prompts", "",
+        f"`python benchmarks/prompts.py prompts={settings['prompts']} tokens={settings['tokens']}` on {where}: "
+        f"{found['prompts']:,} prompts, {found['tokens']:,} tokens.", "",
+        "| seconds | wall | processor, all threads | main thread |", "|---|---|---|---|",
+    ]  # fmt: skip
+    rows = {**said, "read, rendered and reported": found["together"]}
+    lines += [
+        f"| {part} | {one['wall']:.1f} | {one['processor']:.1f} | {one['main_thread']:.1f} |" for part, one in rows.items()
+    ]
+    tell(settings, found, where, "\n".join(lines) + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
