@@ -29,7 +29,10 @@ def test_the_first_rank_that_failed_is_named_with_its_code_host_and_last_lines(s
     script = repository("stub", (
         'print("arguments", sys.argv[1:], flush=True)\n'
         'print("cores", os.environ["SRUN_CPUS_PER_TASK"], flush=True)\n'
-        'if os.environ["SLURM_PROCID"] == "2":\n    time.sleep(0.5)\n    print("the reason", flush=True)\n    sys.exit(7)\n'
+        'open(f"ready_{os.environ[\'SLURM_PROCID\']}", "w").close()\n'
+        'if os.environ["SLURM_PROCID"] == "2":\n'
+        '    while not all(os.path.exists(f"ready_{rank}") for rank in range(4)):\n        time.sleep(0.1)\n'
+        '    time.sleep(0.5)\n    print("the reason", flush=True)\n    sys.exit(7)\n'
         "time.sleep(300)\n"
     ))  # fmt: skip
     number = slurm.submit(*TWO_BY_TWO, "--cpus-per-task=2", str(script), "stub", "a key=a value", cwd=workplace)

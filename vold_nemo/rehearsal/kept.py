@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+import re
 from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import Config
+from vold_nemo.config.tree import values
 from vold_nemo.config.writing import replace_text, writing
 
-# What does not change a rehearsal: where things lie, what else is printed.
-_ASIDE = ("rehearse", "device", "dry_run", "strict", "explain", "search", "sbatch", "outputs", "logging", "report", "compare",
-          "reproduce", "verify", "handoff", "evaluate", "prefetch", "prepare", "limits", "seed", "evidence")  # fmt: skip
+# What does not change a rehearsal: where things lie, how jobs are started, what else is printed.
+_ASIDE = re.compile(
+    r"(device|dry_run|strict|explain|search|sbatch|outputs|seed|evidence|json|vold\.start|vold\.run|sft\.run)$"
+    r"|(rehearse|logging|report|compare|reproduce|verify|handoff|evaluate|prefetch|prepare|limits|staging|cluster\.launch)\."
+)
 
 
 def digest(config: Config) -> str:
-    """16 hex digits of all that decides what a rehearsal finds."""
-    values = {key: value for key, value in asdict(config).items() if key not in _ASIDE}
-    values["vold"] = {key: value for key, value in values["vold"].items() if key not in ("start", "run")}
-    values["sft"] = {key: value for key, value in values["sft"].items() if key != "run"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """16 hex digits of all that decides what a rehearsal finds and is not the schema's default: a key that is new there makes
+    no rehearsal another one."""
+    usual = {key: value for key, _, value in values(Config())}
+    own = {key: value for key, _, value in values(config) if not _ASIDE.match(key) and value != usual.get(key)}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def name(stage: str, rank: int, world: int) -> str:
