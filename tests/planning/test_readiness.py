@@ -1,6 +1,5 @@
 """A node without what a run on GPUs takes is refused in the first second: drivers, GPUs and packages are played."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ import pytest
 from vold_nemo.config import Config, driver, installed
 from vold_nemo.config.compose import compose
 from vold_nemo.config.launcher import CONFIGURATION_ERROR
-from vold_nemo.megatron.architecture import PUBLISHED
 from vold_nemo.planning.readiness import findings, means_gpus, ranks_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,21 +152,6 @@ int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """Checkpoints as far as a configuration is checked against them, and a file of traces."""
-    folder = tmp_path_factory.mktemp("world")
-    for name, published in (("base", "Qwen2.5-VL-3B-Instruct"), ("teacher", "Qwen3-8B")):
-        (folder / name).mkdir()
-        known = json.loads((PUBLISHED / f"{published}.json").read_text())
-        (folder / name / "config.json").write_text(json.dumps(known["config"]))
-        rows = [151936, 2048 if name == "base" else 4096]
-        header = json.dumps({"model.embed_tokens.weight": {"dtype": "BF16", "shape": rows, "data_offsets": [0, 0]}}).encode()
-        (folder / name / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    (folder / "traces.jsonl").write_text("{}\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def old_node(tmp_path_factory) -> Path:
     """A driver for CUDA 12.4 with two GPUs, and a torch for CUDA 13.0, which must not be imported."""
     folder = tmp_path_factory.mktemp("node")
@@ -191,8 +174,8 @@ def test_every_recipe_that_computes_refuses_before_it_imports(tmp_path, world, o
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "RANK", "WORLD", "LOCAL_"))}
     inherited.pop("CUDA_VISIBLE_DEVICES", None)
     done = subprocess.run(
-        [sys.executable, str(ROOT / f"recipes/{verb}.py"), "experiment=miniature", "device=cuda", f"miniature.path={world}",
-         f"traces.path={world}/traces.jsonl", f"vold.start={world}/base"],
+        [sys.executable, str(ROOT / f"recipes/{verb}.py"), "experiment=miniature", "device=cuda", f"student.path={world}/student",
+         f"teacher.path={world}/teacher", f"traces.path={world}/traces.jsonl", f"vold.start={world}/student"],
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
         env={**inherited, "LD_LIBRARY_PATH": str(old_node), "PYTHONPATH": f"{old_node}:{ROOT}"},
     )  # fmt: skip
