@@ -174,8 +174,9 @@ def test_every_recipe_that_computes_refuses_before_it_imports(tmp_path, world, o
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "RANK", "WORLD", "LOCAL_"))}
     inherited.pop("CUDA_VISIBLE_DEVICES", None)
     done = subprocess.run(
-        [sys.executable, str(ROOT / f"recipes/{verb}.py"), "experiment=miniature", "device=cuda", f"student.path={world}/student",
-         f"teacher.path={world}/teacher", f"traces.path={world}/traces.jsonl", f"vold.start={world}/student"],
+        [sys.executable, str(ROOT / f"recipes/{verb}.py"), "experiment=miniature", "device=cuda",
+         f"student.path={world}/student", f"teacher.path={world}/teacher", f"traces.path={world}/traces.jsonl",
+         f"vold.start={world}/student"],
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
         env={**inherited, "LD_LIBRARY_PATH": str(old_node), "PYTHONPATH": f"{old_node}:{ROOT}"},
     )  # fmt: skip
