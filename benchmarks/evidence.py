@@ -3,8 +3,9 @@
     make rehearse && python benchmarks/evidence.py rehearsed          every experiment for GPUs, from outputs/<name>/rehearsal
     make demo && python benchmarks/evidence.py demo outputs/miniature_tp2
 
-A record holds what the experiment *sets* (each key that differs from the schema's default), so that a changed file falls back
-to ``planned`` until it is run again (``tests/config/test_evidence.py``).  A rehearsal counts when all telling ranks of both
+A record holds what the experiment *sets* (each key that differs from the defaults), so that a changed file is noticed: a test
+fails until it is run again or its record is taken out, and it is ``planned`` (``tests/test_evidence.py``).  A changed default
+is not noticed.  A rehearsal counts when all telling ranks of both
 stages and the export were rehearsed of the configuration as it is now, without a violation.
 """
 

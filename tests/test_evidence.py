@@ -31,6 +31,18 @@ def test_a_rehearsed_experiment_had_every_telling_rank():
             assert {"torch", "megatron-core", "Transformer Engine"} <= set(record["versions"]), name
 
 
+def test_no_experiment_was_run_on_a_gpu_without_a_file_of_one():
+    for name, record in RECORDS.items():
+        if record["level"] == evidence.GPU:
+            assert "cuda" in (evidence.KEPT.parent / record["file"]).read_text().lower(), name
+
+
+def test_every_experiment_for_gpus_was_rehearsed_as_it_is():
+    from vold_nemo.rehearsal.experiments import for_gpus
+
+    assert all(RECORDS.get(name, {}).get("level") in (evidence.REHEARSED, evidence.GPU) for name in for_gpus())
+
+
 def test_what_is_no_record_any_more_is_planned(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "KEPT", tmp_path / "evidence.json")
     folder = tmp_path / "experiment"
