@@ -21,6 +21,7 @@ def main(config: Config) -> None:
     import os
     import socket
     import time
+    from pathlib import Path
 
     from vold_nemo.checkpoint.node_copy import Copier
     from vold_nemo.config import staged
@@ -37,9 +38,13 @@ def main(config: Config) -> None:
         print(f"{time.strftime('%H:%M:%S')} {host}: {text}", flush=True)
 
     models = wanted(config, config.staging.verb, Node.here())
+    for one in models:
+        if os.path.realpath(one.source) in (here := os.path.realpath(folder), *map(str, Path(here).parents)):
+            mend = f"name a folder elsewhere: copies inside {one.source} would be taken for files of it"
+            raise ConfigError(staged.KEY, launch.stage, f"a folder outside the checkpoint of {one.key}", mend)
     copier = Copier(folder, began + 60 * launch.stage_minutes, say)
     copies = copier.run(models)
-    staged.write_record(folder, copies)
+    staged.write_record(folder, {one.source: (copies[one.source], (*one.files, *one.links)) for one in models})
     for one in models:
         say(f"{one.key}: {len(one.files)} files in {copies[one.source]}, {len(one.links)} left at {one.source}")
     say(f"{copier.done / 1e9:,.1f} GB copied in {time.monotonic() - began:.0f} s")

@@ -175,7 +175,8 @@ def test_who_opens_weights_finds_the_copy_and_what_is_written_down_the_checkpoin
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert staged.here(hub) == hub
     _, copies = run(stage, wanted(hub))
-    staged.write_record(stage, copies)
+    names = ("config.json",)
+    staged.write_record(stage, {source: (copy, names) for source, copy in copies.items()})
     assert staged.here(hub) == hub
     monkeypatch.setenv("DISK", str(tmp_path))
     monkeypatch.setenv("VOLD_STAGE", "$DISK/disk")

@@ -145,11 +145,48 @@ def test_a_busy_port_is_said_by_rank_0_and_not_by_a_guest_of_torchruns_store(ada
         taken.listen(1)
         port = taken.getsockname()[1]
         place = Launch(0, 2, 0, "127.0.0.1", port)
-        (error,) = said({}, adapters, place=place)
+        (error,) = said({}, adapters, nodes=1, place=place)
         assert (error.key, error.value) == ("MASTER_PORT", port) and "ss -ltnp" in error.mend
-        assert not said({"TORCHELASTIC_USE_AGENT_STORE": "True"}, adapters, place=place)
-        assert not said({}, adapters, place=Launch(1, 2, 1, "127.0.0.1", port))
-    assert not said({}, adapters, place=place)
+        assert not said({"TORCHELASTIC_USE_AGENT_STORE": "True"}, adapters, nodes=1, place=place)
+        assert not said({}, adapters, nodes=1, place=Launch(1, 2, 1, "127.0.0.1", port))
+    assert not said({}, adapters, nodes=1, place=place)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0", "::1"])
+def test_an_address_that_stays_on_its_node_meets_nobody_on_others(adapters, host):
+    (error,) = said({"MASTER_ADDR": host}, adapters, place=Launch(2, 4, 0, host, 29500))
+    assert error.key == "MASTER_ADDR" and "the other 1 reach" in error.allowed
+    assert not said({"MASTER_ADDR": host}, adapters, nodes=1, place=Launch(1, 2, 1, host, 29500))
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_port_that_is_none(adapters, port):
+    (error,) = said({"MASTER_PORT": str(port)}, adapters, place=Launch(0, 2, 0, "127.0.0.1", port))
+    assert error.key == "MASTER_PORT" and "65535" in error.allowed
+
+
+def test_numbers_are_read_as_c_reads_them():
+    for value in ("", "0x1", "1", " 0", "010"):
+        assert not list(findings({"NCCL_IB_DISABLE": value}, prefix="cluster.launch.environment."))
+    (error,) = findings({"NCCL_IB_DISABLE": "yes", "NCCL_IB_HCA": "mlx5_0"})
+    assert error.key == "NCCL_IB_DISABLE"
+    (error,) = findings({"NCCL_IB_DISABLE": "0x1", "NCCL_IB_HCA": "mlx5_0"})
+    assert error.key == "NCCL_IB_HCA"
+
+
+@pytest.mark.parametrize("name", [
+    "NCCL_ROOT", "NCCL_VERSION", "NCCL_SHARP_DISABLE", "NCCL_TIMEOUT", "NCCL_IB_ENABLE", "NCCL_SHM_ENABLE", "RCCL_DEBUG",
+])  # fmt: skip
+def test_what_modules_and_plugins_export_is_no_slip(name):
+    assert meant(name) is None and not list(findings({name: "1"}, prefix="cluster.launch.environment."))
+
+
+def test_a_slip_is_refused_where_somebody_wrote_it_and_not_where_it_was_inherited():
+    slips = {"NCCL_SOKET_IFNAME": "NCCL_SOCKET_IFNAME", "NCCL_DEBUGS": "NCCL_DEBUG", "NCL_DEBUG": "NCCL_DEBUG"}
+    for slip, right in slips.items():
+        assert meant(slip) == right
+        (error,) = findings({slip: "x"}, prefix="cluster.launch.environment.")
+        assert error.mend == f"write {right}" and not list(findings({slip: "x"}))
 
 
 def test_this_node_has_a_loopback():

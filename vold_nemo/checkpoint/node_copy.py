@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vold_nemo.config.errors import NodeError
-from vold_nemo.config.staged import KEY
+from vold_nemo.config.staged import KEY, state
 
 BLOCK = 16 << 20  # bytes read and written at a time
 READERS = 8  # files at a time: one stream rarely fills a parallel file system's or a disk's rate
@@ -46,14 +46,11 @@ class Wanted:
             return (self.source / name).stat().st_size
 
     def target(self, stage: Path) -> Path:
-        digest = hashlib.blake2b(f"{os.getuid()} {os.path.realpath(self.source)}".encode(), digest_size=6)
-        for name in sorted((*self.files, *self.links)):
-            with _reading(self.key, self.source / name):
-                at = (self.source / name).stat()
-            digest.update(f"\n{name} {at.st_size} {at.st_mtime_ns}".encode())
+        with _reading(self.key, self.source):
+            found = state(self.source, (*self.files, *self.links))
         # a snapshot of the hub cache is named by its commit: the model's name is two folders above
         name = self.source.parents[1].name if self.source.parent.name == "snapshots" else self.source.name
-        return stage / f"{name}.{digest.hexdigest()}"
+        return stage / f"{name}.{found}"
 
     def left(self, stage: Path) -> list[str]:
         """Files that are not in ``stage`` yet."""

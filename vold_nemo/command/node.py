@@ -35,7 +35,10 @@ def make_ready(verb: str, training: bool) -> None:
     if place.local_rank == 0:
         _warn(*limits.warnings(short, bool(network.adapters()) and os.environ.get("NCCL_IB_DISABLE", "0") == "0"))
     if place.rank == 0:
-        _warn(*(f"{name}: NCCL up to 2.30 reads no such variable" for name in sorted(os.environ) if nccl.is_unknown(name)))
+        for name in sorted(os.environ):
+            other = nccl.meant(name)
+            if other or nccl.is_unknown(name):
+                _warn(f"{name}: NCCL up to 2.30 reads no such variable" + (f"; {other}?" if other else ""))
 
 
 def _warn(*said: str) -> None:

@@ -29,7 +29,7 @@ IFNAME, HCA, GLOO = "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "GLOO_SOCKET_IFNAME"
 KEYS = {IFNAME: "cluster.launch.interface", HCA: "cluster.launch.hca"}
 ADAPTERS = Path("/sys/class/infiniband")
 _FORM = "NAME,... (what begins so), =NAME,... (these), ^NAME,... or ^=NAME,... (all but these); ^ and = stand once, in front"
-# NCCL reads these with strtoll and takes its default where that leaves something over.
+# NCCL reads these with strtoll, as C does: 1, 0x1, -1; what it makes of a word differs between its versions.
 _NUMBERS = (
     "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE", "NCCL_CUMEM_ENABLE", "NCCL_IB_GID_INDEX",
     "NCCL_IB_TIMEOUT", "NCCL_IB_RETRY_CNT", "NCCL_IB_QPS_PER_CONNECTION", "NCCL_CROSS_NIC",
@@ -113,8 +113,12 @@ def adapters(folder: Path = ADAPTERS) -> dict[str, dict[int, str]]:
 
 
 def findings(environment: Mapping[str, str], *, prefix: str = "") -> Iterator[ConfigError]:
-    """What is wrong with the variables themselves; ``prefix`` is where they were given: ``cluster.launch.environment.``"""
-    for name in sorted(environment):
+    """What is wrong with the variables themselves; ``prefix`` is where they were given: ``cluster.launch.environment.``
+
+    Without a prefix they are what a process inherited, from modules and images, too: a name that NCCL does not read is then
+    nobody's mistake for certain (``command/node.py`` warns of it).
+    """
+    for name in sorted(environment) if prefix else ():
         if other := nccl.meant(name):
             yield ConfigError(f"{prefix}{name}", environment[name], f"a variable that NCCL reads: {other}?", f"write {other}")
     for name in (IFNAME, HCA):
@@ -124,8 +128,8 @@ def findings(environment: Mapping[str, str], *, prefix: str = "") -> Iterator[Co
             except ConfigError as error:
                 yield error
     for name in _NUMBERS:
-        if name in environment and not environment[name].strip().lstrip("-").isdigit():
-            mend = "NCCL ignores anything else: write 1 or 0, or the number"
+        if environment.get(name, "").strip() and _number(environment[name]) is None:
+            mend = "what NCCL makes of anything else differs between its versions: write 1 or 0, or the number"
             yield ConfigError(f"{prefix}{name}", environment[name], "a whole number", mend)
     family = environment.get("NCCL_SOCKET_FAMILY")
     if family not in (None, "AF_INET", "AF_INET6"):
@@ -139,7 +143,7 @@ def findings(environment: Mapping[str, str], *, prefix: str = "") -> Iterator[Co
 
 
 def _contradictions(environment: Mapping[str, str], prefix: str) -> Iterator[ConfigError]:
-    without = environment.get("NCCL_IB_DISABLE", "0").strip() not in ("", "0")
+    without = bool(_number(environment.get("NCCL_IB_DISABLE", "")))
     net = environment.get("NCCL_NET", "").lower()
     why = "NCCL_IB_DISABLE=1" if without else "NCCL_NET=Socket" if net == "socket" else ""
     if why and HCA in environment:
@@ -148,7 +152,7 @@ def _contradictions(environment: Mapping[str, str], prefix: str) -> Iterator[Con
     if without and net == "ib":
         allowed = "unset beside NCCL_IB_DISABLE=1"
         yield ConfigError(f"{prefix}NCCL_NET", environment["NCCL_NET"], allowed, "leave one of them out")
-    if "NCCL_P2P_LEVEL" in environment and environment.get("NCCL_P2P_DISABLE", "0").strip() not in ("", "0"):
+    if "NCCL_P2P_LEVEL" in environment and _number(environment.get("NCCL_P2P_DISABLE", "")):
         mend = "leave one of them out: with NCCL_P2P_DISABLE=1 there is no such transport"
         yield ConfigError(f"{prefix}NCCL_P2P_LEVEL", environment["NCCL_P2P_LEVEL"], "unset beside NCCL_P2P_DISABLE=1", mend)
 
@@ -171,7 +175,7 @@ def here(
     if environment.get(HCA):
         yield from _adapters(environment[HCA], adapters(folder), folder)
     if place.host is not None:
-        yield from _meeting(environment, place, patience)
+        yield from _meeting(environment, place, nodes, patience)
 
 
 def of_gloo(environment: Mapping[str, str], found: Iterable[Interface] | None = None) -> str | None:
@@ -235,9 +239,24 @@ def _adapters(value: str, known: dict[str, dict[int, str]], folder: Path) -> Ite
             yield NodeError(key, f"{value}: {', '.join(named)} is {', '.join(dict.fromkeys(states))}", here, mend)
 
 
-def _meeting(environment: Mapping[str, str], place: Launch, patience: float) -> Iterator[NodeError]:
+def _number(value: str) -> int | None:
+    """As strtoll reads it with any base; None for what is no number."""
+    try:
+        return int(value.strip(), 0)
+    except ValueError:
+        return int(value) if value.strip().isdigit() else None  # 010: C's octal, which Python refuses
+
+
+def _meeting(environment: Mapping[str, str], place: Launch, nodes: int, patience: float) -> Iterator[NodeError]:
     """Rank 0's host has an address, and there rank 0 can listen."""
     assert place.host is not None
+    if not 0 < place.port < 1 << 16:
+        yield NodeError("MASTER_PORT", place.port, "1 to 65535", "export a free port of rank 0's node, or unset it")
+        return
+    if nodes > 1 and (place.host in ("localhost", "0.0.0.0", "::", "::1") or place.host.startswith("127.")):
+        mend = "export rank 0's host (scontrol show hostnames: the first), or unset MASTER_ADDR under srun"
+        yield NodeError("MASTER_ADDR", place.host, f"an address of rank 0's node that the other {nodes - 1} reach", mend)
+        return
     by = "MASTER_ADDR" if environment.get("MASTER_ADDR") else "MASTER_ADDR (first host of SLURM_STEP_NODELIST)"
     try:
         known = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
