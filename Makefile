@@ -122,6 +122,7 @@ GPU_PYTHON ?= $(shell test -x "$(BIN)/python" && echo "$(BIN)/python" || command
 ONLY ?=
 
 gpu:
+	@command -v "$(GPU_PYTHON)" >/dev/null || { echo "GPU_PYTHON = $(GPU_PYTHON) is no interpreter: make install, or name one" >&2; exit 2; }
 	"$(GPU_PYTHON)" -m tests.gpu.acceptance --only "$(ONLY)" $(if $(filter 1,$(REHEARSE)),--rehearse)
 
 lint: install

@@ -37,8 +37,9 @@ def main(config: Config) -> None:
         for probe in (diagnosis.node, diagnosis.gpus, diagnosis.libraries, *wanted, diagnosis.slurm):
             found += diagnosis.attempt(probe.__name__, probe)
         if config.objective.kl.enabled:
-            device = pick_training_device(config.device, place.local_rank)
-            found += diagnosis.attempt("teacher", lambda: diagnosis.teachers(config, device, architecture_of))
+            found += diagnosis.attempt("teacher", lambda: diagnosis.teachers(
+                config, pick_training_device(config.device, place.local_rank), architecture_of
+            ))  # fmt: skip
         copy, gpus = config.parallel, config.cluster.gpus
         world = max(place.world, copy.tensor * copy.pipeline * copy.context, gpus.sft or 1, gpus.vold or 1)
         found += diagnosis.attempt("open files", lambda: diagnosis.open_files(world))

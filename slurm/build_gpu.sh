@@ -88,7 +88,8 @@ fi
 # What comes next asks for torch 2.13.0, and a build of another CUDA would do for pip: never go on with that.
 found="$("${folder}/bin/python" -c 'import torch; print(torch.version.cuda)')"
 [[ "${found}" == "${cuda}" ]] ||
-  refuse "torch for CUDA ${found} was installed, not for ${cuda}" "look at pip's index: pip config list"
+  refuse "torch for CUDA ${found} is in ${folder}, not for ${cuda}" \
+    "remove the folder if it was there before (pip keeps a torch of that version), else look at pip's index: pip config list"
 
 extras=dev
 if [[ "${WITH_VLLM:-1}" != 0 ]]; then

@@ -10,6 +10,7 @@ time, 2 there is no GPU here, or a wrong argument.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -37,6 +38,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=None, help=f"of all items (default {TOTAL:.0f}; rehearsed: any)")
     found = parser.parse_args(argv)
     unknown = set(filter(None, found.only.split(","))) - {item.name for item in ITEMS}
+    if found.seconds is not None and not (found.seconds > 0 and math.isfinite(found.seconds)):
+        parser.error(f"--seconds {found.seconds:g}: a number above 0")
     if unknown:
         parser.error(f"--only: no item {', '.join(sorted(unknown))}; there are {', '.join(item.name for item in ITEMS)}")
     return found
@@ -79,9 +82,14 @@ def main(argv: Sequence[str]) -> int:
     name = re.sub(r"[^A-Za-z0-9]+", "-", "rehearsal" if asked.rehearse else said["gpu"]).strip("-")
     default = Path("outputs/acceptance") / f"{time.strftime('%Y%m%d_%H%M%S')}_{name}.jsonl"
     file = Path(asked.out) if asked.out else default
-    file.parent.mkdir(parents=True, exist_ok=True)
     total = asked.seconds or (float("inf") if asked.rehearse else TOTAL)
-    with file.open("a") as out:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        opened = file.open("a")
+    except OSError as error:
+        print(f"error: --out {file}: {error.strerror}; name a file that can be written", file=sys.stderr)
+        return 2
+    with opened as out:
         lines = runner.run_all(jobs_of(asked), total=total, facts=said, out=out, environment=environment)
     print("\n" + runner.summary(lines))
     if asked.rehearse:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,13 +33,19 @@ def versions() -> dict[str, str | None]:
 
 
 def pins(root: Path = ROOT) -> dict[str, str]:
-    """Distribution: version, as the project's constraints have it, those for GPUs above the others."""
+    """Distribution: version, as the project's constraints have it on this Python, those for GPUs above the others."""
+    from packaging.requirements import Requirement
+
     found = {}
     for name in ("constraints.txt", "constraints-gpu.txt"):
         file = root / name
         for line in file.read_text().splitlines() if file.is_file() else ():
-            if pinned := re.match(r"([A-Za-z0-9_.-]+)(?:\[.*\])?==([^\s;#]+)", line):
-                found[pinned[1].lower().replace("_", "-")] = pinned[2]
+            text = line.partition("#")[0].strip()
+            if not text or text.startswith("-"):
+                continue
+            wanted = Requirement(text)
+            if wanted.marker is None or wanted.marker.evaluate():
+                found[wanted.name.lower().replace("_", "-")] = str(wanted.specifier).removeprefix("==")
     return found
 
 

@@ -104,10 +104,18 @@ def test_a_report_of_trouble_holds_no_secret_and_no_name(monkeypatch):
     for name, value in {"NCCL_DEBUG": "INFO", "NCCL_TOKEN": "hidden", "HF_TOKEN": "hidden", "WANDB_API_KEY": "hidden"}.items():
         monkeypatch.setenv(name, value)
     found = [Finding(BAD, "storage", "/home/alice/outputs: quota", "see /scratch/alice/x, not /scratch/alicex")]
-    text = trouble.document(found, ["outputs=/home/alice/outputs"], 1)
+    monkeypatch.setenv("VLLM_HTTP_URL", "https://alice:hidden@proxy/x")
+    private = ["cluster.launch.environment.WHATEVER=hidden", "+export.token=hidden", "cluster.launch.account=alice"]
+    text = trouble.document(found, ["outputs=/home/alice/outputs", *private], 1)
+    lines = [Finding(BAD, "interfaces", "eth0 (10.0.0.7, fe80::1234:5)"), Finding(BAD, "x", "/home/alice-b 12.9.1.4")]
+    near = trouble.document(lines, [], 1)
+    assert "10.0.0.7" not in near and "fe80" not in near and "/home/alice-b 12.9.1.4" in near
     told = json.loads(text)
     assert "\n" not in text and "hidden" not in text and "/alice/" not in text
     assert told["findings"] == [{"grade": BAD, "topic": "storage", "what": "~/outputs: quota",
                                  "follows": "see /scratch/USER/x, not /scratch/alicex"}]  # fmt: skip
-    assert told["environment"]["NCCL_DEBUG"] == "INFO" and told["code"] == 1 and told["arguments"] == ["outputs=~/outputs"]
+    assert told["environment"]["NCCL_DEBUG"] == "INFO" and told["code"] == 1 and told["arguments"] == [
+        "outputs=~/outputs", "cluster.launch.environment.WHATEVER=***", "+export.token=***", "cluster.launch.account=USER"
+    ]
+    assert told["environment"]["VLLM_HTTP_URL"] == "https://***@proxy/x"
     assert told["versions"]["numpy"] == installed.version("numpy")

@@ -45,14 +45,16 @@ def torch_cuda() -> tuple[int, int] | None:
 
 def unmet(distribution: str, *names: str) -> list[str]:
     """What ``distribution`` asks of ``names`` (of all, without any) in vain: "transformers<5.20 (5.23.0 is installed)"."""
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        lines = importlib.metadata.requires(distribution) or []
+        lines = [Requirement(line) for line in importlib.metadata.requires(distribution) or []]
     except importlib.metadata.PackageNotFoundError:
         return []
+    except InvalidRequirement as error:  # pip takes some that are not in the standard's form
+        return [f"something unreadable ({error})"] if not names else []
     found = []
-    for wanted in map(Requirement, lines):
+    for wanted in lines:
         if (names and wanted.name not in names) or (wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})):
             continue
         here = version(wanted.name)
@@ -98,6 +100,8 @@ def compiled_for_another_torch() -> str | None:
     try:
         record = json.loads((Path(sys.prefix) / COMPILED).read_text())
     except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict):
         return None
     built, now = record.pop("torch", None), version("torch")
     if built is None or built == now:

@@ -230,6 +230,8 @@ def attempt(topic: str, probe: Callable[[], Finding | list[Finding]]) -> list[Fi
     """``probe``'s findings; a probe that breaks is a finding itself."""
     try:
         found = probe()
+    except ConfigError as error:
+        return [Finding(BAD, topic, f"{error.key} = {error.value!r}: here {error.allowed}", error.mend)]
     except Exception as error:
         return [Finding(BAD, topic, f"the probe failed: {type(error).__name__}: {error}")]
     return found if isinstance(found, list) else [found]

@@ -93,7 +93,8 @@ def unmet() -> list[Finding]:
         found.append(Finding(NOTE, "vllm", f"wants {rest}"))
     own = installed.unmet("vold-nemo")
     if own:
-        found.append(Finding(BAD, "vold-nemo", f"wants {', '.join(own)}", "install under the list of versions: make install"))
+        how = "make install" if installed.torch_cuda() is None else "slurm/build_gpu.sh"
+        found.append(Finding(BAD, "vold-nemo", f"wants {', '.join(own)}", f"install under the list of versions: {how}"))
     return found
 
 

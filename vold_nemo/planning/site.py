@@ -32,4 +32,5 @@ def findings(launch: LaunchConfig) -> Iterator[ConfigError]:
     for error in network.findings(variables(launch), prefix=prefix):
         own = _NAMED.get(error.key.removeprefix(prefix))
         given = own is not None and getattr(launch, own) is not None
-        yield ConfigError(f"cluster.launch.{own}", error.value, error.allowed, error.mend) if given else error
+        mend = error.mend.replace(error.key, f"cluster.launch.{own}")
+        yield ConfigError(f"cluster.launch.{own}", error.value, error.allowed, mend) if given else error
