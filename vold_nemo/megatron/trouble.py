@@ -35,7 +35,8 @@ def document(found: list[Finding], arguments: list[str], code: int) -> str:
     git = output_of("git", "-C", str(places.root()), "rev-parse", "HEAD")
     environment = {name: value for name, value in os.environ.items() if READ.fullmatch(name) and not SECRET.search(name)}
     told = {
-        "vold_nemo": __version__, "commit": git, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "arguments": [_argument(one) for one in arguments],
+        "vold_nemo": __version__, "commit": git, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "arguments": [_argument(one) for one in arguments],
         "python": platform.python_version(), "platform": platform.platform(), "code": code,
         "findings": [_finding(line) for line in found],
         "environment": dict(sorted(environment.items())),
