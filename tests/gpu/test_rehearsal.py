@@ -34,8 +34,8 @@ def test_every_item_comes_to_its_end_and_none_says_that_it_passed(tmp_path):
     assert code == 0, said
     assert [(line["item"], line["rehearsal"]) for line in lines] == [(i.name, kind) for i in ITEMS for kind in i.rehearsed_on]
     assert {line["status"] for line in lines} == {"rehearsed"}, said
-    judged = {(line["item"], name): limit["holds"] for line in lines for name, limit in line["limits"].items()}
-    assert len([1 for held in judged.values() if held]) >= 20  # values on the CPU, bytes on the played GPU
+    judged = [limit["holds"] for line in lines for limit in line["limits"].values()]
+    assert False not in judged and judged.count(True) >= 28  # values on the CPU, bytes on the played GPU; None: neither can say
     at = {(line["item"], line["rehearsal"]): line for line in lines}
     for kind in (CPU, FAKE):
         assert at["bf16_step", kind]["figures"]["down_error_on_cpu"] > 1e-3
