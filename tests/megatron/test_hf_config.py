@@ -196,6 +196,18 @@ def test_published_files_and_those_that_leave_nothing_out_are_read_without_trans
     assert subprocess.run([sys.executable, "-c", code], input=json.dumps(configs), text=True, timeout=60).returncode == 0
 
 
+@pytest.mark.parametrize("level", [None, "text_config"])
+@pytest.mark.parametrize("left_out", [(), ("rope_theta", "rope_scaling", "rope_parameters")])
+def test_a_billion_layers_are_refused_before_any_class_counts_them(level, left_out):
+    config = form("qwen2_5_vl", True, "transformers_5")
+    at = config if level is None else config[level]
+    at["num_hidden_layers"] = 10**9
+    for key in left_out:
+        config["text_config"].pop(key, None)
+    with pytest.raises(ConfigError, match="(?s)num_hidden_layers = '1000000000'.*at most 10,000"):
+        Architecture.from_hf(config)
+
+
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 TREES = st.recursive(PLAIN, lambda i: st.lists(i, max_size=3) | st.dictionaries(st.text(max_size=5), i), max_leaves=5)
 LIKELY = [

@@ -18,6 +18,7 @@ from vold_nemo.config import ConfigError
 
 OWN = "give the checkpoint's own config.json"
 UNBUILT = "this is not implemented: use another model"
+MOST_LAYERS = 10_000  # some eighty times the deepest that is published
 _SCALING = ("factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "attention_factor")
 
 
@@ -38,6 +39,10 @@ class TextConfig:
         if inner is not None and not isinstance(inner, dict):
             raise self.error("text_config", inner, "an object", OWN)
         self._text: dict[str, Any] = config if inner is None else inner
+        for level in (config, self._text):  # transformers' classes make a list of them before anything is checked
+            layers = level.get("num_hidden_layers")
+            if isinstance(layers, int) and layers > MOST_LAYERS:
+                raise self.error("num_hidden_layers", str(layers)[:20], f"at most {MOST_LAYERS:,}", OWN)
 
     def error(self, key: str, value: object, allowed: str, mend: str) -> ConfigError:
         return ConfigError(f"{self._source}: {key}", value, allowed, mend)
