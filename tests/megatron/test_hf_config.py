@@ -204,7 +204,7 @@ def test_a_billion_layers_are_refused_before_any_class_counts_them(level, left_o
     at["num_hidden_layers"] = 10**9
     for key in left_out:
         config["text_config"].pop(key, None)
-    with pytest.raises(ConfigError, match="(?s)num_hidden_layers = '1000000000'.*at most 10,000"):
+    with pytest.raises(ConfigError, match=r"(?s)num_hidden_layers = '1000000000'.*at most 10,000"):
         Architecture.from_hf(config)
 
 
