@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bf16, objective, start, step_table, sync
+from benchmarks import bf16, objective, start, step, step_table, sync
 from benchmarks.measure import parse
+from vold_nemo.step import Step
 
 SMALL = ["tokens=48", "chunk=16", "vocabulary=512", "hidden=16", "teacher_hidden=24", "threads=1", "json=true", "results="]
 
@@ -38,6 +39,25 @@ def test_a_step_as_a_table_is_taken_up_and_worked_with_beside_its_lists(capsys):
     step_table.main(["rollouts=40", "tokens=100", "ranks=2", "repeats=1", "json=true", "results="])
     found = last_line(capsys)["results"]
     assert 0 < found["bytes_share"] < 1 and set(found["faster"]) == {"take up", "subtract"}
+
+
+def test_operations_of_a_step_are_those_that_torch_counts_in_transformers():
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape, rows, length = step.shaped(layers=3, hidden=32), 64, 7
+    config = Qwen2Config(
+        vocab_size=rows, hidden_size=32, intermediate_size=shape.ffn, num_hidden_layers=3, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads, attn_implementation="eager",
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        model.lm_head(model.model(torch.zeros(1, length, dtype=torch.int64)).last_hidden_state[:, 3:])
+    planned = Step.of([[5] * 3], [[6] * 4, [7] * 4], samples=2, engine=[[0.0] * 4] * 2)
+    planned["trained"], planned["scored"] = [True, True], [True, False]
+    # two are trained on, forward and backward, and one is scored: 2 x 3 + 1 passes
+    assert step.flops(planned, shape, shape, rows) == 7 * counted.get_total_flops()
 
 
 def test_runs_in_two_precisions_are_compared_question_by_question():
