@@ -13,15 +13,16 @@ Arms, each a process of its own in its own environment, one after the other, ``r
 The student is the miniature's after stage 1, the teacher the miniature's.  TRL gets the student's language model as a
 checkpoint of its own, since its trainers would feed a vision tower, too, and a teacher whose table has as many rows as the
 student's, since it refuses another; ours gets both as they are.  Prompts, sampling (temperature 1), the reward (the box must
-hold the answer), learning rate and fp32 are the same; every rollout of a step is in one batch.
+hold the answer), learning rate and fp32 are the same.  ``micro_batch_tokens`` and ``trl_batch`` (rollouts; 0: all of a step) say how much of a
+step either trains on at a time: each has what suits it best on a CPU.
 
 ``seconds``: processor seconds of a step, from the end of one to the end of the next with all that is between, children
 included; the median of all but the first.  ``phases``: of ours as its clock has them, of TRL's generation (with what it scores
 there: rewards, the teacher in none of them), loss and backward, optimizer and the rest.  ``memory``: the process's highest
 resident set less what stood after the imports.
 
-Keys: world, student, trl_python, prompts, samples, max_tokens, steps, repeats, threads, seed, arms (comma separated), json,
-results (path without suffix, or empty).
+Keys: world, student, trl_python, prompts, samples, max_tokens, steps, repeats, micro_batch_tokens, trl_batch, threads, seed,
+arms (comma separated), json, results (path without suffix, or empty).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from benchmarks.measure import machine, parse, tell  # noqa: E402
 DEFAULTS = {
     "world": str(ROOT / "outputs/miniature_world"), "student": str(ROOT / "outputs/miniature_tp2/sft/hf"),
     "trl_python": str(ROOT / ".venv-trl/bin/python"), "prompts": 32, "samples": 5, "max_tokens": 40, "steps": 6, "repeats": 3,
-    "threads": 1, "seed": 0, "arms": "grpo,trl_grpo,distillation,trl_distillation,vold", "json": False,
-    "results": str(ROOT / "benchmarks/results/peers"),
+    "micro_batch_tokens": 1024, "trl_batch": 40, "threads": 1, "seed": 0, "json": False,
+    "arms": "grpo,trl_grpo,distillation,trl_distillation,vold", "results": str(ROOT / "benchmarks/results/peers"),
 }  # fmt: skip
 PAIRS = {"grpo": "trl_grpo", "distillation": "trl_distillation"}
 ARMS = (*PAIRS, *PAIRS.values(), "vold")

@@ -37,7 +37,8 @@ def main(s: dict) -> None:
         "experiment=miniature", *OBJECTIVES[s["arm"]], "parallel=single", f"outputs={s['folder']}/{s['arm']}_{s['seed']}",
         f"miniature.path={s['world']}", f"vold.start={s['student']}", f"seed={s['seed']}", f"vold.steps={s['steps']}",
         f"vold.prompts_per_step={s['prompts']}", f"rollout.samples_per_prompt={s['samples']}",
-        f"rollout.max_tokens={s['max_tokens']}", "vold.updates_per_step=1", "vold.optimizer.learning_rate=1e-4",
+        f"rollout.max_tokens={s['max_tokens']}", "vold.updates_per_step=1",
+        f"vold.micro_batch_tokens={s['micro_batch_tokens']}", "vold.optimizer.learning_rate=1e-4",
         "vold.validation.every=0", "vold.rollout_log_every=0", "checkpoint.every=0", "logging.tensorboard=false",
     ])  # fmt: skip
 

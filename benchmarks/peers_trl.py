@@ -31,15 +31,18 @@ def main(s: dict) -> None:
     ])
     # AutoTokenizer would take Qwen2's class for a model of type qwen2, whose splitting knows none of the miniature's words
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "student", padding_side="left")
-    rollouts = s["prompts"] * s["samples"]
+    batch = s["trl_batch"] or s["prompts"] * s["samples"]
+    batches, left = divmod(s["prompts"] * s["samples"], batch)
+    if left:
+        raise SystemExit(f"trl_batch={batch}: the step's {s['prompts'] * s['samples']} rollouts must be a multiple of it")
     shared = dict(
-        output_dir=str(folder / f"{s['arm']}_{s['seed']}"), max_steps=s["steps"], per_device_train_batch_size=rollouts,
-        gradient_accumulation_steps=1, max_completion_length=s["max_tokens"], temperature=1.0, learning_rate=1e-4,
+        output_dir=str(folder / f"{s['arm']}_{s['seed']}"), max_steps=s["steps"], per_device_train_batch_size=batch,
+        gradient_accumulation_steps=batches, max_completion_length=s["max_tokens"], temperature=1.0, learning_rate=1e-4,
         lr_scheduler_type="constant", use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False, save_strategy="no",
         report_to="none", logging_strategy="no", disable_tqdm=True, seed=s["seed"], dataloader_pin_memory=False,
         adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch", model_init_kwargs={"dtype": "float32"},
     )  # fmt: skip
-    said = {"tokens": 0.0, "reward": 0.0}
+    said = {"reward": float("nan")}
 
     def reward(completions, answer, completion_ids, **_):
         rewards = [float(boxed(done[0]["content"]) == truth) for done, truth in zip(completions, answer, strict=True)]
@@ -53,14 +56,14 @@ def main(s: dict) -> None:
             processing_class=tokenizer,
         )  # fmt: skip
     else:
-        config = GRPOConfig(**shared, num_generations=s["samples"], steps_per_generation=1, beta=0.0)
+        config = GRPOConfig(**shared, num_generations=s["samples"], steps_per_generation=batches, beta=0.0)
         trainer = GRPOTrainer(str(folder / "student"), reward, args=config, train_dataset=data, processing_class=tokenizer)
 
-    inner = trainer._generate_and_score_completions
+    inner, lengths = trainer._generate_and_score_completions, []
 
     def generate(inputs):
         out = inner(inputs)
-        said["tokens"] = float(out["completion_mask"].sum()) / len(out["completion_mask"])
+        lengths.extend(out["completion_mask"].sum(dim=1).tolist())
         return out
 
     trainer._generate_and_score_completions = generate
@@ -71,7 +74,8 @@ def main(s: dict) -> None:
 
     class Steps(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):
-            record.step(**said)
+            record.step(tokens=sum(lengths) / len(lengths), reward=said["reward"])
+            lengths.clear()
 
     trainer.add_callback(Steps())
     trainer.train()
