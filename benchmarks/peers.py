@@ -13,12 +13,12 @@ Arms, each a process of its own in its own environment, one after the other, ``r
 The student is the miniature's after stage 1, the teacher the miniature's.  TRL gets the student's language model as a
 checkpoint of its own, since its trainers would feed a vision tower, too, and a teacher whose table has as many rows as the
 student's, since it refuses another; ours gets both as they are.  Prompts, sampling (temperature 1), the reward (the box must
-hold the answer), learning rate and fp32 are the same.  ``micro_batch_tokens`` and ``trl_batch`` (rollouts; 0: all of a step) say how much of a
-step either trains on at a time: each has what suits it best on a CPU.
+hold the answer), learning rate and fp32 are the same.  ``micro_batch_tokens`` and ``trl_batch`` (rollouts; 0: all of a step)
+say how much either trains on at a time; each has what suits it on a CPU (TRL's seconds hardly depend on it, its memory does).
 
 ``seconds``: processor seconds of a step, from the end of one to the end of the next with all that is between, children
-included; the median of all but the first.  ``phases``: of ours as its clock has them, of TRL's generation (with what it scores
-there: rewards, the teacher in none of them), loss and backward, optimizer and the rest.  ``memory``: the process's highest
+included; the median of all but the first.  ``phases``: of ours as its clock has them; of TRL's generation (and the
+rewards), loss and backward (and, of a distillation, the teacher), and the rest.  ``memory``: the process's highest
 resident set less what stood after the imports.
 
 Keys: world, student, trl_python, prompts, samples, max_tokens, steps, repeats, micro_batch_tokens, trl_batch, threads, seed,
@@ -114,7 +114,7 @@ def summary(runs: list[dict]) -> dict:
         "memory": statistics.median(one["peak"] - one["imported"] for one in runs),
         "imported": statistics.median(one["imported"] for one in runs),
         "tokens": statistics.mean(step["tokens"] for step in steps),
-        "reward": statistics.mean(step["reward"] for step in steps),
+        "reward": statistics.mean(rewards) if (rewards := [x["reward"] for x in steps if x["reward"] is not None]) else None,
         "versions": runs[0]["versions"],
     }
 
@@ -150,7 +150,7 @@ def table(s: dict, found: dict, where: str) -> str:
         seconds, memory = (f"{shares[what]:.2f}" if shares else "" for what in ("seconds", "memory"))
         phases = ", ".join(f"{name} {value:.2f}" for name, value in r["phases"].items() if value >= 0.005)
         lines.append(f"| {arm} | {r['seconds']:.2f} | {seconds} | {phases} | {r['memory'] / 1e6:.0f} | {memory} | "
-                     f"{r['tokens']:.1f} | {r['reward']:.2f} |")  # fmt: skip
+                     f"{r['tokens']:.1f} | {'' if r['reward'] is None else format(r['reward'], '.2f')} |")  # fmt: skip
     settings = ", ".join(f"{key}={value}" for key, value in s.items() if not isinstance(value, str | bool))
     versions = "; ".join(dict.fromkeys(r["versions"] for r in found["arms"].values()))
     return "\n".join([*lines, "", f"Settings: {settings}. {versions}.", f"Measured on {where}.", ""])

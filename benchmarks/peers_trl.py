@@ -42,7 +42,7 @@ def main(s: dict) -> None:
         report_to="none", logging_strategy="no", disable_tqdm=True, seed=s["seed"], dataloader_pin_memory=False,
         adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch", model_init_kwargs={"dtype": "float32"},
     )  # fmt: skip
-    said = {"reward": float("nan")}
+    said: dict[str, float | None] = {"reward": None}  # a distillation asks for none
 
     def reward(completions, answer, completion_ids, **_):
         rewards = [float(boxed(done[0]["content"]) == truth) for done, truth in zip(completions, answer, strict=True)]
@@ -69,8 +69,6 @@ def main(s: dict) -> None:
     trainer._generate_and_score_completions = generate
     record.watch(trainer, "_generate_and_score_completions", "generate")
     record.watch(trainer, "training_step", "loss and backward")
-    if distils:
-        record.watch(trainer.teacher_model, "forward", "teacher")
 
     class Steps(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):

@@ -52,7 +52,7 @@ class Record:
 
         setattr(owner, name, timed)
 
-    def step(self, tokens: float, reward: float) -> None:
+    def step(self, tokens: float, reward: float | None) -> None:
         now = seconds()
         took, phases = now - self.began, self.phases
         phases = phases | {"rest": took - sum(phases.values())}

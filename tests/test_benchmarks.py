@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bf16, objective, start, step, step_table, sync
+from benchmarks import bf16, objective, peers, process, start, step, step_table, sync
 from benchmarks.measure import parse
 from vold_nemo.step import Step
 
@@ -58,6 +58,35 @@ def test_operations_of_a_step_are_those_that_torch_counts_in_transformers():
     planned["trained"], planned["scored"] = [True, True], [True, False]
     # two are trained on, forward and backward, and one is scored: 2 x 3 + 1 passes
     assert step.flops(planned, shape, shape, rows) == 7 * counted.get_total_flops()
+
+
+def test_a_benchmark_beside_trl_says_what_it_lacks_and_which_arms_there_are(tmp_path):
+    with pytest.raises(SystemExit, match=r"nowhere does not exist: `make demo` makes it"):
+        peers.main([f"student={tmp_path}/nowhere", "results="])
+    with pytest.raises(SystemExit, match=r"arms=sft: unknown; allowed: grpo, distillation, trl_grpo, trl_distillation, vold"):
+        peers.main(["arms=sft,grpo", "results="])
+
+
+def test_seconds_of_a_step_are_shared_out_among_its_phases_and_what_its_children_did_counts():
+    class Trainer:
+        def step(self):
+            self.generate()
+            subprocess.run([sys.executable, "-c", "sum(range(10**6))"], check=True)
+
+        def generate(self):
+            sum(range(10**6))
+
+    record, trainer = process.Record(), Trainer()
+    record.watch(trainer, "generate", "generate")
+    record.watch(trainer, "step", "train")
+    for _ in range(2):
+        trainer.step()
+        record.step(tokens=1.0, reward=None)
+    for one in record.steps:
+        assert set(one["phases"]) == {"generate", "train", "rest"} and min(one["phases"].values()) >= 0
+        assert sum(one["phases"].values()) == pytest.approx(one["seconds"])
+        assert one["phases"]["train"] > 0.005  # the child, without what `generate` took
+    assert 0 < record.imported <= process.resident("VmHWM")
 
 
 def test_runs_in_two_precisions_are_compared_question_by_question():
