@@ -226,7 +226,7 @@ def cheapest_changes(config: Config, models: Models, wanted: int = 3) -> list[tu
 
     A set that holds another found set is left out.
     """
-    start = config
+    start = assign(config, "objective.chunk_tokens", config.objective.tokens_at_once(memory.on_cuda(config)))
     for stage in STAGES[1:]:
         start = assign(start, f"cluster.gpus.{stage}", stage_gpus(config, stage))
     steps = [

@@ -246,6 +246,12 @@ class Step:
     def put(self, batch: Predictions, name: str, values: Tensor) -> None:
         """Write a token column where ``batch`` predicts: [n] values in its order.  Tokens of other ranks stay as they are."""
         column = self.column(name)
+        if column.is_cuda:  # which of them count would stall its queue: those that do not write behind the end
+            end = len(column)
+            longer = torch.cat([column, column.new_empty(1)])
+            longer[torch.where(batch.counts, batch.token, end)] = values.detach().to(column)
+            column.copy_(longer[:end])
+            return
         at, values = batch.token[batch.counts], values.detach()[batch.counts]
         column[at.to(column.device)] = values.to(column)
 
