@@ -43,12 +43,12 @@ def project(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
 
 def operand(dlogits: Tensor, head: Tensor) -> Tensor:
     """``dlogits`` as both gradients' products read it: on a GPU in the heads' type, whose matrix units sum in float32."""
-    return dlogits.to(head.dtype) if dlogits.is_cuda else dlogits
+    return dlogits.to(head.dtype) if _has_matrix_units(dlogits) else dlogits
 
 
 def hidden_gradient(dlogits: Tensor, head: Tensor) -> Tensor:
     """[c, H] = ``dlogits`` [c, v] · ``head`` [v, H]: this rank's partial sum over its vocabulary rows."""
-    if dlogits.is_cuda and dlogits.dtype == head.dtype:
+    if _has_matrix_units(dlogits) and dlogits.dtype == head.dtype:
         return torch.mm(dlogits, head, out_dtype=working_type(dlogits))
     total = dlogits.new_zeros(dlogits.shape[0], head.shape[1])
     if _by_onednn(dlogits, total, head):
@@ -69,7 +69,7 @@ def add_head_gradient(total: Tensor, dlogits: Tensor, hidden: Tensor, first: boo
     On a GPU the product of bf16 is added to the float32 ``total`` as it leaves the accumulators: no buffer of its own.
     """
     beta = 0.0 if first else 1.0
-    if dlogits.is_cuda and dlogits.dtype == hidden.dtype != total.dtype:
+    if _has_matrix_units(dlogits) and dlogits.dtype == hidden.dtype != total.dtype:
         torch.addmm(total, dlogits.t(), hidden, beta=beta, out_dtype=total.dtype, out=total)
         return
     hidden = hidden.to(dlogits.dtype)
@@ -80,6 +80,11 @@ def add_head_gradient(total: Tensor, dlogits: Tensor, hidden: Tensor, first: boo
             total[rows].copy_(product) if first else total[rows].add_(product)
         return
     total.addmm_(dlogits.t(), hidden, beta=beta)
+
+
+def _has_matrix_units(tensor: Tensor) -> bool:
+    """Whether products of bf16 are formed on a GPU, in float32."""
+    return tensor.is_cuda
 
 
 def _blocks(head: Tensor, size: int) -> Iterator[slice]:

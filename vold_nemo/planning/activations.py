@@ -1,8 +1,8 @@
 """What a forward pass keeps for its backward pass, and what the objective adds on top; bytes on one rank.
 
 Counted tensor by tensor from the layers this project builds (on a GPU with fused activation and rotary embedding): the formulas
-are what autograd saves, and the tests hold them against a tracker of every allocation.  With ``n`` tokens of a micro-batch, ``e`` bytes
-an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-value heads·d, F feed-forward:
+are what autograd saves, and the tests hold them against a tracker of every allocation.  With ``n`` tokens of a micro-batch,
+``e`` bytes an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-value heads·d, F feed-forward:
 
     norm        fp32 copy of its input (the input itself in fp32) 4nH, normalised input 4nH, 1/rms 4n, its output enH
                 Transformer Engine: input enH, output enH, 1/rms 4n
@@ -147,8 +147,8 @@ def objective(heads: Heads, tokens: int, chunk: int, how: Numerics, *, gathered:
     Two [c, v] fp32 logit buffers (one without a teacher), ∂hidden, the chosen rows of hidden, the all-gathered hidden under
     sequence parallelism, and the teacher's chosen rows; ∂head is added up in the gradient buffer.  Besides, the temporaries of
     an element-wise pass (two where a KL sums over the vocabulary, else one), in blocks of rows of which two live at once; or,
-    with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits, on a CPU at most 8192 head rows and
-    what they meet, converted.
+    with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits, on a CPU at most 8192 head rows
+    and what they meet, converted.
     """
     rows, hidden, teacher_hidden = heads.rows, heads.hidden, heads.teacher_hidden
     e, c = how.size, min(chunk, tokens)

@@ -221,7 +221,7 @@ def _kernels() -> None:
         _CUDA_ALONE.impl("addmm.dtype_out", _accumulated)
 
 
-_CUDA_ALONE = torch.library.Library("aten", "IMPL", "Meta")  # noqa: TOR901 (it lives as long as the process)
+_CUDA_ALONE = torch.library.Library("aten", "IMPL", "Meta")  # what it holds ends with it
 
 
 def _accumulated(self, mat1, mat2, out_dtype, *, beta=1, alpha=1, out):

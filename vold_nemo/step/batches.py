@@ -81,8 +81,9 @@ class MicroBatch:
         return self.predictions[5]
 
     def to(self, device: torch.device) -> MicroBatch:
-        moved = {name: sent(getattr(self, name), device) for name in ("ids", "position_ids", "predictions", "counts")}
-        return replace(self, **moved)
+        ids, position_ids = sent(self.ids, device), sent(self.position_ids, device)
+        predictions, counts = sent(self.predictions, device), sent(self.counts, device)
+        return replace(self, ids=ids, position_ids=position_ids, predictions=predictions, counts=counts)
 
     def sliced(self, kept: Tensor) -> MicroBatch:
         """The positions ``kept`` [s] of every row, in that order, and the predictions made there."""
