@@ -57,7 +57,7 @@ def test_stage_2_with_experts_a_pipeline_and_everything_that_leaves(transformer_
     assert flops["multi_tensor_gemm float8_e4m3fn"] > 0 and flops["cublas_gemm float8_e4m3fn"] > 0
     assert {one["link"] for one in done.found["collectives"] if one["device"] == "cuda"} == {"node"}
     assert not [one for one in done.found["waits"] if "p2p_communication.py" in one["place"] and "shapes" in one["what"]]
-    assert _waits_of_micro_batches(done.found) == {"counting.py": 2.0}  # of the two updates, whose micro-batches are counted once
+    assert _waits_of_micro_batches(done.found) == {"counting.py": 2.0}  # of two updates; one is counted in "run"
 
 
 def test_packed_rows_and_slices_of_sequences(transformer_engine, small, tmp_path):
