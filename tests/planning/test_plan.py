@@ -196,8 +196,8 @@ def test_an_fp8_teachers_linear_layers_run_at_the_fp8_rate():
 
 def test_estimators_that_sum_over_the_vocabulary_take_a_temporary_more(paper):
     def loss(estimator):
-        config = assign(paper, "objective.kl.estimator", estimator)
-        plan = plan_stage(config, models_of(config), "vold", 4)
+        config = assign(assign(paper, "objective.kl.estimator", estimator), "objective.chunk_tokens", 512)
+        plan = plan_stage(config, models_of(config), "vold", 4)  # of 2,048 tokens the gradient's copy in bf16 is the larger
         return next(phase.parts["objective"] for phase in plan.phases if phase.name == "train")
 
     assert loss("k2") == loss("k3") < loss("reverse") == loss("vopd")
@@ -310,7 +310,7 @@ def test_the_command_answers_without_torch_and_leaves_2_where_it_does_not_fit(tm
     assert run("strict=true").returncode == CONFIGURATION_ERROR
     searched = run("search=true", "vold.micro_batch_tokens=65536", f"sbatch={tmp_path / 'none.sbatch'}")
     assert searched.returncode == CONFIGURATION_ERROR
-    assert "fewest: 2 GPU(s)" in searched.stdout and "rollout.sleep=true" in searched.stdout
+    assert "fewest: 2 GPU(s)" in searched.stdout and "teacher.offload=true" in searched.stdout
     assert os.times().children_user - before < 60 and not (tmp_path / "none.sbatch").exists()
     assert run("parallel.tensor=3").returncode == CONFIGURATION_ERROR
 

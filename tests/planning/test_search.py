@@ -39,7 +39,7 @@ def test_the_fewest_gpus_fit_and_half_of_them_do_not(paper):
 
 def test_a_layout_is_given_the_fastest_recomputation_and_offload_that_make_it_fit():
     """Against every combination of one layout, planned by itself."""
-    paper = compose(["experiment=paper_3b", "cluster.memory_gib=78"])
+    paper = compose(["experiment=paper_3b", "cluster.memory_gib=73"])
     models = models_of(paper)
     (best,) = (
         layout for layout in ranked(paper, models, "vold", 2)
@@ -74,7 +74,7 @@ def test_what_is_said_of_a_layout_makes_it_from_the_experiment():
 
 
 @pytest.mark.parametrize("overrides, offered", [
-    (["experiment=paper_3b_h200", "rollout.sleep=false", "teacher.offload=false", "cluster.memory_gib=137"],
+    (["experiment=paper_3b_h200", "rollout.sleep=false", "teacher.offload=false", "cluster.memory_gib=124"],
      "teacher.offload=true"),
     (["experiment=paper_3b", "parallel.sequence=false", "vold.micro_batch_tokens=32768"], "parallel.recompute=selective"),
     (["experiment=paper_3b", "teacher.path=Qwen/Qwen3-32B", "cluster.gpus.vold=8"], "traces.engine=vllm"),

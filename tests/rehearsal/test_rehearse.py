@@ -39,6 +39,9 @@ def test_stage_1_of_the_paper_is_as_planned(transformer_engine, tmp_path):
     train = done.phase("train")
     activations = sum(train["planned_parts"][part] for part in ("activations", "objective"))
     assert train["peak_bytes"] - done.phase("data")["peak_bytes"] == pytest.approx(activations, rel=0.03)
+    # Fused: of the feed-forward gate and up are kept, and their product; gradients are added up by the products themselves.
+    assert activations < 13.9 * 2**30
+    assert not [one for one in train["holders"] if "mlp.py" in one["place"] or "autograd" in one["place"]]
 
 
 def test_stage_2_with_experts_a_pipeline_and_everything_that_leaves(transformer_engine, small, tmp_path):
@@ -54,6 +57,7 @@ def test_stage_2_with_experts_a_pipeline_and_everything_that_leaves(transformer_
     assert flops["multi_tensor_gemm float8_e4m3fn"] > 0 and flops["cublas_gemm float8_e4m3fn"] > 0
     assert {one["link"] for one in done.found["collectives"] if one["device"] == "cuda"} == {"node"}
     assert not [one for one in done.found["waits"] if "p2p_communication.py" in one["place"] and "shapes" in one["what"]]
+    assert _waits_of_micro_batches(done.found) == {"counting.py": 2.0}  # of two updates; one is counted in "run"
 
 
 def test_packed_rows_and_slices_of_sequences(transformer_engine, small, tmp_path):
@@ -63,6 +67,19 @@ def test_packed_rows_and_slices_of_sequences(transformer_engine, small, tmp_path
     )  # fmt: skip
     assert done.code == 0 and not done.found["violations"], done.said
     assert done.found["place"]["context"] == 1 and done.phase("train")["flops"]
+    assert _waits_of_micro_batches(done.found) == {"counting.py": 1.0}
+
+
+def _waits_of_micro_batches(found: dict) -> dict[str, float]:
+    """For each micro-batch that is trained on, by file: what the model, the objective and the table wait for."""
+    run, told = found["micro_batches"]["run"], {}
+    for one in found["waits"]:
+        file = one["place"].rpartition("/")[2].partition(":")[0]
+        once = "transformer_engine/pytorch/utils.py" in one["place"] or "objective/vocabulary.py" in one["place"]
+        inside = any(part in one["place"] for part in ("build.py", "layers.py", "objective/", "step/", "sequences.py"))
+        if one["phase"] == "train" and inside and not once:
+            told[file] = told.get(file, 0.0) + one["count"] / run
+    return told
 
 
 # -- what must be caught, by name: changes of the code that are made in a copy of it -------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vold_nemo.megatron.sequences import on_this_rank
-from vold_nemo.step import Step, batch_of, collate
+from vold_nemo.step import Step, batch_of, collate, table
 from vold_nemo.step.plan import PlannedBatch
 
 LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=1, max_size=6)
@@ -88,6 +88,19 @@ def test_what_a_micro_batch_takes_and_puts_back_is_its_own_tokens_in_order(lengt
         step.put(batch, "old", taken * 2)
     mine = torch.isin(step.of_each_token(), torch.tensor(rows))
     assert step["old"][mine].equal(step["engine"][mine] * 2) and bool(step["old"][~mine].isnan().all())
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=10, unique_by=lambda pair: pair[0]))
+@settings(max_examples=25, deadline=None)
+def test_what_is_put_without_asking_which_count_is_what_is_put(pairs):
+    token, counts = (torch.tensor(one) for one in zip(*pairs, strict=True))
+    batch = types.SimpleNamespace(token=torch.where(counts, token, 0), counts=counts)
+    asked, unasked, values = torch.arange(10.0), torch.arange(10.0), 100.0 + torch.arange(len(counts))
+    asked[batch.token[counts]] = values[counts]
+    table._put_unasked(unasked, batch, values)
+    assert unasked.equal(asked)
+    nothing = types.SimpleNamespace(token=torch.zeros(1, dtype=torch.int64), counts=torch.zeros(1, dtype=torch.bool))
+    table._put_unasked(torch.zeros(0), nothing, torch.ones(1))
 
 
 def test_a_micro_batch_with_nothing_to_predict_takes_zeros_and_puts_nothing():

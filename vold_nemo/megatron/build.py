@@ -63,6 +63,39 @@ def recomputation(arch: Architecture, recompute: str) -> dict:
     return {}
 
 
+def _by_engine(held: Precision | None) -> bool:
+    """Whether a model's layers are Transformer Engine's."""
+    return has_transformer_engine() and (held is None or held.backend != "emulated")
+
+
+def fusions(device: torch.device, engine: bool) -> dict:
+    """Which of megatron-core's fused kernels take the place of several: none on a CPU.  ``engine``: as :func:`_by_engine`.
+
+    ``bias_activation_fusion``: SwiGLU, and its product with an expert's weight, as one kernel that torch.compile makes; of its
+    operands the backward pass needs the input alone.  ``apply_rope_fusion``: Transformer Engine's kernel, which reads where
+    packed sequences begin on the device; without it megatron-core asks for their lengths twice a layer, and the device waits.
+    ``gradient_accumulation_fusion``: NVIDIA's apex; Transformer Engine's layers do without (:func:`_add_up_in_products`).
+    """
+    gpu = device.type == "cuda"
+    return dict(
+        bias_activation_fusion=gpu, apply_rope_fusion=gpu and engine, persist_layer_norm=engine, masked_softmax_fusion=False,
+        gradient_accumulation_fusion=gpu and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+    )  # fmt: skip
+
+
+def _add_up_in_products(model: torch.nn.Module) -> None:
+    """Let Transformer Engine's layers add a weight's gradient to its buffer in the product that forms it.
+
+    megatron-core has one setting for them and for its own linear layer, which has no such product but apex's and refuses to be
+    built without; ours is the LM head, which is never called.  So it is set where it is read.
+    """
+    from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
+
+    for part in model.modules():
+        if isinstance(part, TransformerEngineBaseModule) and hasattr(part, "fuse_wgrad_accumulation"):
+            part.fuse_wgrad_accumulation = True
+
+
 def transformer_config(
     arch: Architecture, layout: Layout, *, dtype: torch.dtype, trainable: bool = True, recompute: str = "none",
     held: Precision | None = None,
@@ -74,7 +107,7 @@ def transformer_config(
     # parameters, and every gradient norm would count one shard only.  A frozen model has no gradients, and would pay the
     # initialisation on the CPU with an unsplit fp32 copy of each weight.
     zeros = torch.nn.init.zeros_
-    engine = has_transformer_engine()
+    engine = _by_engine(held)
     special: dict = fp8.config_fields(held)
     if arch.experts:
         special |= dict(
@@ -101,9 +134,8 @@ def transformer_config(
         variable_seq_lengths=True,  # micro-batches are padded to their own longest sequence
         moe_token_dispatcher_type="alltoall",  # variable lengths refuse the default even without experts
         calculate_per_token_loss=True,  # all normalisation is in the token weights; see the step plan
-        gradient_accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
-        masked_softmax_fusion=False, bias_activation_fusion=False, bias_dropout_fusion=False,
-        apply_rope_fusion=False, persist_layer_norm=engine,
+        bias_dropout_fusion=False,  # neither bias nor dropout: what is left of it is one addition
+        **fusions(layout.device, engine),
         batch_p2p_sync=layout.device.type == "cuda",
         **recomputation(arch, recompute),
         **special,
@@ -143,6 +175,8 @@ def build_model(
     if not trainable:
         model.requires_grad_(False)
         model.eval()
+    elif has_transformer_engine():
+        _add_up_in_products(model)
     return model
 
 
@@ -152,8 +186,7 @@ def _born(arch: Architecture, layout: Layout):
 
 
 def _layer_spec(arch: Architecture, layout: Layout, config, held: Precision | None):
-    backend = None if held is None else held.backend
-    if has_transformer_engine() and backend != "emulated":
+    if _by_engine(held):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
         return get_gpt_layer_with_transformer_engine_spec(
@@ -161,7 +194,7 @@ def _layer_spec(arch: Architecture, layout: Layout, config, held: Precision | No
         )
     from vold_nemo.megatron.layers import local_block_spec
 
-    linear = fp8.emulated_layers(held.recipe, held.activations) if backend == "emulated" else None
+    linear = fp8.emulated_layers(held.recipe, held.activations) if held and held.backend == "emulated" else None
     return local_block_spec(config, layout.pipeline_rank, linear)
 
 

@@ -15,9 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vold_nemo.megatron import training
 from vold_nemo.megatron.heads import meet_head
 from vold_nemo.megatron.training import ForwardStep, Summed
 from vold_nemo.step import MicroBatch
+from vold_nemo.step.batches import sent
 
 
 def zigzag(bounds: Sequence[int], rank: int, size: int) -> Tensor:
@@ -61,7 +63,7 @@ def packed_parameters(bounds: Sequence[int] | None, device: torch.device, contex
 
     if bounds is None:
         return None
-    starts = torch.tensor(bounds, dtype=torch.int32, device=device)
+    starts = sent(torch.tensor(bounds, dtype=torch.int32), device)
     longest = max(end - start for start, end in itertools.pairwise(bounds))
     padded = starts if context > 1 else None
     return PackedSeqParams(
@@ -71,8 +73,15 @@ def packed_parameters(bounds: Sequence[int] | None, device: torch.device, contex
 
 
 def run(model, batch: MicroBatch, context: int = 1) -> Tensor:
-    """``model`` (a pipeline stage) over ``batch``, which is sliced and on the device: the stage's output."""
-    packed = packed_parameters(batch.bounds, batch.ids.device, context)
+    """``model`` (a pipeline stage) over ``batch``, which is sliced and on the device: the stage's output.
+
+    Where sequences begin goes where it is read: to fused kernels on the device, else to layers that go by numbers, which would
+    have to wait for the device in each layer.
+    """
+    device = batch.ids.device
+    if batch.bounds is not None and not training.unwrap(model).config.apply_rope_fusion:
+        device = torch.device("cpu")
+    packed = packed_parameters(batch.bounds, device, context)
     return model(batch.ids, batch.position_ids, None, packed_seq_params=packed)
 
 

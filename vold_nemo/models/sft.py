@@ -85,7 +85,7 @@ class MegatronSFTModel(MegatronStudent):
             value, _ = nll_loss(
                 sequences.predicting(output, batch, self.layout), self.head, batch.targets,
                 batch.counts.float() * drawn.weight, self.shard,
-                chunk_tokens=self.config.objective.chunk_tokens,
+                chunk_tokens=self.config.objective.tokens_at_once(output.is_cuda),
                 head_gradient=None if forward_only else self.head.main_grad,
             )  # fmt: skip
             return summed(value)

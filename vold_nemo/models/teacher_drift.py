@@ -86,7 +86,7 @@ def measure(model, fp8: Teacher, bf16: Teacher, step: Step) -> Drift:
         shard = shard or vocabulary_shard(layout, fp8.architecture.vocabulary, len(head) * layout.tensor)
         drift = token_drift(
             fp8.selected(a, batch), bf16.selected(b, batch), head, batch.targets.to(layout.device), shard,
-            chunk_tokens=model.config.objective.chunk_tokens,
+            chunk_tokens=model.config.objective.tokens_at_once(head.is_cuda),
         )  # fmt: skip
         step.put(batch, "drift", drift.kl.cpu())
         step.put(batch, "same_top", drift.same_top.cpu())

@@ -26,7 +26,7 @@ def objective_of(config: Config, device: torch.device) -> Objective:
         if kl.enabled else None,
         correction=CorrectionTerm(correction_mode(config), correction.cap, correction.on_kl),
         temperature=config.rollout.temperature, teacher_temperature=kl.teacher_temperature,
-        chunk_tokens=wanted.chunk_tokens, kernels=wanted.kernels,
+        chunk_tokens=wanted.tokens_at_once(device.type == "cuda"), kernels=wanted.kernels,
     )  # fmt: skip
 
 

@@ -41,10 +41,15 @@ def project(hidden: Tensor, head: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+def operand(dlogits: Tensor, head: Tensor) -> Tensor:
+    """``dlogits`` as both gradients' products read it: on a GPU in the heads' type, whose matrix units sum in float32."""
+    return dlogits.to(head.dtype) if _has_matrix_units(dlogits) else dlogits
+
+
 def hidden_gradient(dlogits: Tensor, head: Tensor) -> Tensor:
     """[c, H] = ``dlogits`` [c, v] · ``head`` [v, H]: this rank's partial sum over its vocabulary rows."""
-    if dlogits.is_cuda and head.dtype != dlogits.dtype:
-        return torch.mm(dlogits.to(head.dtype), head, out_dtype=dlogits.dtype)
+    if _has_matrix_units(dlogits) and dlogits.dtype == head.dtype:
+        return torch.mm(dlogits, head, out_dtype=working_type(dlogits))
     total = dlogits.new_zeros(dlogits.shape[0], head.shape[1])
     if _by_onednn(dlogits, total, head):
         for rows in _blocks(head, _ONEDNN_ROWS):
@@ -59,11 +64,13 @@ def hidden_gradient(dlogits: Tensor, head: Tensor) -> Tensor:
 
 
 def add_head_gradient(total: Tensor, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
-    """``total`` [v, H] (+)= ``dlogits``ᵀ · ``hidden``; the first chunk overwrites uninitialised memory (beta = 0)."""
-    if dlogits.is_cuda and hidden.dtype != dlogits.dtype:
-        for rows in _blocks(total, _ROWS):
-            product = torch.mm(dlogits[:, rows].to(hidden.dtype).t(), hidden, out_dtype=total.dtype)
-            total[rows].copy_(product) if first else total[rows].add_(product)
+    """``total`` [v, H] (+)= ``dlogits``ᵀ · ``hidden``; the first chunk overwrites uninitialised memory (beta = 0).
+
+    On a GPU the product of bf16 is added to the float32 ``total`` as it leaves the accumulators: no buffer of its own.
+    """
+    beta = 0.0 if first else 1.0
+    if _has_matrix_units(dlogits) and dlogits.dtype == hidden.dtype != total.dtype:
+        torch.addmm(total, dlogits.t(), hidden, beta=beta, out_dtype=total.dtype, out=total)
         return
     hidden = hidden.to(dlogits.dtype)
     if _by_onednn(dlogits, hidden, total):
@@ -72,7 +79,12 @@ def add_head_gradient(total: Tensor, dlogits: Tensor, hidden: Tensor, first: boo
             product = linear(dlogits[:, rows].t().contiguous().to_mkldnn(), transposed).to_dense()
             total[rows].copy_(product) if first else total[rows].add_(product)
         return
-    total.addmm_(dlogits.t(), hidden, beta=0.0 if first else 1.0)
+    total.addmm_(dlogits.t(), hidden, beta=beta)
+
+
+def _has_matrix_units(tensor: Tensor) -> bool:
+    """Whether products of bf16 are formed on a GPU, in float32."""
+    return tensor.is_cuda
 
 
 def _blocks(head: Tensor, size: int) -> Iterator[slice]:

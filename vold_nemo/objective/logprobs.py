@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vold_nemo.objective.counting import count, places
+from vold_nemo.objective.head import working_type
 from vold_nemo.objective.vocabulary import VocabularyShard
-from vold_nemo.objective.walk import Walk, formed_in_forward
+from vold_nemo.objective.walk import Walk, formed_in_forward, refuse_unsampleable
 
 
 @torch.no_grad()
@@ -34,7 +36,11 @@ def token_logprobs(
     walk = Walk(hidden, head, targets, shard, temperature=temperature, chunk_tokens=chunk_tokens)
     logprobs, entropy = (hidden.new_zeros(len(targets), dtype=walk.dtype) for _ in range(2))
     chosen = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
-    for chunk in walk.chunks(chosen.nonzero().flatten()):
+    wrong = chosen & ~shard.can_sample(targets)
+    told = count(chosen=chosen, wrong=wrong)
+    if told["wrong"]:
+        refuse_unsampleable(targets, wrong)
+    for chunk in walk.chunks(places(chosen, told["chosen"])):
         logprobs[chunk.rows] = chunk.summary.logprob
         entropy[chunk.rows] = chunk.summary.entropy
     return logprobs, entropy
@@ -60,17 +66,21 @@ def nll_loss(
     """
     if weight.shape != targets.shape:
         raise ValueError(f"weight {tuple(weight.shape)} must be {tuple(targets.shape)}, one per target")
-    if not bool(weight.isfinite().all()):
+    weights = weight.detach().to(working_type(hidden))
+    wrong = (weights != 0) & ~shard.can_sample(targets)
+    told = count(infinite=~weights.isfinite(), chosen=weights != 0, wrong=wrong)
+    if told["infinite"]:
         raise ValueError("a token weight is not finite")
+    if told["wrong"]:
+        refuse_unsampleable(targets, wrong)
     nll: Tensor  # set by `run`
 
     def run(need_hidden: bool, need_head: bool):
         nonlocal nll
         walk = Walk(hidden.detach(), head.detach(), targets, shard, temperature=1.0, chunk_tokens=chunk_tokens)
         walk.form_gradients(need_hidden, need_head, head_gradient)
-        weights = weight.detach().to(walk.dtype)
         nll = torch.zeros_like(weights)
-        for chunk in walk.chunks((weights != 0).nonzero().flatten()):
+        for chunk in walk.chunks(places(weights != 0, told["chosen"])):
             nll[chunk.rows] = -chunk.summary.logprob
             walk.backward(chunk, -weights[chunk.rows])
         return (nll * weights).sum(), *walk.gradients()

@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vold_nemo.objective.counting import count, places
 from vold_nemo.objective.divergence import Divergence, KLTerm, diverge
 from vold_nemo.objective.head import working_type
 from vold_nemo.objective.policy import CorrectionTerm, PolicyTerm, surrogate
 from vold_nemo.objective.sequences import Sequences
 from vold_nemo.objective.vocabulary import VocabularyShard
-from vold_nemo.objective.walk import Chunk, TeacherStates, Walk, formed_in_forward
+from vold_nemo.objective.walk import Chunk, TeacherStates, Walk, formed_in_forward, refuse_unsampleable
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def vold_loss(
     ``context``: ranks that hold the other tokens of these sequences.  The loss is then that of this rank's tokens, ∂hidden is
     whole for them and ∂head is a part; both add up over ``context``.
 
+    The host waits for the device once, before the first chunk, for all that is checked and for how many tokens there are.
+
     Collectives: per chunk one MAX and one SUM all-reduce of a few [c] rows over ``shard.group`` (jsd: one more SUM; topk: one
     more of each and an all-gather of [c, k]).  Over ``context`` those of :class:`sequences.Sequences`, where a coefficient
     needs its whole sequence.
@@ -162,7 +165,7 @@ def vold_loss(
         ValueError: lengths that differ, weights that are not finite, weight outside ``response``, a target that cannot be
             sampled, a KL weight without a KL term or on a token whose teacher row is missing (all zero or not finite).
     """
-    _check(hidden, head, batch, objective, teacher)
+    chosen = _checked(hidden, head, batch, shard, objective, teacher)
     if teacher is not None:
         teacher = TeacherStates(teacher.hidden.detach(), teacher.head.detach()) if objective.kl is not None else None
     statistics = TokenStatistics.empty(batch.policy_weight.detach().to(working_type(hidden)))
@@ -173,17 +176,35 @@ def vold_loss(
             temperature=objective.temperature, chunk_tokens=objective.chunk_tokens, kernels=objective.kernels,
         )  # fmt: skip
         walk.form_gradients(need_hidden, need_head, head_gradient)
-        _Step(walk, batch, objective, teacher, context, statistics).run()
+        _Step(walk, batch, chosen, objective, teacher, context, statistics).run()
         return (statistics.policy_loss + statistics.kl_loss).sum(), *walk.gradients()
 
     return formed_in_forward(hidden, head, run), statistics
+
+
+@dataclass
+class _Chosen:
+    """The tokens that take part, and weights in the working type, [n] each."""
+
+    active: Tensor  # bool: response tokens (or those with a weight)
+    with_kl: Tensor  # bool: those of them with a KL weight
+    policy_weight: Tensor
+    kl_weight: Tensor
+    number: int
+    number_with_kl: int
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All of them, those with a KL weight, and those without."""
+        others = self.active & ~self.with_kl
+        with_kl, number = self.number_with_kl, self.number
+        return places(self.active, number), places(self.with_kl, with_kl), places(others, number - with_kl)
 
 
 class _Step:
     """One evaluation of the objective: coefficients of tokens and the chunks that use them."""
 
     def __init__(
-        self, walk: Walk, batch: TokenBatch, objective: Objective, teacher: TeacherStates | None,
+        self, walk: Walk, batch: TokenBatch, chosen: _Chosen, objective: Objective, teacher: TeacherStates | None,
         context: dist.ProcessGroup | None, statistics: TokenStatistics,
     ):  # fmt: skip
         self.walk, self.objective, self.teacher = walk, objective, teacher
@@ -193,16 +214,13 @@ class _Step:
             return values.detach().to(walk.dtype)
 
         self.batch, self.context, self.statistics = batch, context, statistics
-        self.advantages, self.policy_weight, self.kl_weight = map(
-            plain, (batch.advantages, batch.policy_weight, batch.kl_weight)
-        )
+        self.advantages, self.policy_weight, self.kl_weight = plain(batch.advantages), chosen.policy_weight, chosen.kl_weight
         self.old = None if batch.old_logprobs is None else plain(batch.old_logprobs)
         self.rollout = None if batch.rollout_logprobs is None else plain(batch.rollout_logprobs)
         self.reward_kl = self.kl is not None and self.kl.estimator == "k1_reward"
         self.to_go = self.kl is not None and self.reward_kl and self.kl.reward_horizon == "return_to_go"
-        weighted = (self.policy_weight != 0) | (self.kl_weight != 0)
-        self.statistics.active = weighted if batch.response is None else batch.response
-        self.rows = self.statistics.active.nonzero().flatten()
+        self.statistics.active = chosen.active
+        self.rows, self.kl_rows, self.other_rows = chosen.rows()
 
     def run(self) -> None:
         gspo = self.policy is not None and self.policy.loss == "gspo"
@@ -213,8 +231,7 @@ class _Step:
             self.sequences = Sequences(self.batch.sequence[self.rows], position, self.context)
         # on-policy and uncorrected, gspo's ratio is 1: its coefficients follow from the advantages without a pass
         moving = self.old is not None or self.reward_kl or self.correction.mode != "none"
-        with_kl = self.kl_weight[self.rows] != 0  # only with a KL term, as was checked
-        kl_rows, other_rows = self.rows[with_kl], self.rows[~with_kl]
+        kl_rows, other_rows = self.kl_rows, self.other_rows  # the first only with a KL term, as was checked
         slopes, logprob, k1 = (torch.zeros_like(self.policy_weight) for _ in range(3))
         if self.to_go or (gspo and moving) or (by_sequence and self.old is None):
             first, second = (kl_rows, other_rows) if whole and self.reward_kl else (kl_rows[:0], self.rows)
@@ -306,38 +323,47 @@ class _Step:
         return divergence
 
 
-def _check(
-    hidden: Tensor, head: Tensor, batch: TokenBatch, objective: Objective, teacher: TeacherStates | None
-) -> None:
+def _checked(
+    hidden: Tensor, head: Tensor, batch: TokenBatch, shard: VocabularyShard, objective: Objective, teacher: TeacherStates | None
+) -> _Chosen:
     n = len(hidden)
     for f in fields(batch):
         value = getattr(batch, f.name)
         if value is not None and value.shape != (n,):
             raise ValueError(f"{f.name} {tuple(value.shape)} must be [{n}], one per hidden state")
-    if not bool((batch.policy_weight.isfinite() & batch.kl_weight.isfinite()).all()):
-        raise ValueError("a token weight is not finite")
-    if batch.response is not None:
-        outside = ~batch.response & ((batch.policy_weight != 0) | (batch.kl_weight != 0))
-        if bool(outside.any()):
-            raise ValueError(f"{int(outside.sum())} tokens have a weight but are not part of a response")
-    if objective.policy is None and bool((batch.policy_weight != 0).any()):
-        raise ValueError("policy_weight is not 0 although the policy term is off (objective.policy.enabled = false)")
     mode = objective.correction.mode
+    policy_weight, kl_weight = (w.detach().to(working_type(hidden)) for w in (batch.policy_weight, batch.kl_weight))
+    weighted, needs_teacher = (policy_weight != 0) | (kl_weight != 0), kl_weight != 0
+    active = weighted if batch.response is None else batch.response
+    flags = {
+        "active": active, "needs_teacher": needs_teacher, "infinite": ~(policy_weight.isfinite() & kl_weight.isfinite()),
+        "outside": weighted & ~active, "unsampleable": active & ~shard.can_sample(batch.targets),
+        "without_policy": policy_weight != 0,
+    }  # fmt: skip
+    fits = teacher is not None and teacher.hidden.ndim == 2 and len(teacher.hidden) == n
+    if teacher is not None and fits:  # a missing score must never pass for a score: zeros would be a uniform teacher
+        norm = teacher.hidden.detach().abs().amax(dim=1)
+        flags["missing"] = needs_teacher & ~((norm > 0) & norm.isfinite())
+    told = count(**flags)
+    if told["infinite"]:
+        raise ValueError("a token weight is not finite")
+    if told["outside"]:
+        raise ValueError(f"{told['outside']} tokens have a weight but are not part of a response")
+    if objective.policy is None and told["without_policy"]:
+        raise ValueError("policy_weight is not 0 although the policy term is off (objective.policy.enabled = false)")
     if mode != "none" and batch.rollout_logprobs is None:
         raise ValueError(f"objective.correction.mode = {mode!r} needs the engine's log-probs of the rollouts")
-    needs_teacher = batch.kl_weight != 0
-    if not bool(needs_teacher.any()):
-        return
-    if objective.kl is None:
-        raise ValueError("kl_weight is not 0 although the KL term is off (objective.kl.enabled = false)")
-    if teacher is None:
-        raise ValueError(f"{int(needs_teacher.sum())} tokens have a KL weight but the teacher scored none of them")
-    if teacher.hidden.ndim != 2 or len(teacher.hidden) != n or teacher.head.shape != (len(head), teacher.hidden.shape[1]):
-        found = f"teacher_hidden {tuple(teacher.hidden.shape)} and teacher_head {tuple(teacher.head.shape)}"
-        raise ValueError(f"{found} must be [{n}, Ht] and [{len(head)}, Ht]")
-    # a missing score must never pass for a score: zeros would be a uniform teacher
-    norm = teacher.hidden.detach().abs().amax(dim=1)
-    missing = needs_teacher & ~((norm > 0) & norm.isfinite())
-    if bool(missing.any()):
-        at = missing.nonzero().flatten()[:8].tolist()
-        raise ValueError(f"teacher rows of {int(missing.sum())} tokens with a KL weight are missing (tokens {at} ...)")
+    if scored := told["needs_teacher"]:
+        if objective.kl is None:
+            raise ValueError("kl_weight is not 0 although the KL term is off (objective.kl.enabled = false)")
+        if teacher is None:
+            raise ValueError(f"{scored} tokens have a KL weight but the teacher scored none of them")
+        if not fits or teacher.head.shape != (len(head), teacher.hidden.shape[1]):
+            found = f"teacher_hidden {tuple(teacher.hidden.shape)} and teacher_head {tuple(teacher.head.shape)}"
+            raise ValueError(f"{found} must be [{n}, Ht] and [{len(head)}, Ht]")
+        if told["missing"]:
+            at = flags["missing"].nonzero().flatten()[:8].tolist()
+            raise ValueError(f"teacher rows of {told['missing']} tokens with a KL weight are missing (tokens {at} ...)")
+    if told["unsampleable"]:
+        refuse_unsampleable(batch.targets, flags["unsampleable"])
+    return _Chosen(active, needs_teacher & active, policy_weight, kl_weight, told["active"], scored)

@@ -27,6 +27,7 @@ class VocabularyShard:
         sampleable: bool [v], ids the engine can sample.
         shared: bool [v], ids both tokenizers share; a subset of ``sampleable``.
         group: the ranks that hold the other rows; None = this rank has all.
+        sampleable_ids, shared_ids: the whole masks, bool [V]; None = nobody kept them, and ranks ask each other.
 
     Raises:
         ValueError: masks of another shape or type, or a shared id that cannot be sampled.
@@ -37,6 +38,8 @@ class VocabularyShard:
     sampleable: Tensor
     shared: Tensor
     group: dist.ProcessGroup | None = None
+    sampleable_ids: Tensor | None = None
+    shared_ids: Tensor | None = None
 
     def __post_init__(self):
         for name, mask in (("sampleable", self.sampleable), ("shared", self.shared)):
@@ -56,17 +59,17 @@ class VocabularyShard:
         size = rows // ranks
         part = slice(rank * size, (rank + 1) * size)
         shared = sampleable if shared is None else shared
-        return cls(rank * size, size, sampleable[part].contiguous(), shared[part].contiguous(), group)
+        return cls(rank * size, size, sampleable[part].contiguous(), shared[part].contiguous(), group, sampleable, shared)
 
     @cached_property
     def over_sampleable(self) -> VocabularyShard:
         """The same rows with the sampleable ids in the role of the shared ones: what a pass without a KL needs."""
-        return replace(self, shared=self.sampleable)
+        return replace(self, shared=self.sampleable, shared_ids=self.sampleable_ids)
 
     @cached_property
     def over_shared(self) -> VocabularyShard:
         """The same rows normalised over the shared ids only: log-probs as the KL sees them."""
-        return replace(self, sampleable=self.shared)
+        return replace(self, sampleable=self.shared, sampleable_ids=self.shared_ids)
 
     @cached_property
     def unshared(self) -> Tensor:
@@ -83,6 +86,17 @@ class VocabularyShard:
         column = targets - self.start
         here = (column >= 0) & (column < self.size)
         return column.masked_fill(~here, 0), here
+
+    def can_sample(self, targets: Tensor) -> Tensor:
+        """Which of ``targets`` are sampleable ids, of whichever rank: bool, like them.
+
+        Collectives: none; where the whole masks were not kept, one SUM all-reduce of as many numbers over ``group``.
+        """
+        if self.sampleable_ids is None:
+            column, here = self.locate(targets)
+            return reduce_sum((here & self.sampleable[column]).int(), self.group) > 0
+        inside = (targets >= 0) & (targets < len(self.sampleable_ids))
+        return inside & self.sampleable_ids[targets.masked_fill(~inside, 0)]
 
 
 def reduce_sum(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:

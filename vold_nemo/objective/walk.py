@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vold_nemo.objective.divergence import Divergence
-from vold_nemo.objective.head import add_head_gradient, hidden_gradient, project, working_type
+from vold_nemo.objective.head import add_head_gradient, hidden_gradient, operand, project, working_type
 from vold_nemo.objective.softmax import Summary, row_blocks, summarise
 from vold_nemo.objective.vocabulary import VocabularyShard
 
@@ -82,13 +82,10 @@ class Walk:
     ) -> Iterator[Chunk]:  # fmt: skip
         """Summaries of ``rows`` [m], chunk by chunk; each is valid until the next is asked for.
 
-        With a teacher the ids are normalised over the shared set too, otherwise over the sampleable ones alone.
-
-        Raises:
-            ValueError: after the last chunk, if a target was not a sampleable id.
+        With a teacher the ids are normalised over the shared set too, otherwise over the sampleable ones alone.  Targets must
+        be sampleable.
         """
         shard = self.shard.over_sampleable if teacher is None else self.shard
-        unsampleable = []
         for part in _even(rows, self.chunk_tokens):
             logits = project(self.hidden[part], self.head, self._buffer(0, len(part)))
             other = None
@@ -99,11 +96,7 @@ class Walk:
                 temperature=self.temperature, teacher_temperature=teacher_temperature,
                 divergence=divergence if teacher else None, kernels=self.kernels,
             )  # fmt: skip
-            unsampleable.append(~summary.sampleable)
             yield Chunk(part, summary, shard)
-        if unsampleable and bool(torch.cat(unsampleable).any()):  # asked once: a question stalls a GPU's queue
-            at = int(rows[torch.cat(unsampleable)][0])
-            raise ValueError(f"target id {int(self.targets[at])} of token {at} is not among the sampleable ids")
 
     def backward(
         self, chunk: Chunk, slope: Tensor, divergence: Divergence | None = None, weight: Tensor | None = None
@@ -130,6 +123,7 @@ class Walk:
         index, here = chunk.shard.locate(self.targets[chunk.rows])
         gradient.scatter_add_(1, index[:, None], ((slope + sampled) * here)[:, None])
 
+        gradient = operand(gradient, self.head)
         if self.hidden_gradient is not None:
             part = hidden_gradient(gradient, self.head)
             self.hidden_gradient.index_copy_(0, chunk.rows, part.to(self.hidden.dtype))
@@ -169,6 +163,12 @@ class Walk:
             size = min(self.chunk_tokens, len(self.targets))
             self._buffers.append(self.hidden.new_empty(size, self.shard.size, dtype=self.dtype))
         return self._buffers[which][:rows]
+
+
+def refuse_unsampleable(targets: Tensor, which: Tensor) -> None:
+    """Raise ValueError with the first of those that cannot be sampled, of which there is one."""
+    at = int(which.nonzero()[0])
+    raise ValueError(f"target id {int(targets[at])} of token {at} is not among the sampleable ids")
 
 
 def _even(rows: Tensor, most: int) -> tuple[Tensor, ...]:

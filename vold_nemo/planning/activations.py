@@ -1,19 +1,19 @@
 """What a forward pass keeps for its backward pass, and what the objective adds on top; bytes on one rank.
 
-Counted tensor by tensor from the layers this project builds (no fused activation): the formulas are what
-autograd saves, and the tests hold them against a tracker of every allocation.  With ``n`` tokens of a micro-batch, ``e`` bytes
-an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-value heads·d, F feed-forward:
+Counted tensor by tensor from the layers this project builds (on a GPU with fused activation and rotary embedding): the formulas
+are what autograd saves, and the tests hold them against a tracker of every allocation.  With ``n`` tokens of a micro-batch,
+``e`` bytes an element, ``T`` the tensor-parallel size, H hidden, A = heads·d, K = key-value heads·d, F feed-forward:
 
     norm        fp32 copy of its input (the input itself in fp32) 4nH, normalised input 4nH, 1/rms 4n, its output enH
                 Transformer Engine: input enH, output enH, 1/rms 4n
     attention   qkv e·n(A+2K)/T (Transformer Engine: a copy of v, e·nK/T), rotated q and k e·n(A+K)/T, output e·nA/T,
-                log-sum-exp 4n·heads/T, rotary tables 4·s·d·e
+                log-sum-exp 4n·heads/T, rotary tables 4·s·d·e (Transformer Engine: none)
     qk norms    as a norm without its output: 8nA/T + 8nK/T (Transformer Engine: they add e·n(A+K)/T)
-    MLP         gate and up 2F, gate copied F, silu(gate) F, product F:  5·e·nF/T
+    MLP         gate and up 2F, gate copied F, silu(gate) F, product F:  5·e·nF/T  (fused: gate and up, product: 3·e·nF/T)
 
 Under sequence parallelism n is n/T for the norms, and the gathered input is made again in the backward pass, not kept.
 Recomputation keeps less of a layer and holds the rest while that one layer is in its backward pass: ``selective`` all but the
-MLP's 5·e·nF/T, ``full`` its input e·nH and the rotary angles.  Under context parallelism n and s are a rank's slice, as
+MLP's part, ``full`` its input e·nH and the rotary angles.  Under context parallelism n and s are a rank's slice, as
 Transformer Engine's ring leaves them (on a CPU keys and values are kept whole).
 """
 
@@ -66,18 +66,22 @@ def layer(arch: Architecture, tokens: Tokens, parallel: ParallelConfig, how: Num
     total = 2 * _norm(_norm_tokens(tokens, parallel), arch.hidden, 1, how)
     qkv = key if how.cuda else query + 2 * key
     total += e * n * qkv + e * n * (query + key) + e * n * query + FP32 * n * heads
-    total += 4 * e * tokens.length * arch.head_dim
+    total += 0 if how.cuda else 4 * e * tokens.length * arch.head_dim
     if arch.qk_norm:
         total += _norm(n, query, heads, how, output=False) + _norm(n, key, groups, how, output=False)
         if how.size == FP32 and not how.cuda:  # in fp32 the key norm's input is the qkv tensor that is kept anyway
             total -= FP32 * n * key
-    return total + 5 * e * n * ffn
+    return total + _feed_forward(n, ffn, how)
+
+
+def _feed_forward(tokens: int, ffn: int, how: Numerics) -> int:
+    return (3 if how.cuda else 5) * how.size * tokens * ffn
 
 
 def recomputed(arch: Architecture, tokens: Tokens, parallel: ParallelConfig, how: Numerics) -> int:
     """What ``parallel.recompute`` does not keep of one layer, and makes again for its backward pass."""
     if parallel.recompute == "selective":
-        return 5 * how.size * tokens.count * (arch.ffn // parallel.tensor)
+        return _feed_forward(tokens.count, arch.ffn // parallel.tensor, how)
     if parallel.recompute == "full":
         return layer(arch, tokens, parallel, how) - how.size * _norm_tokens(tokens, parallel) * arch.hidden
     return 0
@@ -96,8 +100,14 @@ def saved(arch: Architecture, at: Placement, tokens: Tokens, parallel: ParallelC
 
 
 def layer_backward(arch: Architecture, tokens: Tokens, tensor: int, how: Numerics) -> int:
-    """Most that one layer's backward pass adds: each node frees what it kept, so two gradients of the gated MLP, 2F/T wide."""
-    return 2 * how.size * tokens.count * arch.ffn // tensor
+    """Most that one layer's backward pass adds: each node frees what it kept, so two gradients of the gated MLP, 2F/T wide.
+
+    Transformer Engine adds a weight's gradient to the buffer itself and hands autograd one that nobody reads, the same for all
+    weights of a shape.
+    """
+    query, key = arch.heads * arch.head_dim, max(tensor, arch.kv_groups) * arch.head_dim
+    unread = arch.hidden * (2 * query + 2 * key + 3 * arch.ffn) // tensor if how.cuda else 0
+    return how.size * (2 * tokens.count * arch.ffn // tensor + unread)
 
 
 def embedding_backward(arch: Architecture, rows: int, how: Numerics) -> int:
@@ -137,8 +147,8 @@ def objective(heads: Heads, tokens: int, chunk: int, how: Numerics, *, gathered:
     Two [c, v] fp32 logit buffers (one without a teacher), ∂hidden, the chosen rows of hidden, the all-gathered hidden under
     sequence parallelism, and the teacher's chosen rows; ∂head is added up in the gradient buffer.  Besides, the temporaries of
     an element-wise pass (two where a KL sums over the vocabulary, else one), in blocks of rows of which two live at once; or,
-    with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits and 8192 rows of ∂head, on a CPU
-    at most 8192 head rows and what they meet, converted.
+    with bf16 weights, those of a matrix product: on a GPU the bf16 copy of a chunk's ∂logits, on a CPU at most 8192 head rows
+    and what they meet, converted.
     """
     rows, hidden, teacher_hidden = heads.rows, heads.hidden, heads.teacher_hidden
     e, c = how.size, min(chunk, tokens)
@@ -149,7 +159,7 @@ def objective(heads: Heads, tokens: int, chunk: int, how: Numerics, *, gathered:
     passes = temporaries * min(chunk_bytes, 2 * (_GPU_BLOCK if how.cuda else _CPU_BLOCK))
     if e != FP32:
         block, wide = min(_HEAD_ROWS, rows), max(hidden, teacher_hidden)
-        converted = e * c * rows + FP32 * block * hidden if how.cuda else FP32 * (block * (wide + c) + c * wide)
+        converted = e * c * rows if how.cuda else FP32 * (block * (wide + c) + c * wide)
     logits = chunk_bytes * (2 if teacher_hidden else 1)
     return Objective(held, held + logits + max(passes, converted))
 

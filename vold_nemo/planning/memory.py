@@ -333,7 +333,7 @@ def _work(
     if at.is_last:
         exact = heads.teacher_hidden > 0 and config.objective.kl.estimator in SUMMING
         loss = activations.objective(
-            heads, tokens.count, config.objective.chunk_tokens, how, gathered=parallel.sequence, exact=exact
+            heads, tokens.count, config.objective.tokens_at_once(how.cuda), how, gathered=parallel.sequence, exact=exact
         )
         added = max(loss.peak, loss.kept + added)  # what the loss keeps is used up before a layer is made again
     added = max(added, behind)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vold_nemo.config import Config
-from vold_nemo.planning.memory import GIB, Models
+from vold_nemo.planning.memory import GIB, Models, on_cuda
 from vold_nemo.planning.plan import (
     STAGES,
     Plan,
@@ -226,7 +226,7 @@ def cheapest_changes(config: Config, models: Models, wanted: int = 3) -> list[tu
 
     A set that holds another found set is left out.
     """
-    start = config
+    start = assign(config, "objective.chunk_tokens", config.objective.tokens_at_once(on_cuda(config)))
     for stage in STAGES[1:]:
         start = assign(start, f"cluster.gpus.{stage}", stage_gpus(config, stage))
     steps = [

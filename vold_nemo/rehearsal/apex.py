@@ -6,7 +6,7 @@ module                                 who asks, and what for
 ``fused_weight_gradient_mlp_cuda``     ``tensor_parallel/layers.py``: a weight's gradient is added to the gradient
                                        buffer by the matrix product itself; ``megatron/build.py`` looks whether it is
                                        there, and then sets ``gradient_accumulation_fusion``.  Transformer Engine's
-                                       layers add up in their own products, and need only that setting
+                                       layers add up in their own products, with it or without
 ``amp_C``,                             ``optimizer/clip_grads.py``, ``optimizer/optimizer.py``: norm and scale of lists
 ``apex.multi_tensor_apply``            of tensors, where Transformer Engine is not installed
 ``apex.optimizers``                    ``optimizer/__init__.py``, ``optimizer/distrib_optimizer.py``: FusedAdam, likewise;

@@ -30,6 +30,7 @@ from vold_nemo.models.sft import MegatronSFTModel
 from vold_nemo.models.vold import MegatronVOLDModel
 from vold_nemo.planning import memory
 from vold_nemo.planning.memory import Models
+from vold_nemo.rehearsal.values import UNKNOWN
 from vold_nemo.rehearsal.watch import Watch
 from vold_nemo.rollout.engine import LoadReport
 from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
@@ -319,6 +320,7 @@ class PlannedSampler(Sampler):
         self.engine, self.prompts, self.validation, self.config, self.layout = engine, prompts, {}, config, layout
         self.tokenizer, self.skipped, self.rejected = _NoTokenizer(), {}, None
         self.order = Order(len(prompts), config.vold.prompts_per_step, config.seed)
+        self.end = min(END, architecture.read(config.student.path).vocabulary - 1)  # a small student has fewer ids
 
     def answer(self, number: int, asked: Mapping[int, int], attempt: int = 0) -> Step:
         self.engine.generate(expect_version=number)
@@ -328,13 +330,13 @@ class PlannedSampler(Sampler):
         each = torch.tensor(lengths(rollouts, long, min(plan.response_tokens, longest), longest))
         flat = torch.full((int(each.sum()),), WORD, dtype=torch.int32)
         ends = each.cumsum(0)
-        flat[ends[each < longest] - 1] = END
+        flat[ends[each < longest] - 1] = self.end
         prompts = torch.full((groups, plan.prompt_tokens), WORD, dtype=torch.int32)
         step = Step(
             Ragged.of_tensors(list(prompts)), Ragged(flat, torch.cat([ends.new_zeros(1), ends])), samples
         )
         indices = list(asked.values())
-        step["engine"] = torch.full((len(flat),), -0.5)
+        step["engine"] = torch.full((len(flat),), UNKNOWN)  # as the trainer's, where their gap is asked for
         step["prompt"] = torch.tensor(indices).repeat_interleave(samples)
         step["sample"] = torch.arange(samples).repeat(groups)
         step["truncated"] = each == longest

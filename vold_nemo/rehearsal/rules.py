@@ -14,7 +14,7 @@ aten = torch.ops.aten
 # Of these operations: the arguments that must be of one type (matrices of a product by cuBLAS).
 _ONE_TYPE = {
     aten.mm.default: (0, 1), aten.addmm.default: (0, 1, 2), aten.mv.default: (0, 1), aten.addmv.default: (0, 1, 2),
-    aten.dot.default: (0, 1), aten.addmm_.default: (0, 1, 2),
+    aten.dot.default: (0, 1), aten.addmm_.default: (0, 1, 2), aten.mm.dtype_out: (0, 1), aten.addmm.dtype_out: (1, 2),
 }  # fmt: skip
 _INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 

@@ -17,10 +17,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vold_nemo.megatron import device as devices
 from vold_nemo.rehearsal import routing
 from vold_nemo.rehearsal.ledger import Ledger
+from vold_nemo.rehearsal.trees import mapped
 from vold_nemo.rehearsal.watch import Watch
 
 
@@ -215,6 +217,20 @@ def _kernels() -> None:
         return _FusedNorm.apply(input, weight)
 
     F.scaled_dot_product_attention, F.rms_norm = flash, fused
+    with contextlib.suppress(RuntimeError):  # this process has played a GPU before
+        _CUDA_ALONE.impl("addmm.dtype_out", _accumulated)
+
+
+_CUDA_ALONE = torch.library.Library("aten", "IMPL", "Meta")  # what it holds ends with it
+
+
+def _accumulated(self, mat1, mat2, out_dtype, *, beta=1, alpha=1, out):
+    """``Blas.cpp: _addmm_dtype_out_cuda``, which has no fake of its own: its checks, and a product into ``out``."""
+    if out.dtype != out_dtype or self.dtype not in (out_dtype, mat1.dtype) or out_dtype not in (torch.float32, mat1.dtype):
+        raise RuntimeError(f"addmm of {mat1.dtype} and {mat2.dtype} to {self.dtype} as {out_dtype} into {out.dtype}")
+    if (mat1.shape[0], mat2.shape[1]) != tuple(out.shape) or mat1.shape[1] != mat2.shape[0]:
+        raise RuntimeError(f"addmm of {list(mat1.shape)} and {list(mat2.shape)} into {list(out.shape)}")
+    return out
 
 
 class _FusedNorm(torch.autograd.Function):
@@ -229,6 +245,23 @@ class _FusedNorm(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         input, weight, _ = ctx.saved_tensors
         return torch.empty_like(input), None if weight is None else torch.empty_like(weight)
+
+
+def play_fusions(ledger: Ledger, watch: Watch) -> None:
+    """megatron-core's functions that torch.compile makes one kernel of: it writes what they return and nothing else."""
+    from megatron.core.fusions import fused_bias_swiglu as fused
+
+    def one_kernel(name: str, function):
+        def launch(*given):
+            with _disable_current_modes(), watch.fake:
+                made = function(*given)
+            ledger.kernel(f"compiled {name}", dtype=given[0].dtype)
+            return mapped(lambda one: torch.empty_like(one) if isinstance(one, Tensor) else one, made)
+
+        return launch
+
+    for name in ("swiglu", "swiglu_back", "weighted_swiglu", "weighted_swiglu_back"):
+        setattr(fused, name, one_kernel(name, getattr(fused, name)))
 
 
 def play_world(ledger: Ledger, watch: Watch) -> None:
@@ -259,6 +292,7 @@ def play_world(ledger: Ledger, watch: Watch) -> None:
 
     state_dict_utils.validate_sharding_integrity = lambda *args, **options: None
     routing.install(ledger)
+    play_fusions(ledger, watch)
 
     for name, stand_in in {
         "all_gather_object": all_gather_object, "gather_object": gather_object,

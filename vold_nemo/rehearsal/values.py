@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 UNKNOWN = 2.0**-10  # of a real number that nobody knows: finite, not 0, below every limit that stops a run
 MOST_WHOLE = 1 << 24  # elements of a tensor of whole numbers or flags that are kept
-MOST_REAL = 1 << 10  # of real numbers that come from the host
+MOST_REAL = 1 << 16  # of real numbers that come from the host: weights of a micro-batch's tokens, say
 _FILLED = {
     aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.new_zeros.default: 0, aten.new_ones.default: 1,
     aten.zero_.default: 0, aten.zeros.default: 0, aten.ones.default: 1,
@@ -28,6 +28,7 @@ _NOTHING_YET = (
     aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
     aten.new_empty_strided.default,
 )  # fmt: skip
+_COMPARES = (aten.eq.Scalar, aten.ne.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar)
 _SUMS_UP = {aten.any: False, aten.all: True}  # of flags that nobody knows
 _CHOOSES = (aten.topk.default,)
 
@@ -83,6 +84,9 @@ def follow(func, args, kwargs, out) -> str | None:
         results[0]._guess = _SUMS_UP[func._overloadpacket]
     flat = leaves((args, kwargs))
     if any(isinstance(one, FakeTensor) and known(one) is None for one in flat):
+        if compared := _supposed(func, args):
+            remember(results[0], torch.full(results[0].shape, compared == "true"))
+            return None
         if func in _CHOOSES:  # which of them is largest, nobody knows: all in turn, so that experts get equal shares
             remember(results[1], _in_turn(tuple(results[1].shape), args[0].shape[-1]))
         for one in results if func._schema.is_mutable else ():
@@ -104,6 +108,18 @@ def follow(func, args, kwargs, out) -> str | None:
         if one.shape == value.shape:
             remember(one, value)
     return None
+
+
+def _supposed(func, args) -> str | None:
+    """What comes of comparing a real number that nobody knows, :data:`UNKNOWN`, with one that is known, or with itself."""
+    first = args[0] if args else None
+    if not isinstance(first, Tensor) or not first.dtype.is_floating_point or known(first) is not None:
+        return None
+    if func is aten.eq.Tensor and args[1] is first:  # as ``isfinite`` does
+        return "true"
+    if func not in _COMPARES:
+        return None
+    return "true" if func(torch.tensor(UNKNOWN, dtype=torch.float64), args[1]) else "false"
 
 
 def _in_turn(shape: tuple[int, ...], size: int) -> Tensor:

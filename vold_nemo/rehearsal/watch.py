@@ -27,7 +27,7 @@ HOST_REAL = 1 << 22  # elements of a tensor of real numbers on the host that is 
 _FACTORIES = (aten.empty.memory_format, aten.zeros.default, aten.ones.default, aten.full.default, aten.empty_strided.default)
 _NO_LAUNCH = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "detach", "alias", "split",
               "as_strided", "unsqueeze", "squeeze", "empty", "empty_like", "new_empty", "empty_strided", "unbind", "chunk",
-              "split_with_sizes", "narrow", "set_", "new_empty_strided", "view_as", "reshape"}  # fmt: skip
+              "split_with_sizes", "narrow", "set_", "new_empty_strided", "view_as", "reshape", "device"}  # fmt: skip
 _IN_PLACE = (aten.copy_.default, aten.add_.Tensor, aten.mul_.Tensor, aten.mul_.Scalar, aten.div_.Tensor, aten.sub_.Tensor)
 _MIXED = ("two different devices", "found at least two devices", "to be in the same device", "same device", "Mismatching")
 _CAUSAL = {  # where the flag stands
@@ -230,6 +230,8 @@ class Watch(TorchDispatchMode):
             return
         kinds = (one.dtype for one in leaves(args) if isinstance(one, Tensor) and one.dtype.is_floating_point)
         kind = next(kinds, torch.int64)
+        if func is aten.addmm.dtype_out:  # the formula knows no type of the result
+            args, kwargs = args[:3], {}
         flops = formula(*args, **kwargs, out_val=out)
         if (place_of_flag := _CAUSAL.get(func)) is not None and args[place_of_flag]:
             flops //= 2  # half of the pairs; the formula counts all of them

@@ -25,6 +25,13 @@ from vold_nemo.step.table import Step
 Ids = Sequence[int] | Tensor
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, which nobody waits for: from locked pages a GPU fetches it when its turn comes."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass
 class MicroBatch:
     """B rows of S tokens with J sequences in them, and n predictions of response tokens.
@@ -74,8 +81,9 @@ class MicroBatch:
         return self.predictions[5]
 
     def to(self, device: torch.device) -> MicroBatch:
-        moved = {name: getattr(self, name).to(device) for name in ("ids", "position_ids", "predictions", "counts")}
-        return replace(self, **moved)
+        ids, position_ids = sent(self.ids, device), sent(self.position_ids, device)
+        predictions, counts = sent(self.predictions, device), sent(self.counts, device)
+        return replace(self, ids=ids, position_ids=position_ids, predictions=predictions, counts=counts)
 
     def sliced(self, kept: Tensor) -> MicroBatch:
         """The positions ``kept`` [s] of every row, in that order, and the predictions made there."""

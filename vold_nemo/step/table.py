@@ -108,6 +108,13 @@ class Ragged:
         return _ragged, (self.flat.cpu().numpy(), self.offsets.numpy())
 
 
+def _put_unasked(column: Tensor, batch: Predictions, values: Tensor) -> None:
+    """:meth:`Step.put` where the question which predictions count would stall a GPU: those that do not write behind the end."""
+    longer = torch.cat([column, column.new_empty(1)])
+    longer[torch.where(batch.counts, batch.token, len(column))] = values.to(column)
+    column.copy_(longer[:-1])
+
+
 def _ragged(flat, offsets) -> Ragged:
     return Ragged(torch.from_numpy(flat), torch.from_numpy(offsets))
 
@@ -246,6 +253,8 @@ class Step:
     def put(self, batch: Predictions, name: str, values: Tensor) -> None:
         """Write a token column where ``batch`` predicts: [n] values in its order.  Tokens of other ranks stay as they are."""
         column = self.column(name)
+        if column.is_cuda:
+            return _put_unasked(column, batch, values.detach())
         at, values = batch.token[batch.counts], values.detach()[batch.counts]
         column[at.to(column.device)] = values.to(column)
 

@@ -82,7 +82,13 @@ class ObjectiveConfig:
     policy: PolicyConfig = section(PolicyConfig)
     kl: KLConfig = section(KLConfig)
     correction: CorrectionConfig = section(CorrectionConfig)
-    chunk_tokens: int = key(512, "tokens that meet the LM heads at a time", bound=POSITIVE)
+    chunk_tokens: int | None = key(None, "tokens that meet the LM heads at a time; null = 512 on a CPU, 2048 on a GPU",
+                                   bound=POSITIVE)  # fmt: skip
     kernels: str = key("torch", "who walks over a chunk's logits on a GPU; triton is not measured yet",
                        choices=("torch", "triton"))  # fmt: skip
     skip: bool = key(True, "leave out work that cannot change a gradient (design: the mask is a saving)")
+
+    def tokens_at_once(self, gpu: bool) -> int:
+        """``chunk_tokens``, with null made out.  A CPU's buffers should stay small; on a GPU each chunk costs some hundred
+        launches, and reads and writes the whole gradient of the LM head."""
+        return self.chunk_tokens or (2048 if gpu else 512)
