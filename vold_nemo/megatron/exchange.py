@@ -200,6 +200,13 @@ class Plan:
         self.place = dict(zip(largest, starts, strict=False)) | {None: 0}  # where a stage's tensors are put together, and
         self.together = max(alone, sum(largest.values()))  # in how much memory, in elements
 
+    def totals(self) -> tuple[list[int], list[int]]:
+        """Elements that this rank receives from, and sends to, each rank of the exchange in all rounds."""
+        inward, outward = [0] * len(self._at), [0] * len(self._at)
+        for move in (move for one in self.rounds for item in one.items for move in item.moves if move.source != move.target):
+            (inward if move.target == self._me else outward)[move.source if move.target == self._me else move.target] += move.size
+        return inward, outward
+
     def is_put_together(self, item: Item) -> bool:
         """Whether what arrives has to be copied into a tensor of its own before it is one."""
         return item.cut or sum(move.target == self._me for move in item.moves) != 1
