@@ -8,13 +8,12 @@
 
 Megatron's model of a random Qwen2.5-VL checkpoint on gloo ranks streams its language weights into a transformers engine on each
 rank; with ``experts``, a Qwen3-VL mixture's into plain memory; with ``engine`` ranks to an engine, each rank's share of them.
-Parts take turns, median of ``repeats``; each rank is one thread, seconds are its processor time (which other work on the machine
-distorts little), of the slowest rank:
+Parts take turns, median of ``repeats``; each rank is one thread, seconds are its processor time, of the slowest rank:
 
     copy      the bytes that a rank keeps, tensor by tensor, from memory to the engine's parameters
-    link      only with several ranks: the bytes that it must receive, flat and in one call, by whichever of gloo's ways is the
-              quickest: an all-to-all, and where every rank keeps everything an all-gather of the shards (over tensor ranks) or a
-              broadcast from each rank of its part
+    link      only with several ranks: the bytes that it must receive, flat and in one call, by whichever of gloo's ways is
+              the quickest: an all-to-all, and where every rank keeps everything an all-gather of the shards (over tensor
+              ranks) or a broadcast from each rank of its part
     stream    send and copy: `exchange.Exchange` into the live parameters
     sync      `sync.deliver`, as a step does it: send, copy, checks, and the proof of ``parts`` (rollout.checksum_parts)
     proved    the same with the whole of every tensor proved, as a run's first sync does it
@@ -42,8 +41,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import Peak, machine, parse  # noqa: E402
 
 DEFAULTS = {
-    "tensor": 1, "pipeline": 1, "expert": 1, "engine": 1, "hidden": 1024, "layers": 8, "rows": 16384, "experts": 0, "parts": 4, "repeats": 9,
-    "json": False,
+    "tensor": 1, "pipeline": 1, "expert": 1, "engine": 1, "hidden": 1024, "layers": 8, "rows": 16384, "experts": 0,
+    "parts": 4, "repeats": 9, "json": False,
     "results": str(ROOT / "benchmarks/results/sync"),
 }  # fmt: skip
 
@@ -107,7 +106,7 @@ def measure(path: str, settings: dict) -> dict:
     engine = engine or PlainMemory(settings["engine"], arch.kv_groups)
     exchange = Exchange(model, arch, layout, engine.keeps)
     if plain:
-        engine._live.update((name, torch.empty_like(value, memory_format=torch.contiguous_format)) for name, value in exchange.stream())
+        engine._live.update((name, torch.zeros(value.shape)) for name, value in exchange.stream())
     source = {name: live.clone() for name, live in engine._live.items()}
     size, world = sum(value.nbytes for value in source.values()), dist.get_world_size()
     shard = torch.zeros(size // 4 // world)

@@ -204,7 +204,10 @@ class Plan:
         """Elements that this rank receives from, and sends to, each rank of the exchange in all rounds."""
         inward, outward = [0] * len(self._at), [0] * len(self._at)
         for move in (move for one in self.rounds for item in one.items for move in item.moves if move.source != move.target):
-            (inward if move.target == self._me else outward)[move.source if move.target == self._me else move.target] += move.size
+            if move.target == self._me:
+                inward[move.source] += move.size
+            else:
+                outward[move.target] += move.size
         return inward, outward
 
     def is_put_together(self, item: Item) -> bool:
@@ -281,6 +284,7 @@ class Exchange:
         self._seats = len(at)
         size = next(model.parameters()).element_size()
         has = pieces(arch, model.vocab_size, layout)
+        self._kept: list[Tensor] = []
         self.plan = Plan(has, at, self._me, keeps, ROUND[layout.device.type] // size)
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
@@ -291,8 +295,7 @@ class Exchange:
         what one round sends and receives, and tensors that arrive in several pieces, one of each stage at a time.
         """
         parameters = held_here(self._model, self._arch, self._layout)
-        like, plan = next(iter(parameters.values())), self.plan
-        send, receive, together = (like.new_empty(size) for size in (plan.sent, plan.received, plan.together))
+        plan, (send, receive, together) = self.plan, self._memory(next(iter(parameters.values())))
         for one in plan.rounds:
             arrived = self._move(one, parameters, send, receive)
             for item in one.items:
@@ -307,6 +310,14 @@ class Exchange:
                 yield item.name, tensor
                 if self._arch.tied and self._arch.head_on_disk and item.name.endswith("embed_tokens.weight"):
                     yield HEAD, tensor
+
+    def _memory(self, like: Tensor) -> list[Tensor]:
+        """To send from, to receive into, to put together in.  A GPU's is given back after each sync, since other phases need
+        it; a host's is kept, since there new pages cost as much as copying into them."""
+        made = self._kept or [like.new_empty(size) for size in (self.plan.sent, self.plan.received, self.plan.together)]
+        if like.device.type == "cpu":
+            self._kept = made
+        return made
 
     def _move(self, one: Round, parameters: Mapping[str, Tensor], send: Tensor, receive: Tensor) -> dict[int, Tensor]:
         """One all-to-all.  What came, by the ``id`` of its move; it lies in ``receive``, by source and then in order."""
