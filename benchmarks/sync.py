@@ -1,25 +1,28 @@
-"""A weight sync beside copying its bytes once: gathering shards, copying into the engine, and proving that they arrived.
+"""A weight sync beside moving its bytes once: sending each rank its engine's part, copying it in, and proving that it arrived.
 
     python benchmarks/sync.py json=true
     python benchmarks/sync.py tensor=2
     python benchmarks/sync.py pipeline=2
     python benchmarks/sync.py experts=8 expert=2
+    python benchmarks/sync.py tensor=2 pipeline=2 engine=2
 
 Megatron's model of a random Qwen2.5-VL checkpoint on gloo ranks streams its language weights into a transformers engine on each
-rank; with ``experts``, a Qwen3-VL mixture's into plain memory.  Parts take turns, median of ``repeats``; each rank is one
-thread, seconds are its processor time (which other work on the machine distorts little), of the slowest rank:
+rank; with ``experts``, a Qwen3-VL mixture's into plain memory; with ``engine`` ranks to an engine, each rank's share of them.
+Parts take turns, median of ``repeats``; each rank is one thread, seconds are its processor time, of the slowest rank:
 
-    copy      the same bytes, tensor by tensor, from memory to the engine's parameters: what the ratios are over
-    link      only with several ranks: one flat all-gather of the shards (over the tensor ranks; else a broadcast from each
-              rank of its part), what gloo asks for those bytes at the least
-    stream    gather and copy: `weights.stream_hf` into the live parameters
-    sync      `sync.deliver`, as a step does it: gather, copy, checks, and the proof of ``parts`` (rollout.checksum_parts)
+    copy      the bytes that a rank keeps, tensor by tensor, from memory to the engine's parameters
+    link      only with several ranks: the bytes that it must receive, flat and in one call, by whichever of gloo's ways is
+              the quickest: an all-to-all, and where every rank keeps everything an all-gather of the shards (over tensor
+              ranks) or a broadcast from each rank of its part
+    stream    send and copy: `exchange.Exchange` into the live parameters
+    sync      `sync.deliver`, as a step does it: send, copy, checks, and the proof of ``parts`` (rollout.checksum_parts)
     proved    the same with the whole of every tensor proved, as a run's first sync does it
 
-``beyond_model``: highest memory during the first sync above what lay there before, in units of the largest bucket: the tensors
-that one parameter of Megatron becomes (embedding, gate and up, a layer's packed experts).
+``beyond_model``: highest memory during the first sync above what lay there before, in bytes, beside what the plan says of it.
+``share``: bytes received from other ranks over bytes kept, of the worst rank.
 
-Keys: tensor, pipeline, expert, hidden, layers, rows, experts, parts, repeats, json, results (path without suffix, or empty).
+Keys: tensor, pipeline, expert, engine, hidden, layers, rows, experts, parts, repeats, json, results (path without suffix, or
+empty).
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import Peak, machine, parse  # noqa: E402
 
 DEFAULTS = {
-    "tensor": 1, "pipeline": 1, "expert": 1, "hidden": 1024, "layers": 8, "rows": 16384, "experts": 0, "parts": 4, "repeats": 9,
-    "json": False,
+    "tensor": 1, "pipeline": 1, "expert": 1, "engine": 1, "hidden": 1024, "layers": 8, "rows": 16384, "experts": 0,
+    "parts": 4, "repeats": 9, "json": False,
     "results": str(ROOT / "benchmarks/results/sync"),
 }  # fmt: skip
 
@@ -65,11 +68,16 @@ def write_checkpoint(path: Path, settings: dict) -> None:
 class PlainMemory:
     """An engine as far as a weight sync sees one, where transformers' engine does not hold the model."""
 
-    def __init__(self, named_tensors):
+    def __init__(self, ranks: int, groups: int):
         import torch
 
-        self._live = {name: torch.empty_like(value) for name, value in named_tensors}
+        self._live, self._ranks, self._groups = {}, ranks, groups
         self.dtype, self.version = torch.float32, None
+
+    def keeps(self, name, shape, rank):
+        from vold_nemo.rollout.shares import share
+
+        return share(name, shape, rank % self._ranks, self._ranks, self._groups)
 
     def load(self, named_tensors, version, part):
         from vold_nemo.rollout.engine import LoadReport
@@ -87,17 +95,24 @@ def measure(path: str, settings: dict) -> dict:
     import torch.distributed as dist
 
     from tests.megatron import tiny
-    from vold_nemo.megatron import parallel, weights
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.exchange import Exchange
     from vold_nemo.rollout.sync import deliver
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 
-    engine = None if settings["experts"] else TransformersEngine(path)
+    plain = settings["experts"] or settings["engine"] > 1
+    engine = None if plain else TransformersEngine(path)
     model, arch, layout = tiny.built(path, settings["tensor"], settings["pipeline"], expert=settings["expert"])
-    engine = engine or PlainMemory(weights.stream_hf(model, arch, layout, borrowed=True))
+    engine = engine or PlainMemory(settings["engine"], arch.kv_groups)
+    exchange = Exchange(model, arch, layout, engine.keeps)
+    if plain:
+        engine._live.update((name, torch.zeros(value.shape)) for name, value in exchange.stream())
     source = {name: live.clone() for name, live in engine._live.items()}
     size, world = sum(value.nbytes for value in source.values()), dist.get_world_size()
     shard = torch.zeros(size // 4 // world)
     whole = torch.zeros(world * len(shard))
+    inward, outward = exchange.plan.totals()
+    sent, received = torch.zeros(sum(outward)), torch.zeros(sum(inward))
 
     @torch.no_grad()
     def copy() -> None:
@@ -106,21 +121,22 @@ def measure(path: str, settings: dict) -> dict:
 
     @torch.no_grad()
     def stream() -> None:
-        for name, value in weights.stream_hf(model, arch, layout, borrowed=True):
+        for name, value in exchange.stream():
             engine._live[name].copy_(value)
 
-    def link() -> None:
-        if settings["tensor"] == world:
-            dist.all_gather(list(whole.chunk(world)), shard)
-            return
+    def broadcasts() -> None:
         for rank, part in enumerate(whole.chunk(world)):
             dist.broadcast(part, rank)
 
     def sync(parts: int) -> None:
-        deliver(weights.stream_hf(model, arch, layout, borrowed=True), engine, 1, parts)
+        deliver(exchange.stream(), engine, 1, parts)
 
     parts = {"copy": copy, "stream": stream, "sync": lambda: sync(settings["parts"]), "proved": lambda: sync(1)}
-    parts |= {"link": link} if world > 1 else {}
+    if world > 1:
+        parts["link all-to-all"] = lambda: dist.all_to_all_single(received, sent, inward, outward)
+        if settings["engine"] == 1 and not settings["experts"]:  # of a mixture only experts travel
+            gather = {"link all-gather": lambda: dist.all_gather(list(whole.chunk(world)), shard)}
+            parts |= gather if settings["tensor"] == world else {"link broadcasts": broadcasts}
     copy()  # weights that still lie in a mapped file become memory
     sum(float(parameter.sum()) for parameter in model.parameters())
     dist.barrier()
@@ -136,23 +152,12 @@ def measure(path: str, settings: dict) -> dict:
             if turn:  # the first one warms up
                 seconds[name].append(time.process_time() - began)
     parallel.destroy()
+    plan = exchange.plan
     return {
         "seconds": {name: statistics.median(all_) for name, all_ in seconds.items()}, "bytes": size, "beyond": beyond,
-        "bucket": largest_bucket(engine._live),
+        "planned": 4 * (plan.sent + plan.received + plan.together), "share": 4 * sum(inward) / size,
+        "calls": sum(any(one.sent) for one in plan.rounds),
     }  # fmt: skip
-
-
-def largest_bucket(live: dict) -> int:
-    """Bytes of the tensors that one parameter of Megatron becomes, at most."""
-    together: dict[str, int] = {}
-    for name, value in live.items():
-        bucket = name
-        for fused in ("gate_proj.weight", "up_proj.weight"):
-            bucket = bucket.replace(fused, "gate and up")
-        for fused in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
-            bucket = bucket.replace(fused, "q, k and v")
-        together[bucket] = together.get(bucket, 0) + value.nbytes
-    return max(together.values())
 
 
 def main(arguments: list[str]) -> None:
@@ -167,19 +172,23 @@ def main(arguments: list[str]) -> None:
         finally:
             workers.stop()
     seconds = {name: max(rank["seconds"][name] for rank in ranks) for name in ranks[0]["seconds"]}
-    layout = {name: settings[name] for name in ("tensor", "pipeline", "expert", "experts")}
+    layout = {name: settings[name] for name in ("tensor", "pipeline", "expert", "engine", "experts")}
     named = {name: value for name, value in layout.items() if value > 1} or {"tensor": 1}
     ways = ("stream", "sync", "proved")
     line = {
         "benchmark": "sync", **layout, "parts": settings["parts"], "bytes": ranks[0]["bytes"],
         **{f"{way}_ratio_vs_copy": seconds[way] / seconds["copy"] for way in ways},
-        "beyond_model": max(rank["beyond"] / rank["bucket"] for rank in ranks), "machine": machine("cpu"),
+        "share": max(rank["share"] for rank in ranks), "collectives": ranks[0]["calls"],
+        "beyond_model": max(rank["beyond"] for rank in ranks), "beyond_model_planned": max(rank["planned"] for rank in ranks),
+        "machine": machine("cpu"),
     }  # fmt: skip
-    if "link" in seconds:
-        least = seconds["link"] + seconds["copy"]
+    if links := {name: value for name, value in seconds.items() if name.startswith("link")}:
+        line["link"] = min(links, key=links.__getitem__)
+        least = links[line["link"]] + seconds["copy"]
         line |= {f"{way}_ratio_vs_link_and_copy": seconds[way] / least for way in ways}
+        line |= {f"{name}_ratio_vs_copy": value / seconds["copy"] for name, value in links.items()}
     for name, value in line.items():
-        print(f"{name:30} {value:.2f}" if isinstance(value, float) else f"{name:30} {value}")
+        print(f"{name:36} {value:.2f}" if isinstance(value, float) else f"{name:36} {value}")
     if settings["results"]:
         file = Path(f"{settings['results']}.json")
         known = json.loads(file.read_text()) if file.exists() else {}

@@ -57,10 +57,10 @@ def test_streamed_weights_are_the_bytes_and_names_on_disk(checkpoints, name, lay
 
 @pytest.mark.parametrize("layout", [(2, 2), (4, 1)], ids=lambda x: f"tp{x[0]}pp{x[1]}")
 @pytest.mark.parametrize("name", ["untied", "stored_head"])
-def test_lent_weights_are_the_bytes_on_disk_when_gathered_a_few_rows_at_a_time(checkpoints, name, layout, gloo):
+def test_streamed_weights_are_the_bytes_on_disk_when_gathered_a_few_rows_at_a_time(checkpoints, name, layout, gloo):
     """1600 bytes of both or all four ranks: rows that end inside a head, and a last slice that is shorter."""
     expected = backbone(checkpoints / name)
-    for found in gloo(4).run(tiny.lent, checkpoints / name, *layout, 1600):
+    for found in gloo(4).run(tiny.sliced, checkpoints / name, *layout, 1600):
         assert list(found) == hf_names(architecture.read(checkpoints / name)) and found.keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(found[key], value), key

@@ -135,15 +135,15 @@ def streamed(path, tensor, pipeline, dtype=torch.float32, expert=1):
         parallel.destroy()
 
 
-def lent(path, tensor, pipeline, slice_bytes, expert=1):
-    """As :func:`streamed`, but each tensor copied as it is lent, and shards gathered ``slice_bytes`` at a time."""
+def sliced(path, tensor, pipeline, slice_bytes):
+    """As :func:`streamed`, with shards gathered ``slice_bytes`` at a time."""
     from vold_nemo.megatron import parallel, weights
 
-    model, arch, layout = built(path, tensor, pipeline, expert=expert)
+    model, arch, layout = built(path, tensor, pipeline)
     usual = weights.SLICE["cpu"]
     weights.SLICE["cpu"] = slice_bytes
     try:
-        return {name: value.clone() for name, value in weights.stream_hf(model, arch, layout, borrowed=True)}
+        return dict(weights.stream_hf(model, arch, layout))
     finally:
         weights.SLICE["cpu"] = usual
         parallel.destroy()

@@ -97,7 +97,8 @@ def test_the_probe_stops_a_run_whose_engine_disagrees(engine, trainer, message):
 
 def delivered(path, checkpoint, tensor: int, pipeline: int, failing: tuple[int, str] | None):
     """Weights of Megatron's model of ``path``, times 1.5, into an engine that was built from ``checkpoint``."""
-    from vold_nemo.megatron import parallel, weights
+    from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.exchange import Exchange
     from vold_nemo.rollout.transformers_engine import TransformersEngine
 
     engine = TransformersEngine(checkpoint, stop_ids=(1,))
@@ -107,7 +108,7 @@ def delivered(path, checkpoint, tensor: int, pipeline: int, failing: tuple[int, 
             parameter.mul_(1.5)
 
     def stream():
-        for name, value in weights.stream_hf(model, arch, layout, borrowed=True):
+        for name, value in Exchange(model, arch, layout, engine.keeps).stream():
             yield name, value[:-1] if (dist.get_rank(), name) == failing else value
 
     try:

@@ -46,6 +46,40 @@ def language_weights(path, factor: float) -> dict[str, torch.Tensor]:
     return {name: tensor * (1 + factor * (i % 7) / 7) for i, (name, tensor) in enumerate(sorted(stored.items()))}
 
 
+def kept(engine, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What this rank's engine keeps of them."""
+    boxes = {name: engine.keeps(name, tensor.shape, dist.get_rank()) for name, tensor in weights.items()}
+    return {name: tensor[tuple(slice(*edge) for edge in boxes[name])] for name, tensor in weights.items()}
+
+
+def held(engine: VLLMEngine) -> dict[str, torch.Tensor]:
+    """vLLM's live language weights, whole: the parts of an engine's ranks put together."""
+    mine = {live.name: (live.shape, live.part.clone()) for live in engine._live()}
+    found = {name: torch.full(shape, float("nan")) for name, (shape, _) in mine.items()}
+    first = dist.get_rank() - engine.rank
+    for rank, share in enumerate(engine._gathered(mine)):
+        for name, (shape, part) in share.items():
+            found[name][tuple(slice(*edge) for edge in engine.keeps(name, shape, first + rank))] = part
+    return found
+
+
+def asked_by_loader(engine: VLLMEngine, path) -> list[str]:
+    """Tensors of which vLLM's own loader, handed whole ones, takes others than this rank is said to keep; it changes nothing.
+
+    Each element is its own index, so what lands in the live weights tells where it came from.
+    """
+    weights = language_weights(path, 0.0)
+    before = {live.name: live.part.clone() for live in engine._live()}
+    numbered = {name: torch.arange(tensor.numel()).view(tensor.shape).float() for name, tensor in weights.items()}
+    with torch.no_grad():
+        engine._model.load_weights(iter(numbered.items()))
+        expected = kept(engine, numbered)
+        wrong = [live.name for live in engine._live() if not torch.equal(live.part, expected[live.name])]
+        for live in engine._live():
+            live.part.copy_(before[live.name])
+    return wrong
+
+
 def same_as_transformers(path, kind: str, factor: float, tensor_parallel: int = 1) -> dict:
     """Greedy ids and checksum of both engines after the same load, and the largest log-prob difference on sampled ids."""
     engine, other = engine_of(path, tensor_parallel), TransformersEngine(path)
@@ -54,9 +88,9 @@ def same_as_transformers(path, kind: str, factor: float, tensor_parallel: int = 
         prompts[:2] = [EnginePrompt((prompt.ids * 20)[:200]) for prompt in prompts[:2]]
     mine = prompts[dist.get_rank() :: dist.get_world_size()]
     greedy = Sampling(temperature=0, max_tokens=10)
-    deliver(language_weights(path, 3.0).items(), engine, 2)
+    deliver(kept(engine, language_weights(path, 3.0)).items(), engine, 2)
     engine.generate(mine, greedy)  # the prompts' keys and values, of weights that are then replaced, lie in vLLM's cache
-    report = deliver(language_weights(path, factor).items(), engine, 3)
+    report = deliver(kept(engine, language_weights(path, factor)).items(), engine, 3)
     deliver(language_weights(path, factor).items(), other, 3)
     found, wanted = (e.generate(mine, greedy, expect_version=3) for e in (engine, other))
     largest, tokens = 0.0, 0
@@ -70,7 +104,8 @@ def same_as_transformers(path, kind: str, factor: float, tensor_parallel: int = 
             largest, tokens = max(largest, probe.max), tokens + probe.tokens
     return {
         "greedy": [c.ids for c in found], "expected": [c.ids for c in wanted], "largest": largest, "tokens": tokens,
-        "checksum": engine.fingerprints().checksum(), "other": other.fingerprints().checksum(), "bytes": report.bytes,
+        "differ": [name for name, tensor in other._live.items() if not torch.equal(tensor, held(engine)[name])],
+        "kept": report.bytes / sum(tensor.nbytes for tensor in other._live.values()), "asked": asked_by_loader(engine, path),
     }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def _layer(layer: int, places: list[Placement], read: Read, arch: Architecture, 
 
 def _memory(layout: Layout, dtype: torch.dtype) -> weights.Memory:
     """Fresh each time, since a writer may keep what it is given; views are free, since nobody else has what was read."""
-    return weights.Memory(dtype, layout.device, reused=False)
+    return weights.Memory(dtype, layout.device)
 
 
 def _read(pieces: list, folder: Path, strategy: Any) -> None:

@@ -29,6 +29,9 @@ LAYER = "decoder.layers.{layer}."
 # Bytes of all tensor ranks' parts that a stream gathers at a time.  gloo puts them together in memory of its own, which malloc
 # keeps; NCCL does not, and asks for long messages.
 SLICE = {"cpu": 1 << 20, "cuda": 64 << 20}
+# Bytes that a rank sends, or receives, in one collective of a weight sync (exchange.py).  NCCL asks for long messages; on gloo
+# longer ones save less than their memory costs.
+ROUND = {"cpu": 16 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)

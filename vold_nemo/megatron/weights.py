@@ -6,7 +6,6 @@ Both directions walk the placements of :mod:`vold_nemo.megatron.names`.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -80,6 +79,11 @@ def _held(model: torch.nn.Module, arch: Architecture, layout: Layout) -> Iterato
     if arch.tied and layout.is_last_stage and not layout.is_first_stage:
         places.append(head(arch, model.vocab_size))  # the last stage's own copy of the embedding
     yield from matched(places, dict(model.named_parameters()), arch, layout)
+
+
+def held_here(model: torch.nn.Module, arch: Architecture, layout: Layout) -> dict[str, Tensor]:
+    """This rank's parameters, without their gradients, under :attr:`Placement.megatron`."""
+    return {place.megatron: parameter.detach() for place, parameter in _held(model, arch, layout)}
 
 
 def matched(
@@ -252,42 +256,31 @@ def _check_stored_head(place: Placement, layout: Layout, source: Source) -> None
 
 
 @torch.no_grad()
-def stream_hf(
-    model: torch.nn.Module, arch: Architecture, layout: Layout, *, borrowed: bool = False
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the language backbone as (name on disk, full tensor), layer by layer, on every rank.
+def stream_hf(model: torch.nn.Module, arch: Architecture, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the language backbone as (name on disk, full tensor), layer by layer, on every rank: an export.  A weight
+    sync sends each rank its engine's part (:mod:`vold_nemo.megatron.exchange`).
 
     Collective over the model's ranks (all of them must exhaust it): per parameter all-gathers of :data:`SLICE` bytes over the
     tensor group on the owning stage (for an expert, one broadcast over the expert group), and one broadcast of each of its
     tensors over the pipeline.  Padding rows are cut off.  A tied head is yielded only if the checkpoint stores one.
 
-    Yielded tensors are the caller's: no later optimizer step changes them.  With ``borrowed`` they are to be used up before
-    the next is asked for: they may be views of the parameters, and what must be put together takes the same memory each time.
-    A weight sync, which copies them anyway, then needs one bucket beyond the model: the tensors of the largest parameter
-    (embedding, gate and up, a layer's packed experts) and a slice.
+    Yielded tensors are the caller's: no later optimizer step changes them.
     """
-    parameters = {place.megatron: parameter.detach() for place, parameter in _held(model, arch, layout)}
-    memory = Memory(next(iter(parameters.values())).dtype, layout.device, reused=borrowed)
+    parameters = held_here(model, arch, layout)
+    memory = Memory(next(iter(parameters.values())).dtype, layout.device)
     places = placements(arch, layout.tensor, model.vocab_size)
     for _, group in itertools.groupby(places, key=lambda place: place.hf):
-        yield from emit(list(group), parameters, arch, layout, memory, views=borrowed)
+        yield from emit(list(group), parameters, arch, layout, memory, views=False)
 
 
 class Memory:
-    """Where tensors are put together: fresh for each parameter, or ``reused``, grown to the largest so far."""
+    """Where tensors are put together: fresh for each parameter."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, *, reused: bool):
-        self._flat, self._reused = torch.empty(0, dtype=dtype, device=device), reused
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self._none = torch.empty(0, dtype=dtype, device=device)
 
     def take(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        if not self._reused:
-            return [self._flat.new_empty(shape) for shape in shapes]
-        sizes = [math.prod(shape) for shape in shapes]
-        if self._flat.numel() < sum(sizes):
-            self._flat = self._flat.new_empty(0)  # the smaller one goes first
-            self._flat = self._flat.new_empty(sum(sizes))
-        parts = self._flat[: sum(sizes)].split(sizes)
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return [self._none.new_empty(shape) for shape in shapes]
 
 
 def emit(

@@ -5,7 +5,7 @@
 is never called, because it knows neither pipeline stages nor rollouts.
 
 Only the language model is here.  The vision tower stays in the source checkpoint, byte for byte, until export; the rollout
-engine, which sees images, holds the whole model and is fed from :meth:`MegatronStudent.hf_weights`.
+engine, which sees images, holds the whole model and is fed from the same tables of names.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class MegatronStudent(ModelPT):
         weights.load_hf(self.gpt, self.architecture, self.layout, source)
         weights.adopt_rows(self.gpt, self.architecture, self.layout, source, adopted or {})
 
-    def hf_weights(self, *, borrowed: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """The one stream of (name on disk, full tensor); collective, every rank must exhaust it."""
-        return weights.stream_hf(self.gpt, self.architecture, self.layout, borrowed=borrowed)
+    def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The stream of (name on disk, full tensor); collective, every rank must exhaust it."""
+        return weights.stream_hf(self.gpt, self.architecture, self.layout)
 
     def save_weights(self, folder) -> None:
         sharded.save_model(self.gpt, folder)

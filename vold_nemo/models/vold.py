@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from vold_nemo.config import OptimizerConfig
 from vold_nemo.data.vocabulary import VocabularyContract
 from vold_nemo.megatron import architecture, sequences
 from vold_nemo.megatron.device import peak_bytes
+from vold_nemo.megatron.exchange import Exchange
 from vold_nemo.megatron.precision import pad_multiple
 from vold_nemo.megatron.training import forward_backward, summed
 from vold_nemo.models import columns
@@ -55,6 +56,7 @@ class MegatronVOLDModel(MegatronStudent):
         self.beta = BetaSchedule(self.config.objective.kl.beta, self.config.vold.steps)
         self.tolerance = tolerance_of(self.config)
         self.watch = MismatchWatch(self.config.rollout.mismatch_warning, self.tolerance)
+        self._exchange: Exchange | None = None  # made at the first sync: only then the engine is known
 
     @property
     def optimizer_config(self) -> OptimizerConfig:
@@ -219,7 +221,13 @@ class MegatronVOLDModel(MegatronStudent):
 
     def sync(self, version: int, parts: int = 1) -> SyncReport:
         """Stream the language model into the engine and check that its live weights are bit for bit those sent."""
-        return deliver(self.hf_weights(borrowed=True), self.sampler.engine, version, parts)
+        return deliver(self.engine_weights(), self.sampler.engine, version, parts)
+
+    def engine_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name on disk, what this rank's engine keeps of the tensor); collective, every rank must exhaust it."""
+        if self._exchange is None:
+            self._exchange = Exchange(self.gpt, self.architecture, self.layout, self.sampler.engine.keeps)
+        return self._exchange.stream()
 
     def on_loop_start(self, number: int) -> None:
         phase, before = PhaseClock(self.layout.device, self.handover), {}  # the engine may sleep since before there was a model

@@ -7,7 +7,7 @@ Who holds the device (all of it stays resident, but for what the keys send away:
                     student, vision tower included) + key-value cache
     vold teacher    residents + teacher hidden states of the update + one teacher layer's work
     vold train      residents + those hidden states + activations + the objective
-    vold sync       residents + what one parameter becomes, whole, and the slice that is being gathered into it
+    vold sync       residents + what one round of the exchange sends and receives, and a tensor that arrives in pieces
     traces          the teacher in an engine + key-value cache (``decoding.py``)
     export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`export`);
                     with ``export.verify`` the student whole, twice (as trained, and the export read by transformers)
@@ -26,9 +26,8 @@ from vold_nemo.config import Config, TeacherConfig
 from vold_nemo.config.sections.objective import EXACT
 from vold_nemo.megatron import precision
 from vold_nemo.megatron.architecture import Architecture, padded_vocabulary
-from vold_nemo.megatron.names import SLICE
 from vold_nemo.megatron.precision import Precision
-from vold_nemo.planning import activations, allocation, decoding
+from vold_nemo.planning import activations, allocation, decoding, exchange
 from vold_nemo.planning.activations import Heads, Numerics, Tokens
 from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.decoding import GIB
@@ -214,8 +213,7 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int, met: Met | N
         yield Phase("vold", "teacher", at, parts)
     work = _work(config, student, at, tokens, count, Heads(padded // at.tensor, student.hidden, width), how)
     yield Phase("vold", "train", at, here(config, "train", resident) | lends | stash | work | stays)
-    bucket = how.size * _largest(student, padded)
-    gathered = bucket + min(SLICE["cuda"], bucket)
+    gathered = exchange.beside(config, student)
     yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered} | stays)
 
 
@@ -314,11 +312,6 @@ def _slice(config: Config, count: int, length: int) -> Tokens:
 
 def _student(held: allocation.Allocation) -> dict[str, int]:
     return {"parameters": held.parameters, "gradients": held.gradients, "optimizer": held.optimizer}
-
-
-def _largest(arch: Architecture, padded: int) -> int:
-    """Elements of the largest bucket of the stream, the tensors of one parameter: the embedding, or gate and up."""
-    return max(padded * arch.hidden, 2 * arch.ffn * arch.hidden)
 
 
 def _work(

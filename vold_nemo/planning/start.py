@@ -9,7 +9,8 @@
                 the page cache).  At disk_gbs if staged, else at the lower of storage_gbs and storage_total_gbs over the nodes
     to device   the fullest rank's student and teacher over host_gbs
     engine      plan.engine_seconds with vLLM
-    first sync  weights over the links, twice: the first proof reads all of them
+    first sync  what a rank's engine keeps: over the links what the rank does not hold, and once more for the first proof,
+                which reads all of it
 
 A node's ranks read what lies on their pipeline stages, and their expert ranks' experts (planning/staging.py); the rollout
 engine reads the whole student on each node.  Files are copied whole: all experts of the node's layers, and a file or two more
@@ -28,7 +29,7 @@ from dataclasses import dataclass, replace
 from vold_nemo.config import Config, ParallelConfig
 from vold_nemo.megatron.architecture import Architecture, padded_vocabulary
 from vold_nemo.megatron.names import Placement
-from vold_nemo.planning import allocation, memory, rates
+from vold_nemo.planning import allocation, exchange, memory, rates
 from vold_nemo.planning.memory import Models
 from vold_nemo.planning.staging import Node, read_by
 
@@ -74,8 +75,9 @@ def start(config: Config, models: Models, stage: str, gpus: int) -> Start:
     if (config.traces if stage == "traces" else config.rollout).engine == "vllm" and stage != "sft":
         seconds["engine"] = config.plan.engine_seconds
     if stage == "vold" and not rates.missing(config):
-        weights = STORED * allocation.parameter_count(models.student)
-        seconds["first sync"] = 2 * weights / rates.bandwidth(config, config.parallel.tensor * config.parallel.pipeline)
+        kept = STORED * allocation.parameter_count(models.student) / exchange.ranks_of_an_engine(config)
+        ranks = config.parallel.tensor * config.parallel.pipeline
+        seconds["first sync"] = (exchange.received(config, models.student) + kept) / rates.bandwidth(config, ranks)
     return Start(stage, gpus, nodes, {name: value for name, value in seconds.items() if value}, read, copied,
                  _whole(models, stage))  # fmt: skip
 

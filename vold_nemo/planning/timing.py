@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture, padded_vocabulary
 from vold_nemo.megatron.precision import Precision
-from vold_nemo.planning import allocation, decoding, memory
+from vold_nemo.planning import allocation, decoding, exchange, memory
 from vold_nemo.planning.allocation import BYTES, Placement
 from vold_nemo.planning.decoding import active_weights
 from vold_nemo.planning.memory import Models, rollout_tokens
@@ -170,8 +170,7 @@ def _vold(config: Config, models: Models, gpus: int) -> dict[str, float]:
     if vold.updates_per_step > 1:  # log-probs of the weights that sampled: one forward pass more
         train["compute"] *= 4 / 3
     found["train"] = sum(train.values())
-    weights = BYTES[config.precision] * allocation.parameter_count(student)
-    found["sync"] = weights / bandwidth(config, config.parallel.tensor * config.parallel.pipeline)
+    found["sync"] = exchange.received(config, student) / bandwidth(config, config.parallel.tensor * config.parallel.pipeline)
     if moved := _moved(config, models, gpus):
         found["offload"] = moved / (rates(config).host_gbs * 1e9 * plan.network_efficiency)
     return found

@@ -34,6 +34,7 @@ from vold_nemo.rehearsal.values import UNKNOWN
 from vold_nemo.rehearsal.watch import Watch
 from vold_nemo.rollout.engine import LoadReport
 from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
+from vold_nemo.rollout.shares import Box, share
 from vold_nemo.step import MicroBatch, Step, StepPlan, make_plan
 from vold_nemo.step.table import Ragged
 
@@ -151,10 +152,10 @@ class RehearsedVOLD(OneStep, MegatronVOLDModel):
 
     _synced = False
 
-    def hf_weights(self, *, borrowed: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """The first sync, before any step, does what the next one does, tensor by tensor: its first layer stands for it."""
+    def engine_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The first sync, before any step, does what the next one does, round by round: its first layers stand for it."""
         whole, self._synced = self._synced, True
-        for name, tensor in super().hf_weights(borrowed=borrowed):
+        for name, tensor in super().engine_weights():
             if not whole and ".layers.1." in name:
                 return
             yield name, tensor
@@ -268,27 +269,31 @@ class Engine:
 
     def __init__(self, config: Config, models: Models, gpus: int, device: torch.device):
         self.dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-        self.device, self.version, self._keeps = device, 0, config.rollout.engine == "vllm"
+        self.device, self.version, self._keeps_cache = device, 0, config.rollout.engine == "vllm"
+        self._ranks = config.rollout.vllm.tensor_parallel if config.rollout.engine == "vllm" else 1
+        self._groups = models.student.kv_groups
         self._weights = torch.empty(memory.engine_weights(config, models), dtype=torch.uint8, device=device)
         sampled = config.vold.prompts_per_step * config.rollout.samples_per_prompt
         rows, longest = min(config.rollout.batch, -(-sampled // gpus)), config.plan.prompt_tokens + config.rollout.max_tokens
         self._host: Tensor | None = None  # the weights, once it has slept
         self._cache_size = memory.rollout_cache(config, models, rows, longest)
-        self._cache = torch.empty(self._cache_size if self._keeps else 0, dtype=torch.uint8, device=device)
+        self._cache = torch.empty(self._cache_size if self._keeps_cache else 0, dtype=torch.uint8, device=device)
 
     def generate(self, prompts=(), sampling=None, *, expect_version=None, progress=None) -> list:
         self._cache.untyped_storage().resize_(self._cache_size)
-        if not self._keeps:
+        if not self._keeps_cache:
             self._cache.untyped_storage().resize_(0)
         return []
+
+    def keeps(self, name: str, shape: Sequence[int], rank: int) -> Box:
+        return share(name, shape, rank % self._ranks, self._ranks, self._groups)
 
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         size, live = 0, Fingerprints(part, totals=True)
         for name, tensor in named_tensors:
-            # Where it would lie does not matter to a copy without values; an engine's slice is never larger than its weights.
-            kept = min(tensor.nbytes, self._weights.numel())
-            self._weights[:kept].copy_(tensor.reshape(-1).view(torch.uint8)[:kept])
+            # Where it would lie does not matter to a copy without values.
+            self._weights[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
             live.add(name, tensor)
             size += tensor.nbytes
         live.not_finite()

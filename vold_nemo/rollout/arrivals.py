@@ -23,7 +23,8 @@ class Arrivals:
 
     Args:
         named_tensors: the stream, read once.
-        shapes: name on disk -> shape of every language parameter that the engine holds; a tied head is not among them.
+        shapes: name on disk -> shape of what this rank's engine keeps of every language parameter; a tied head is not
+            among them.
         dtype: of the engine.
         model: what to call the engine's checkpoint in messages.
         part: what is read of a tied head and its embedding to compare them.

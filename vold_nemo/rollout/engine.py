@@ -1,13 +1,13 @@
 """What a rollout engine is: token ids in, sampled ids with their log-probs out.
 
 An engine knows nothing of the trainer.  It is handed prompts as ids (and images), and new weights as a stream of (name on
-disk, full tensor).  The trainer's floor calls :meth:`RolloutEngine.load` after each step and compares fingerprints and
-log-probs (``rollout/sync.py``).
+disk, the part of the tensor that it keeps).  The trainer's floor calls :meth:`RolloutEngine.load` after each step and compares
+fingerprints and log-probs (``rollout/sync.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vold_nemo.config import ConfigError
 from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
+from vold_nemo.rollout.shares import Box
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Completion:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a weight load did; ``fingerprints`` are of the live weights after the load, under the names that were sent."""
+    """What a weight load did; ``bytes`` are those that this rank keeps, ``fingerprints`` are of the live weights after the
+    load, under the names that were sent."""
 
     bytes: int
     seconds: float
@@ -113,8 +115,12 @@ class RolloutEngine(Protocol):
     ) -> list[Completion]:
         """All completions, ordered by (prompt_index, sample).  RuntimeError when asleep or not at ``expect_version``."""
 
+    def keeps(self, name: str, shape: Sequence[int], rank: int) -> Box:
+        """What rank ``rank`` of the world keeps of language tensor ``name``, whole ``shape``; the same said by all ranks."""
+
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
-        """Copy a whole language model into the live weights; ``part`` of every tensor is read back."""
+        """Copy what this rank :meth:`keeps` of a whole language model into the live weights; ``part`` of every tensor is
+        read back."""
 
     def fingerprints(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
         """Of the live language weights, under the names of the last load."""

@@ -70,7 +70,7 @@ def agree(error: Exception | None, what: str) -> None:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """``bytes``: of one whole language model as the engine holds it.  ``seconds``: from the first tensor to the proof."""
+    """``bytes``: of the language model, what this rank's engine keeps.  ``seconds``: from the first tensor to the proof."""
 
     bytes: int
     seconds: float
@@ -81,6 +81,8 @@ class SyncReport:
 
 def deliver(named_tensors: Iterable[tuple[str, Tensor]], engine: Any, version: int, parts: int = 1) -> SyncReport:
     """Feed the trainer's weights to ``engine`` and prove that they are what it holds now.  Collective over the world.
+
+    ``named_tensors``: of each language tensor the part that this rank's engine keeps (``engine.keeps``).
 
     The proof reads the ``version``-th of ``parts`` parts of every tensor, on both sides (``rollout.checksum_parts``).
 

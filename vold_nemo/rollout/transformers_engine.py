@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 from vold_nemo.rollout.images import ImagePreparer, PreparedPrompt
 from vold_nemo.rollout.limits import Limits, require_ready
 from vold_nemo.rollout.preserve_rng import preserve_rng
+from vold_nemo.rollout.shares import Box, whole
 
 VISION_MODELS = ("qwen2_5_vl", "qwen3_vl")
 
@@ -183,6 +184,10 @@ class TransformersEngine:
         for name, parameter in self._model.named_parameters(remove_duplicate=True):
             if not (self._vision and name.startswith("model.visual.")):
                 yield disk_name(name), parameter
+
+    def keeps(self, name: str, shape: Sequence[int], rank: int) -> Box:
+        """Every rank has the whole model."""
+        return whole(shape)
 
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:

@@ -16,7 +16,7 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ from vold_nemo.rollout.fingerprints import WHOLE, Fingerprints, Part
 from vold_nemo.rollout.images import ImagePreparer
 from vold_nemo.rollout.limits import Limits, require_ready
 from vold_nemo.rollout.preserve_rng import preserve_rng
+from vold_nemo.rollout.shares import Box, Partial, share
 from vold_nemo.rollout.vllm_setup import quieten, request_seed, require_build, require_vllm
-from vold_nemo.rollout.vllm_weights import read_live
+from vold_nemo.rollout.vllm_weights import Live, read_live
 
 WEIGHTS, CACHE = ["weights"], ["kv_cache"]  # vLLM's names for what sleeps
 
@@ -77,7 +78,7 @@ class VLLMEngine:
             self._llm = self._build(settings, batch)
         self._model = self._llm.llm_engine.model_executor.driver_worker.model_runner.get_model()
         self.stop_ids = tuple(eos_ids(path, load_tokenizer(path)) if stop_ids is None else stop_ids)
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._live()}
+        self._shapes = {live.name: live.shape for live in self._live()}
         self._streamed = {name: name for name in self._shapes}  # name in the last weight stream: name on disk
         self._images, self._most_images = None, settings.images  # the former is made at the first image
         self.version: int | None = 0
@@ -95,7 +96,7 @@ class VLLMEngine:
             allowed = f"a divisor of the student's {text.num_attention_heads} heads"
             raise ConfigError("rollout.vllm.tensor_parallel", self.size, allowed, "lower it")
         positions = min(settings.max_length or text.max_position_embeddings, text.max_position_embeddings)
-        self.limits = Limits(self.path, text.vocab_size, positions, image_token)
+        self.limits, self._groups = Limits(self.path, text.vocab_size, positions, image_token), text.num_key_value_heads
         self._sleeps = current_platform.is_sleep_mode_available()
         options: dict[str, Any] = {
             "model": self.path,
@@ -119,7 +120,7 @@ class VLLMEngine:
         with _on_cpu() if self.device.type == "cpu" else contextlib.nullcontext():
             return LLM(**options)
 
-    def _live(self) -> Iterable[tuple[str, Tensor]]:
+    def _live(self) -> Iterator[Live]:
         return read_live(self._model, self.limits.image_token is not None)
 
     # -- generation ---------------------------------------------------------------------------------------------------
@@ -145,9 +146,9 @@ class VLLMEngine:
                 raise
             mine = error
         shares = self._gathered(mine)
-        for share in shares:
-            if isinstance(share, ConfigError):
-                raise share
+        for asked in shares:
+            if isinstance(asked, ConfigError):
+                raise asked
         if not self._cache_awake:
             self._llm.wake_up(CACHE)
             self._cache_awake = True
@@ -206,29 +207,35 @@ class VLLMEngine:
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
+    def keeps(self, name: str, shape: Sequence[int], rank: int) -> Box:
+        """The share of a rank of a tensor-parallel engine (``shares.py``)."""
+        return share(name, shape, rank % self.size, self.size, self._groups)
+
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         """Write the whole language model in place, tensor by tensor; the vision tower stays.  Errors as in TransformersEngine.
 
-        vLLM's own loader takes each rank's slice.  Cached prefixes and image encodings are of the old weights: dropped.
-        Collective over the engine's ranks; if one of them fails, all do.
+        Of each tensor comes what this rank :meth:`keeps`, and vLLM's own loader says where it belongs.  Cached prefixes and
+        image encodings are of the old weights: dropped.  Collective over the engine's ranks; if one of them fails, all do.
         """
         if not self._awake:
             raise RuntimeError("the rollout engine is asleep: wake() it before load()")
         began = time.perf_counter()
         self.version, self._streamed = None, {}
-        arrivals = Arrivals(named_tensors, self._shapes, self.dtype, self.path, part)
+        boxes = {name: self.keeps(name, shape, self.rank) for name, shape in self._shapes.items()}
+        shapes = {name: [stop - start for start, stop in box] for name, box in boxes.items()}
+        arrivals = Arrivals(named_tensors, shapes, self.dtype, self.path, part)
         failure = None
         try:
             with arrivals.draining():
-                self._model.load_weights(iter(arrivals))
+                self._model.load_weights(self._whole(arrivals, boxes))
                 arrivals.complete()
         except RuntimeError as error:
             failure = error
         failures = [error for error in self._gathered(failure) if error is not None]
         if failures:
             raise failure or failures[0]
-        arrivals.check_tied(lambda: next(tensor for name, tensor in self._live() if name == EMBEDDING))
+        arrivals.check_tied(lambda: next(live.part for live in self._live() if live.name == EMBEDDING))
         engine = self._llm.llm_engine
         engine.reset_prefix_cache()
         engine.reset_encoder_cache()
@@ -238,13 +245,20 @@ class VLLMEngine:
         self.version = version
         return LoadReport(arrivals.bytes, time.perf_counter() - began, live, version)
 
+    def _whole(self, arrivals: Arrivals, boxes: dict[str, Box]) -> Iterator[tuple[str, Tensor]]:
+        """What vLLM's loader is handed: tensors that are whole, or stand for whole ones."""
+        for name, tensor in arrivals:
+            held = arrivals.names[name]
+            partial = tuple(tensor.shape) != self._shapes[held]
+            yield name, Partial(name, tensor, boxes[held], self._shapes[held]) if partial else tensor
+
     @torch.no_grad()
     def fingerprints(self, part: Part = WHOLE, *, totals: bool = False) -> Fingerprints:
-        """As in :class:`TransformersEngine`, over what is read back from vLLM's live parameters (``vllm_weights.py``)."""
+        """As in :class:`TransformersEngine`, over what is read back of this rank's live parameters (``vllm_weights.py``)."""
         sent: dict[str, list[str]] = {}
         for name, held in self._streamed.items():
             sent.setdefault(held, []).append(name)
-        named = ((name, tensor) for held, tensor in self._live() for name in sent.get(held, ()))
+        named = ((name, live.part) for live in self._live() for name in sent.get(live.name, ()))
         return Fingerprints.of(named, part, totals=totals)
 
     # -- the device ---------------------------------------------------------------------------------------------------
@@ -260,12 +274,15 @@ class VLLMEngine:
                 self._llm.llm_engine.reset_prefix_cache()
 
     def wake(self) -> None:
-        """Bring the weights back; the cache follows at the next :meth:`generate`, so that a load has its memory to itself."""
+        """Bring the weights back; the cache follows at the next :meth:`generate`, so that a load has its memory to itself.
+
+        Collective over the engine's ranks: one whose weights are others fails all.
+        """
         if not self._awake:
             if self._sleeps:
                 self._llm.wake_up(WEIGHTS)
             self._awake = True
-            if self.fingerprints().checksum() != self._slept_on:
+            if any(self._gathered(self.fingerprints().checksum() != self._slept_on)):
                 self.version = None
                 raise RuntimeError("the rollout engine's weights changed while it slept: load() them anew")
 

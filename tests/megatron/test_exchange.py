@@ -1,0 +1,122 @@
+"""In a weight sync every rank receives what its engine keeps of transformers' tensors, bit for bit, and no more than that."""
+
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.megatron import tiny
+from vold_nemo.megatron import architecture, exchange, tensors
+from vold_nemo.rollout.shares import share, whole
+
+GROUPS = tiny.SHAPE["num_key_value_heads"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("exchange")
+    tiny.save("qwen2_5_vl", root / "untied", tied=False)
+    tiny.save("qwen2_5_vl", root / "tied", tied=True)
+    tiny.save("qwen3_moe", root / "experts", tied=False)
+    tiny.save("qwen3_vl_moe", root / "packed", tied=False)
+    return root
+
+
+def kept(name, shape, rank, ranks):
+    """Of experts an engine would keep a slice along their inner width: columns, where Megatron's ranks hold whole ones."""
+    if ".experts." not in name:
+        return share(name, shape, rank % ranks, ranks, GROUPS)
+    box, width = list(whole(shape)), shape[-1] // ranks
+    box[-1] = rank % ranks * width, (rank % ranks + 1) * width
+    return tuple(box)
+
+
+def received(path, tensor, pipeline, expert, ranks, round_bytes):
+    """This rank, and what its engine is sent, copied as it comes."""
+    from vold_nemo.megatron import parallel
+
+    model, arch, layout = tiny.built(path, tensor, pipeline, expert=expert)
+    usual = exchange.ROUND["cpu"]
+    exchange.ROUND["cpu"] = round_bytes
+    try:
+        found = exchange.Exchange(model, arch, layout, lambda name, shape, rank: kept(name, shape, rank, ranks))
+        named = [(name, value.clone()) for name, value in found.stream()]
+        return layout.rank, named
+    finally:
+        exchange.ROUND["cpu"] = usual
+        parallel.destroy()
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "ranks", "round_bytes"),
+    [
+        ("untied", (2, 2, 1), 1, 1 << 20),  # whole tensors, of all four ranks' pieces
+        ("untied", (2, 2, 1), 2, 6000),  # slices as the trainer's, of other stages; tables of the vocabulary in parts
+        ("tied", (1, 2, 1), 4, 6000),  # slices narrower than the trainer's; heads on two ranks each; 61 rows padded to 64
+        ("tied", (4, 1, 1), 2, 1 << 20),  # wider ones, of other ranks than those that hold most of them
+        ("experts", (2, 1, 4), 2, 6000),  # experts of a wider group than the tensors'
+        pytest.param("packed", (1, 2, 2), 1, 1 << 20, marks=pytest.mark.long),
+        ("packed", (2, 1, 2), 2, 1 << 20),
+    ],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)
+def test_every_rank_receives_its_engine_s_part_of_the_checkpoint(checkpoints, name, layout, ranks, round_bytes, gloo):
+    stored = load_file(checkpoints / name / tensors.SINGLE)
+    expected = {key: value for key, value in stored.items() if "visual" not in key}
+    for rank, named in gloo(4).run(received, checkpoints / name, *layout, ranks, round_bytes):
+        found = dict(named)
+        assert len(named) == len(found) and found.keys() == expected.keys()
+        for key, value in expected.items():
+            box = kept(key, value.shape, rank, ranks)
+            assert torch.equal(found[key], value[tuple(slice(*edge) for edge in box)]), (rank, key)
+
+
+def test_a_stored_tied_head_comes_as_its_embedding(checkpoints, tmp_path, gloo):
+    shutil.copytree(checkpoints / "tied", tmp_path / "stored")
+    stored = load_file(checkpoints / "tied" / tensors.SINGLE)
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"].clone()},
+              tmp_path / "stored" / tensors.SINGLE, metadata={"format": "pt"})  # fmt: skip
+    for rank, named in gloo(4).run(received, tmp_path / "stored", 2, 2, 1, 2, 6000):
+        found, rows = dict(named), slice(*kept("lm_head.weight", (61, 64), rank, 2)[0])
+        assert torch.equal(found["lm_head.weight"], stored["model.embed_tokens.weight"][rows])
+
+
+def planned(tensor, pipeline, ranks, me, limit=128 << 20, keeps=None):
+    """Rank ``me``'s plan for Qwen2.5-VL-72B with four layers a stage, and the elements that its engine keeps."""
+    arch = architecture.read("Qwen/Qwen2.5-VL-72B-Instruct")
+    arch = replace(arch, layers=4 * pipeline)
+    layout = SimpleNamespace(tensor=tensor, pipeline=pipeline, expert=1)
+    has = exchange.pieces(arch, architecture.padded_vocabulary([arch.vocabulary], tensor), layout)
+    seats = [exchange.Seat(stage * tensor + t, stage, t, 0) for stage in range(pipeline) for t in range(tensor)]
+    plan = exchange.Plan(
+        has, seats, me, keeps or (lambda name, shape, rank: share(name, shape, rank % ranks, ranks, arch.kv_groups)), limit
+    )
+    wanted = [item.wanted for one in plan.rounds for item in one.items if item.last]
+    return plan, sum(map(exchange.volume, wanted))
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "ranks"), [(8, 4, 8), (8, 2, 8), (4, 2, 8), (2, 4, 8), (8, 1, 4)])
+def test_no_rank_of_72b_receives_more_than_it_keeps_or_in_rounds_much_larger_than_asked(tensor, pipeline, ranks):
+    limit = 32 << 20
+    for me in (0, tensor * pipeline - 1):
+        plan, keeps = planned(tensor, pipeline, ranks, me, limit=limit)
+        came = sum(one.received[me] for one in plan.rounds)
+        assert came <= keeps
+        if tensor == ranks:  # its own stage's part is here
+            assert came < keeps * (1 - 0.8 / pipeline) + limit
+        most = max(max(*one.sent, *one.received) for one in plan.rounds)
+        assert most <= 1.01 * limit
+        busiest = max(sum(one.sent[n] for one in plan.rounds) for n in range(tensor * pipeline))
+        assert sum(any(one.sent) for one in plan.rounds) <= 2 * busiest / limit + 4
+
+
+def test_what_no_rank_holds_is_refused():
+    def beyond(name, shape, rank):
+        (start, stop), *rest = whole(shape)
+        return ((start, stop + 1), *rest)
+
+    with pytest.raises(RuntimeError, match=r"no rank holds all .*embed_tokens"):
+        planned(2, 1, 1, 0, keeps=beyond)
