@@ -104,7 +104,8 @@ def transformer_config(
         gradient_accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         masked_softmax_fusion=False, bias_activation_fusion=False, bias_dropout_fusion=False,
         apply_rope_fusion=False, persist_layer_norm=engine,
-        batch_p2p_sync=layout.device.type == "cuda",
+        # megatron-core's wait for the device after each exchange: torch before 1.13 needed it (pytorch#82450).
+        batch_p2p_sync=False,
         **recomputation(arch, recompute),
         **special,
     )

@@ -2,7 +2,8 @@
 
 megatron-core's stages send a shape before every tensor, wait for the device and read the numbers back.  Here all stages hold
 the same micro-batches, so each knows what comes: the n-th tensor from the stage before is the n-th micro-batch's output, and
-the n-th from the stage behind its gradient.
+the n-th from the stage behind its gradient.  Nor does a stage wait for the device behind an exchange (``batch_p2p_sync``,
+:mod:`build`): the requests' own waits put the streams in order.
 """
 
 from __future__ import annotations
