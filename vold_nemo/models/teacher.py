@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -27,7 +28,7 @@ class Teacher:
 
     Args:
         config: where it is and in which precision (:func:`vold_nemo.megatron.precision.choose`).
-        layout: the student's.
+        layout: the student's; without its virtual stages where they do not divide this model's layers.
         padded_vocabulary: rows of the student's padded LM head, so that shard i of both covers the same ids.
         student_precision: ``fp32`` | ``bf16``.
         source: opens where the weights come from, by ``config.path``.
@@ -41,9 +42,11 @@ class Teacher:
         self, config: TeacherConfig, layout, *, padded_vocabulary: int, student_precision: str,
         source: Callable[[str], weights.Source] = weights.Files,
     ):  # fmt: skip
-        self.layout, self.config = layout, config
+        self.config = config
         self.source = partial(source, config.path)
         self.architecture = architecture.read(config.path)
+        self.layout = replace(layout, virtual=self.architecture.virtual(layout.pipeline, layout.virtual))
+        layout = self.layout
         self.precision = precision.choose(
             config, student_precision, fp8.hardware(layout.device), self.architecture, layout.tensor
         )
