@@ -7,6 +7,7 @@ never exist.  Student and teacher read the same micro-batch tensors, hence the s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,8 @@ from vold_nemo.config import TeacherConfig
 from vold_nemo.megatron import architecture, build, fp8, precision, sequences, training, weights
 from vold_nemo.megatron.host_copy import HostCopy
 from vold_nemo.step import MicroBatch
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -46,6 +49,9 @@ class Teacher:
         self.source = partial(source, config.path)
         self.architecture = architecture.read(config.path)
         self.layout = replace(layout, virtual=self.architecture.virtual(layout.pipeline, layout.virtual))
+        if self.layout.virtual < layout.virtual and layout.rank == 0:
+            many = f"{layout.pipeline} stages of {layout.virtual} virtual ones"
+            logger.info("%s: %d layers are not for %s; it runs without them", config.path, self.architecture.layers, many)
         layout = self.layout
         self.precision = precision.choose(
             config, student_precision, fp8.hardware(layout.device), self.architecture, layout.tensor
