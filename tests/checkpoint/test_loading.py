@@ -28,7 +28,11 @@ LAYOUTS = {  # name: world, tensor, pipeline, sequence, options
     "bf16": (2, 2, 1, False, {"dtype": torch.bfloat16}),
     "distributed": (2, 1, 1, False, {"distributed": True}),
     "distributed_bf16_tp2": (4, 2, 1, False, {"distributed": True, "dtype": torch.bfloat16}),
+    "pp2_virtual2": (2, 1, 2, False, {"virtual": 2}),
+    "distributed_bf16_pp2_virtual2": (4, 1, 2, False, {"distributed": True, "dtype": torch.bfloat16, "virtual": 2}),
 }
+LONG = {"distributed_bf16_pp2_virtual2"}
+NAMES = [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in LAYOUTS]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def _two_more(source, folder, tensor, pipeline, sequence, options):
         parallel.destroy()
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_steps_and_two_resumed_are_four_bit_for_bit(name, source, tmp_path, gloo):
     world, *layout, options = LAYOUTS[name]
     whole = gloo(world).run(_four, source, tmp_path, *layout, options)
@@ -159,8 +163,11 @@ def _resharded(source, folder, tensor, pipeline, sequence, options):
 
 
 @pytest.mark.parametrize(
-    "writer, reader", [("tp2pp2", "one"), ("one", "tp2sp"), ("distributed", "distributed_tp2"), ("pp2", "dp2")]
-)
+    "writer, reader",
+    [("tp2pp2", "one"), ("one", "tp2sp"), ("distributed", "distributed_tp2"), ("pp2", "dp2"),
+     *(pytest.param(*pair, marks=pytest.mark.long) for pair in (
+         ("pp2_virtual2", "one"), ("tp2sp", "pp2_virtual2"), ("pp2", "pp2_virtual2")))],
+)  # fmt: skip
 def test_a_run_goes_on_in_another_layout_with_its_optimizer(writer, reader, source, tmp_path, gloo):
     """Adam's first moments decide steps 3 and 4: an optimizer that began anew would differ in the second digit."""
     layouts = {**LAYOUTS, "distributed_tp2": (4, 2, 1, False, {"distributed": True})}

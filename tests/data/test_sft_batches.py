@@ -46,6 +46,20 @@ def test_every_layout_trains_the_same_tokens_with_the_same_weight(ranks, micro, 
     assert sum(batch.ids.numel() for part in batches for batch in part.micro_batches) == batches[0].padded_tokens
 
 
+@pytest.mark.parametrize("pack_length", [None, 40])
+def test_virtual_stages_get_a_multiple_of_micro_batches_and_the_same_work(pack_length):
+    data, indices = examples(), [3, 16, 0, 9, 9, 4, 11, 2, 7]
+    cut = dict(data_ranks=2, micro_batch=2, pack_length=pack_length)
+    plain, batches = (
+        [sft_batch(data, indices, data_rank=rank, micro_batch_multiple=multiple, **cut) for rank in range(2)]
+        for multiple in (1, 4)
+    )
+    assert trained(batches) == trained(plain)
+    assert {len(part.micro_batches) % 4 for part in batches} == {0} == {len(batches[0].micro_batches) - 4}
+    empty = sum(not batch.rows for part in batches for batch in part.micro_batches)
+    assert {part.dummies for part in batches} == {empty} and empty > plain[0].dummies
+
+
 def test_the_gradient_of_a_linear_model_does_not_depend_on_the_layout():
     data, indices = examples(), list(range(17))
     gradients = []

@@ -82,12 +82,12 @@ def nll_step(arch, layout, poison=None):
     return step
 
 
-def trainer(path, tensor, pipeline, sequence=False, *, dtype=torch.float32, total=STEPS, **changes):
+def trainer(path, tensor, pipeline, sequence=False, *, dtype=torch.float32, total=STEPS, virtual=1, **changes):
     """(model, arch, layout, optimizer, schedule) ready to train; the caller destroys."""
     from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
     from vold_nemo.megatron.training import wrap_ddp
 
-    model, arch, layout = tiny.built(path, tensor, pipeline, sequence, dtype=dtype)
+    model, arch, layout = tiny.built(path, tensor, pipeline, sequence, dtype=dtype, virtual=virtual)
     config = OptimizerConfig(**(OPTIMIZER | changes))
     model = wrap_ddp(model, distributed_optimizer=config.distributed)
     return model, arch, layout, build_optimizer(config, model), LearningRate(config, total)

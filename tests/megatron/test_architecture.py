@@ -79,6 +79,12 @@ def test_an_incomplete_folder_is_refused(tmp_path, content):
         (ParallelConfig(tensor=2, context=2), 6, ["world size"]),
         (ParallelConfig(expert=2), 2, ["parallel.expert"]),
         (ParallelConfig(tensor=0), 1, ["parallel.tensor"]),
+        (ParallelConfig(pipeline=4, virtual=3), 4, []),
+        (ParallelConfig(pipeline=5, virtual=2), 5, []),  # 6 + 8 + 8 + 8 + 6
+        (ParallelConfig(pipeline=5, virtual=3), 5, ["parallel.virtual"]),
+        (ParallelConfig(pipeline=4, virtual=2), 4, ["parallel.virtual"]),
+        (ParallelConfig(virtual=2), 1, ["parallel.virtual"]),
+        (ParallelConfig(pipeline=2, virtual=0), 2, ["parallel.virtual"]),
         (ParallelConfig(tensor=2, pipeline=16, sequence=True), 9, ["parallel.pipeline", "world size"]),
     ],
 )
@@ -87,6 +93,12 @@ def test_layouts(parallel, world, keys):
     errors = check_layout(Architecture.from_hf(QWEN2_5_VL_3B), parallel, world)
     assert [error.key for error in errors] == keys
     assert all(error.allowed and error.mend for error in errors)
+
+
+def test_a_teacher_whose_layers_virtual_stages_do_not_divide_does_without_them():
+    arch = Architecture.from_hf(QWEN2_5_VL_3B)
+    assert not check_layout(arch, ParallelConfig(pipeline=4, virtual=2), 4, trained=False)
+    assert [arch.virtual(4, asked) for asked in (1, 2, 3)] == [1, 1, 3]
 
 
 def test_layouts_are_checked_without_torch():

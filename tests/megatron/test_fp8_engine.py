@@ -110,7 +110,7 @@ ENGINE_EXPERTS = ("pre_mlp_layernorm.weight", "mlp.router.weight") + tuple(
 @pytest.mark.parametrize("name, rest, experts", [("Qwen3-8B", ENGINE_MLP, 1), ("Qwen3-30B-A3B", ENGINE_EXPERTS, 8)])
 def test_its_fused_names_are_in_the_name_map(name, rest, experts):
     arch = architecture.published()[name]
-    layout = mock.Mock(tensor=1, pipeline=1, pipeline_rank=0, expert=experts, expert_rank=experts - 1)
+    layout = mock.Mock(tensor=1, pipeline=1, virtual=1, pipeline_rank=0, expert=experts, expert_rank=experts - 1)
     parameters = {f"decoder.layers.3.{each}": each for each in (*ENGINE_LAYER, *rest)}
     places = [place for place in names.placements(arch, 1, arch.vocabulary) if place.layer == 3]
     found = {parameter: place for place, parameter in matched(places, parameters, arch, layout)}

@@ -123,7 +123,7 @@ def test_each_tensor_is_mapped_once_and_each_parameter_filled_once_in_every_layo
 @pytest.mark.parametrize("rank", [0, 3, 7])
 def test_experts_that_transformer_engine_keeps_in_one_module_are_found_under_their_local_numbers(stage, rank):
     arch, layout = published()["Qwen3-VL-30B-A3B-Instruct"], SimpleNamespace(
-        pipeline=4, pipeline_rank=stage, expert=8, expert_rank=rank
+        pipeline=4, virtual=1, pipeline_rank=stage, expert=8, expert_rank=rank
     )  # fmt: skip
     layers, each = arch.layers // 4, arch.experts // 8
     local = {

@@ -65,11 +65,13 @@ def tokens(batch: int = 2, length: int = 12, seed: int = 1) -> torch.Tensor:
     return torch.randint(7, SHAPE["vocab_size"], (batch, length), generator=generator)
 
 
-def built(path, tensor, pipeline, sequence=False, dtype=torch.float32, expert=1):
+def built(path, tensor, pipeline, sequence=False, dtype=torch.float32, expert=1, virtual=1):
     """(model, arch, layout) with the weights of ``path``; the caller destroys."""
     from vold_nemo.megatron import architecture, build, parallel, weights
 
-    layout = parallel.initialize(tensor, pipeline, expert=expert, sequence=sequence, seed=1, device="cpu")
+    layout = parallel.initialize(
+        tensor, pipeline, virtual=virtual, expert=expert, sequence=sequence, seed=1, device="cpu"
+    )  # fmt: skip
     arch = architecture.read(path)
     rows = architecture.padded_vocabulary([arch.vocabulary], tensor)
     model = build.build_model(arch, layout, padded_vocabulary=rows, dtype=dtype)

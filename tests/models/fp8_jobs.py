@@ -23,6 +23,7 @@ def probed(folder: Path, broken: str | None, *overrides: str) -> tuple[str, str,
     from tests.models.stages import configuration, layout_of
     from vold_nemo.config import ConfigError
     from vold_nemo.megatron import parallel
+    from vold_nemo.megatron.chunks import chunks_of
 
     config = configuration(folder, *OPTIONS, *overrides)
     layout = layout_of(config)
@@ -33,12 +34,12 @@ def probed(folder: Path, broken: str | None, *overrides: str) -> tuple[str, str,
                 for layer in teacher.model.decoder.layers:
                     scale = layer.mlp.linear_fc1.weight_scale
                     scale.copy_(torch.full_like(scale, torch.nan) if broken == "nan" else scale * 8)
-        layers = [id(layer) for layer in teacher.model.decoder.layers]
+        layers = [id(layer) for chunk in chunks_of(teacher.model) for layer in chunk.decoder.layers]
         try:
             said = "passed", teacher.probe(PROMPTS), teacher.tokens_scored
         except ConfigError as error:
             said = error.key, str(error), teacher.tokens_scored
-        assert [id(layer) for layer in teacher.model.decoder.layers] == layers  # FP8 again
+        assert [id(layer) for chunk in chunks_of(teacher.model) for layer in chunk.decoder.layers] == layers  # FP8 again
         return said
     finally:
         parallel.destroy()

@@ -5,9 +5,13 @@ import pytest
 from tests.models.fp8_jobs import probed
 
 
-@pytest.mark.parametrize("ranks, layout", [(1, "single"), (2, "pp2"), (2, "tp2_sp")])
-def test_a_sound_teacher_passes_in_every_layout_and_says_the_same(gloo, world, ranks, layout):
-    found = gloo(ranks).run(probed, world, None, f"parallel={layout}", "teacher.fp8.probe_layers=4")
+@pytest.mark.parametrize(
+    "ranks, layout, virtual",
+    [(1, "single", 1), (2, "pp2", 1), (2, "tp2_sp", 1), pytest.param(2, "pp2", 2, marks=pytest.mark.long)],
+)
+def test_a_sound_teacher_passes_in_every_layout_and_says_the_same(gloo, world, ranks, layout, virtual):
+    keys = f"parallel={layout}", f"parallel.virtual={virtual}", "teacher.fp8.probe_layers=4"
+    found = gloo(ranks).run(probed, world, None, *keys)
     assert {verdict for verdict, _, _ in found} == {"passed"} and len({said for _, said, _ in found}) == 1
     assert "mean KL(bf16 || fp8)" in found[0][1] and {tokens for *_, tokens in found} == {0}
 

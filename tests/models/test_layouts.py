@@ -10,6 +10,7 @@ LAYOUTS = {
     "tp2": (2, ["parallel=tp2"]),
     "tp2_sp": (2, ["parallel=tp2_sp"]),
     "pp2": (2, ["parallel=pp2"]),
+    "pp2_virtual2": (2, ["parallel=pp2", "parallel.virtual=2"]),
     "dp2": (2, []),
     "tp2pp2": (4, ["parallel=tp2pp2"]),
     "tp2pp2_sp": (4, ["parallel=tp2pp2", "parallel.sequence=true"]),
@@ -105,6 +106,21 @@ def test_each_late_weight_changes_the_step(gloo, world, references):
             references, objective, lambda o=options: gloo(1).run(vold_steps, world, REWARDS, "objective=vold", *o)[0]
         )
         assert abs(said["metrics"][0]["grad_norm"] / plain["metrics"][0]["grad_norm"] - 1) > 1e-3, objective
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("objective", [*OBJECTIVES, *LATE_WEIGHTS])
+@pytest.mark.parametrize(
+    "layout", [["parallel=pp2"], ["parallel=tp2pp2", "parallel.sequence=true"]], ids=["pp2", "tp2pp2_sp"]
+)
+def test_every_objective_is_the_same_with_virtual_stages(gloo, world, references, objective, layout):
+    options = OBJECTIVES.get(objective) or ["objective=vold", *LATE_WEIGHTS[objective]]
+    alone = reference(references, objective, lambda: gloo(1).run(vold_steps, world, REWARDS, *options)[0])
+    for said in gloo(2 * len(layout)).run(vold_steps, world, REWARDS, *options, *layout, "parallel.virtual=2"):
+        close(scalars(said), scalars(alone), 2e-5)
+        assert all(sum(metrics["micro_batches"].values()) % 2 == 0 for metrics in said["metrics"])
+        for tensor in alone["weights"]:
+            np.testing.assert_allclose(said["weights"][tensor], alone["weights"][tensor], atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 4096])

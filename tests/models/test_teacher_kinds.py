@@ -33,7 +33,7 @@ def world(tmp_path_factory):
     return folder
 
 
-def final_states(path, tensor, pipeline, sequence, expert):
+def final_states(path, tensor, pipeline, sequence, expert, virtual=1):
     """The teacher's hidden states of one micro-batch [B, S, H] on the last stage, else None; and its bytes."""
     import torch
 
@@ -43,18 +43,33 @@ def final_states(path, tensor, pipeline, sequence, expert):
     from vold_nemo.models.teacher import Teacher
     from vold_nemo.step import collate
 
-    layout = parallel.initialize(tensor, pipeline, expert=expert, sequence=sequence, seed=1, device="cpu")
+    layout = parallel.initialize(
+        tensor, pipeline, virtual=virtual, expert=expert, sequence=sequence, seed=1, device="cpu"
+    )  # fmt: skip
     teacher = Teacher(TeacherConfig(path=str(path)), layout, padded_vocabulary=64, student_precision="fp32")
     ids = tiny.tokens().tolist()
     unscored = collate([(ids[0], 3)], rows=(0,), length=12)
     batch = collate([(row, 3) for row in ids], rows=(0, 1), length=12, scored=True)
-    nothing, hidden = teacher.hidden_states([unscored, batch])
+    nothing, hidden, *_ = teacher.hidden_states([unscored, *[batch] * layout.micro_batch_multiple])
     bytes_of, on_device = teacher.memory_bytes(), hidden is None or hidden.device == layout.device
     if hidden is not None:
         with torch.no_grad():
             hidden = meet_head(hidden, layout).view(12, 2, -1).transpose(0, 1).clone()
     parallel.destroy()
     return nothing, hidden, bytes_of, on_device, layout.pipeline_rank
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind, layers", [("odd", 5), ("even", 4), ("mixture", 5)])
+def test_virtual_stages_of_the_student_leave_hidden_states_as_they_were(gloo, world, kind, layers):
+    """Five layers are not for two stages of two: this teacher then does without."""
+    if kind == "even":
+        tiny.save("qwen3", world / "even", vocab_size=64, num_hidden_layers=layers)
+    alone = gloo(1).run(final_states, world / kind, 1, 1, False, 1)[0][1]
+    for *_, stage in (found := gloo(4).run(final_states, world / kind, 2, 2, True, 1, 2)):
+        assert stage in (0, 1)
+    states = [hidden for _, hidden, *_ in found if hidden is not None]
+    assert len(states) == 2 and all(np.allclose(mine, alone, atol=1e-4) for mine in states)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

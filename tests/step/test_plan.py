@@ -128,3 +128,18 @@ def test_a_micro_batch_is_of_one_teacher_and_all_ranks_join_each():
 def test_a_plan_writes_the_columns_that_it_says_it_writes():
     _, step = planned([1, 0, 0, 1])
     assert set(WRITTEN) <= set(step.columns)
+
+
+@pytest.mark.parametrize("multiple", [2, 4])
+def test_virtual_stages_get_multiples_of_micro_batches_of_each_kind(multiple):
+    rewards = [1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1]
+    options = dict(data_ranks=2, micro_batch_tokens=24, teacher_cost=(1.0, 1.0), scorer=[0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0])
+    plain, p = plan(rewards, **options), plan(rewards, micro_batch_multiple=multiple, **options)
+    for before, update in zip(plain.updates, p.updates, strict=True):
+        for was, batches in zip(before, update, strict=True):
+            kinds = [(batch.scored, batch.teacher) for batch in batches]
+            assert all(kinds.count(kind) % multiple == 0 for kind in kinds)
+            assert [batch for batch in batches if batch.rows] == [batch for batch in was if batch.rows]
+    real = sum(bool(batch.rows) for ranks in plain.updates for batches in ranks for batch in batches)
+    assert p.micro_batches["real"] == plain.micro_batches["real"] == real
+    assert p.micro_batches["dummies"] > plain.micro_batches["dummies"]

@@ -174,7 +174,7 @@ def describe_layout(layout) -> dict[str, Any]:
     """The part of a layout that a resumed run must share."""
     return {
         "tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data, "sequence": layout.sequence,
-        "context": layout.context,
+        "context": layout.context, **({"virtual": layout.virtual} if layout.virtual > 1 else {}),
     }
 
 

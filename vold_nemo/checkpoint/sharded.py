@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from vold_nemo.config import ConfigError
+from vold_nemo.megatron.chunks import Chunks
 from vold_nemo.megatron.training import unwrap
 
 # All that a torch_dist index may name.  It is the one pickle in the format: tensors and the common part are read with
@@ -114,7 +115,10 @@ def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False, stra
 
 def model_state(model) -> dict[str, Any]:
     """The sharded weights of ``model`` (wrapped or not), without what kernels keep beside them (``_extra_state``)."""
-    return {k: v for k, v in unwrap(model).sharded_state_dict().items() if not k.endswith("_extra_state")}
+    whole = unwrap(model)
+    if isinstance(whole, Chunks):  # under the names of their own state_dict; on disk layers are numbered over the model
+        return {f"{number}.{k}": v for number, chunk in enumerate(whole) for k, v in model_state(chunk).items()}
+    return {k: v for k, v in whole.sharded_state_dict().items() if not k.endswith("_extra_state")}
 
 
 def save_model(model, folder: str | Path) -> None:

@@ -27,6 +27,7 @@ class SFTBatch:
     response_tokens: int  # of the global batch
     tokens: int  # of the global batch, prompts included
     padded_tokens: int  # of the global batch, dummies included: what the ranks compute
+    dummies: int  # micro-batches of the global batch without a trace
     fill: float | None = None  # packed: share of the rows' room for tokens that is used
 
 
@@ -40,6 +41,7 @@ def sft_batch(
     pack_length: int | None = None,
     sequence_multiple: int = 1,
     pad_multiple: int = 1,
+    micro_batch_multiple: int = 1,
 ) -> SFTBatch:
     """Cut the global batch ``indices`` and collate the share of ``data_rank``; a pure function, no collectives.
 
@@ -48,7 +50,7 @@ def sft_batch(
     tokens, each padded to ``sequence_multiple``.  Rows end at a multiple of ``pad_multiple``.  Either way the cut knows nothing
     of ranks; micro-batches are dealt to them in turn, longest first, so that they work on similar lengths at the same time.
     Where the count does not divide, the last ranks get a dummy (one padding row, no trained token), so that every rank
-    runs the same number.
+    runs the same number, a multiple of ``micro_batch_multiple``.
     """
     if pack_length is None:
         order = sorted(indices, key=lambda i: (-len(examples[i].ids), i))
@@ -61,7 +63,7 @@ def sft_batch(
         bins.sort(key=lambda members: (-sum(room[m] for m in members), members))
         cut = [[order[m] for m in members] for members in bins]
         widths = [sum(room[m] for m in members) for members in bins]
-    dummies = -len(cut) % data_ranks
+    dummies = -len(cut) % (data_ranks * micro_batch_multiple)
     planned = [(rows, _padded(width, pad_multiple)) for rows, width in zip(cut, widths, strict=True)]
     planned += [([], _padded(1, pad_multiple))] * dummies
 
@@ -76,7 +78,7 @@ def sft_batch(
     height = (lambda rows: 1) if pack_length else (lambda rows: max(1, len(rows)))
     return SFTBatch(
         [collated(rows, length) for rows, length in planned[data_rank::data_ranks]], 1.0 / max(1, trained), trained,
-        tokens, sum(height(rows) * length for rows, length in planned),
+        tokens, sum(height(rows) * length for rows, length in planned), dummies,
         fill=tokens / (len(cut) * pack_length) if pack_length else None,
     )  # fmt: skip
 

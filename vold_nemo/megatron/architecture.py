@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -154,9 +155,23 @@ class Architecture:
             return ()
         return (left - left // 2, *[share] * (pipeline - 2), left // 2)
 
-    def stage_of(self, layer: int, pipeline: int) -> int:
+    def virtual(self, pipeline: int, asked: int) -> int:
+        """Virtual stages of each of ``pipeline`` stages: as many as ``asked`` where every stage's layers divide, else 1."""
+        return 1 if any(layers % asked for layers in self.stages(pipeline)) else asked
+
+    def chunks(self, pipeline: int, virtual: int = 1) -> tuple[range, ...]:
+        """Layers of each chunk (from 0), in their order: chunk i is number i // ``pipeline`` of stage i % ``pipeline``."""
+        sizes = [layers // virtual for layers in self.stages(pipeline)] * virtual
+        ends = list(accumulate(sizes))
+        return tuple(range(end - size, end) for size, end in zip(sizes, ends, strict=True))
+
+    def chunk_of(self, layer: int, pipeline: int, virtual: int = 1) -> int:
+        """Which of :meth:`chunks` has ``layer`` (0-based over the model)."""
+        return bisect_right([chunk.stop for chunk in self.chunks(pipeline, virtual)], layer)
+
+    def stage_of(self, layer: int, pipeline: int, virtual: int = 1) -> int:
         """Pipeline stage that holds ``layer`` (0-based over the model)."""
-        return bisect_right(list(accumulate(self.stages(pipeline))), layer)
+        return self.chunk_of(layer, pipeline, virtual) % pipeline
 
 
 def _mixture(text: TextConfig, family: str) -> dict[str, Any]:
@@ -262,11 +277,12 @@ def _with_layout(arch: Architecture, prefix: str, entries: dict[str, tensors.Ent
 
 
 def check_layout(
-    arch: Architecture, parallel: ParallelConfig, world: int, *, beside_experts: bool = False
+    arch: Architecture, parallel: ParallelConfig, world: int, *, beside_experts: bool = False, trained: bool = True
 ) -> list[ConfigError]:
     """Every reason why ``arch`` cannot run in this layout on ``world`` ranks; empty if it can.
 
     ``beside_experts``: another model of the run has experts, so that parallel.expert > 1 is not for nothing.
+    ``trained``: it is the student; a teacher whose layers virtual stages do not divide does without them.
     """
     errors = list(check(parallel, "parallel."))
     if errors:
@@ -292,6 +308,13 @@ def check_layout(
     fitting = ", ".join(str(n) for n in range(1, arch.layers + 1) if arch.stages(n))
     need(bool(arch.stages(pipeline)), "pipeline", f"what {arch.layers} layers can be shared out over: {fitting}",
          f"change parallel.pipeline ({arch.family})")
+    need(parallel.virtual == 1 or pipeline > 1, "virtual", "1 where parallel.pipeline is 1",
+         "raise parallel.pipeline, or set parallel.virtual=1: there is no pipeline to make less idle")
+    stages = sorted(set(arch.stages(pipeline)))
+    common = math.gcd(*stages)
+    need(not trained or pipeline == 1 or arch.virtual(pipeline, parallel.virtual) == parallel.virtual, "virtual",
+         f"a divisor of the {' and '.join(map(str, stages))} layers of a stage: {divisors(common)}",
+         f"change parallel.virtual or parallel.pipeline ({arch.family})")
     if arch.experts:
         need(arch.experts % parallel.expert == 0, "expert", f"a divisor of {arch.experts} experts",
              f"lower parallel.expert ({arch.family})")

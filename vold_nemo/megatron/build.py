@@ -18,6 +18,7 @@ from torch import Tensor
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import cpu, fp8
 from vold_nemo.megatron.architecture import Architecture
+from vold_nemo.megatron.chunks import Chunks, chunks_of
 from vold_nemo.megatron.device import has_gpu
 from vold_nemo.megatron.parallel import Layout
 from vold_nemo.megatron.precision import Precision
@@ -120,6 +121,12 @@ def transformer_config(
     stages = arch.stages(layout.pipeline)
     if len(set(stages)) > 1:
         special |= dict(num_layers_in_first_pipeline_stage=stages[0], num_layers_in_last_pipeline_stage=stages[-1])
+    if layout.virtual > 1:
+        # Both directions go on at once and meet the same peer at P = 2: batched, they would be taken for each other.
+        special |= dict(
+            virtual_pipeline_model_parallel_size=layout.virtual, overlap_p2p_comm=True, batch_p2p_comm=False,
+            microbatch_group_size_per_vp_stage=layout.micro_batch_multiple,
+        )  # fmt: skip
     return TransformerConfig(
         num_layers=arch.layers, hidden_size=arch.hidden, ffn_hidden_size=arch.ffn, num_attention_heads=arch.heads,
         num_query_groups=arch.kv_groups, kv_channels=arch.head_dim,
@@ -136,7 +143,8 @@ def transformer_config(
         calculate_per_token_loss=True,  # all normalisation is in the token weights; see the step plan
         bias_dropout_fusion=False,  # neither bias nor dropout: what is left of it is one addition
         **fusions(layout.device, engine),
-        batch_p2p_sync=layout.device.type == "cuda",
+        # megatron-core's wait for the device after each exchange: torch before 1.13 needed it (pytorch#82450).
+        batch_p2p_sync=False,
         **recomputation(arch, recompute),
         **special,
     )
@@ -148,8 +156,9 @@ def build_model(
 ) -> torch.nn.Module:
     """This rank's pipeline stage of ``arch``, on ``layout.device``; weights are zeros (frozen: nothing) until loaded.
 
-    Collective over the pipeline where the embedding is tied.  ``trainable=False`` freezes it (``eval``, no gradient), and
-    ``held`` then says whether its linear layers are FP8 (:mod:`vold_nemo.megatron.fp8`).
+    A GPTModel, or with virtual stages :class:`chunks.Chunks` of them.  Collective over the pipeline where the embedding is
+    tied.  ``trainable=False`` freezes it (``eval``, no gradient), and ``held`` then says whether its linear layers are FP8
+    (:mod:`vold_nemo.megatron.fp8`).
     ``recompute``: ``none | selective | full`` (``parallel.recompute``); gradients are the same.
 
     :raises ConfigError: if ``padded_vocabulary`` does not hold the checkpoint's rows or cannot be split.
@@ -160,16 +169,21 @@ def build_model(
                           "use vold_nemo.megatron.architecture.padded_vocabulary over all models of the run")
     cpu.enable()
     config = transformer_config(arch, layout, dtype=dtype, trainable=trainable, recompute=recompute, held=held)
-    spec = _layer_spec(arch, layout, config, held)
+
+    def chunk(number: int) -> torch.nn.Module:
+        first, last = number == 0, number == layout.virtual - 1
+        return _model_class()(
+            config=config, transformer_layer_spec=_layer_spec(arch, layout, config, held, number),
+            vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
+            pre_process=layout.is_first_stage and first, post_process=layout.is_last_stage and last, parallel_output=True,
+            share_embeddings_and_output_weights=arch.tied, position_embedding_type="rope", rotary_base=arch.rope_theta,
+            vp_stage=_virtual_stage(layout, number),
+        )  # fmt: skip
+
     # Text has equal temporal, height and width positions, where Qwen2.5-VL's multimodal RoPE is plain RoPE.
     # Outside gradients Transformer Engine keeps neither a high-precision copy of an FP8 weight nor a column-wise one.
     with _born(arch, layout), contextlib.nullcontext() if trainable else torch.no_grad():
-        model = _model_class()(
-            config=config, transformer_layer_spec=spec,
-            vocab_size=padded_vocabulary, max_sequence_length=arch.max_positions,
-            pre_process=layout.is_first_stage, post_process=layout.is_last_stage, parallel_output=True,
-            share_embeddings_and_output_weights=arch.tied, position_embedding_type="rope", rotary_base=arch.rope_theta,
-        )  # fmt: skip
+        model = Chunks(map(chunk, range(layout.virtual))) if layout.virtual > 1 else chunk(0)
     if held is None or held.backend != "te":  # built on the GPU as it is, and the data of its tensors must not be assigned to
         model = model.to(layout.device)
     if not trainable:
@@ -185,7 +199,12 @@ def _born(arch: Architecture, layout: Layout):
     return torch.device(layout.device) if arch.experts else contextlib.nullcontext()
 
 
-def _layer_spec(arch: Architecture, layout: Layout, config, held: Precision | None):
+def _virtual_stage(layout: Layout, chunk: int) -> int | None:
+    """megatron-core's number of a stage's ``chunk``; it wants none where there is but one."""
+    return chunk if layout.virtual > 1 else None
+
+
+def _layer_spec(arch: Architecture, layout: Layout, config, held: Precision | None, chunk: int = 0):
     if _by_engine(held):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
@@ -195,22 +214,27 @@ def _layer_spec(arch: Architecture, layout: Layout, config, held: Precision | No
     from vold_nemo.megatron.layers import local_block_spec
 
     linear = fp8.emulated_layers(held.recipe, held.activations) if held and held.backend == "emulated" else None
-    return local_block_spec(config, layout.pipeline_rank, linear)
+    return local_block_spec(config, layout.pipeline_rank, linear, _virtual_stage(layout, chunk))
 
 
-def build_layer(arch: Architecture, layout: Layout, number: int, dtype: torch.dtype) -> torch.nn.Module:
-    """One more copy of layer ``number`` of this stage (from 0), frozen, in ``dtype``; :func:`weights.load_layer` fills it."""
+def build_layer(arch: Architecture, layout: Layout, number: int, dtype: torch.dtype, *, chunk: int = 0) -> torch.nn.Module:
+    """One more copy of layer ``number`` of this stage's ``chunk`` (both from 0), frozen, in ``dtype``;
+    :func:`weights.load_layer` fills it."""
     from megatron.core.transformer.spec_utils import build_module
 
     config = transformer_config(arch, layout, dtype=dtype, trainable=False)
     spec = _layer_spec(arch, layout, config, None)
     with torch.no_grad(), _born(arch, layout):
-        layer = build_module(getattr(spec, "layer_specs", [spec])[0], config=config, layer_number=number + 1)
+        layer = build_module(
+            getattr(spec, "layer_specs", [spec])[0], config=config, layer_number=number + 1,
+            vp_stage=_virtual_stage(layout, chunk),
+        )  # fmt: skip
     return layer.to(layout.device).requires_grad_(False).eval()
 
 
 def lm_head_weight(model: torch.nn.Module) -> torch.nn.Parameter:
     """This rank's rows [v, H] of the LM head, on the last pipeline stage; the embedding itself if it is tied there."""
+    model = chunks_of(model)[-1]
     if not model.post_process:
         raise ValueError("the LM head lives on the last pipeline stage")
     if model.share_embeddings_and_output_weights:

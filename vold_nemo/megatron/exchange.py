@@ -139,7 +139,7 @@ def pieces(arch: Architecture, padded_vocabulary: int, layout: Layout) -> dict[s
     """Of every tensor of the language backbone, in the order of the model."""
     found: dict[str, list[Piece]] = {}
     for place in placements(arch, layout.tensor, padded_vocabulary):
-        stage = stage_of(place, arch, layout.pipeline)
+        stage = stage_of(place, arch, layout.pipeline, layout.virtual)
         expert = None if place.expert is None else place.expert // (arch.experts // layout.expert)
         for rank in range(layout.tensor) if place.split else (None,):
             at = 0

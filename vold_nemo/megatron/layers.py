@@ -109,8 +109,10 @@ class CoreAttention(torch.nn.Module):
         return out.permute(2, 0, 1, 3).flatten(2)  # [s, b, n*d]
 
 
-def local_block_spec(config, pipeline_rank: int, linear: tuple[type, type] | None = None) -> TransformerBlockSubmodules:
-    """This pipeline stage's layers, and the final norm, from the parts above.
+def local_block_spec(
+    config, pipeline_rank: int, linear: tuple[type, type] | None = None, virtual_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, or of one of its virtual stages, and the final norm, from the parts above.
 
     ``linear``: (column-parallel, row-parallel) layers instead of megatron-core's.
     """
@@ -125,7 +127,7 @@ def local_block_spec(config, pipeline_rank: int, linear: tuple[type, type] | Non
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     if linear is not None:
         layer = _replaced(layer, dict(zip((ColumnParallelLinear, RowParallelLinear), linear, strict=True)))
-    count = get_num_layers_to_build(config, vp_stage=None, pp_rank=pipeline_rank)
+    count = get_num_layers_to_build(config, vp_stage=virtual_stage, pp_rank=pipeline_rank)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
 
 

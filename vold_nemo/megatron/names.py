@@ -169,11 +169,16 @@ def head(arch: Architecture, padded_vocabulary: int) -> Placement:
     return Placement("output_layer.weight", None, None, (source,), ((arch.vocabulary, arch.hidden),), blocks, 0, True)
 
 
-def stage_of(place: Placement, arch: Architecture, pipeline: int) -> int:
-    """Pipeline stage that holds ``place``; a tied head has a copy on the last stage besides."""
+def chunk_of(place: Placement, arch: Architecture, pipeline: int, virtual: int = 1) -> int:
+    """Which of :meth:`Architecture.chunks` holds ``place``; a tied head has a copy on the last one besides."""
     if place.layer is not None:
-        return arch.stage_of(place.layer, pipeline)
-    return 0 if place.megatron.startswith("embedding.") else pipeline - 1
+        return arch.chunk_of(place.layer, pipeline, virtual)
+    return 0 if place.megatron.startswith("embedding.") else pipeline * virtual - 1
+
+
+def stage_of(place: Placement, arch: Architecture, pipeline: int, virtual: int = 1) -> int:
+    """Pipeline stage that holds ``place``; a tied head has a copy on the last stage besides."""
+    return chunk_of(place, arch, pipeline, virtual) % pipeline
 
 
 def hf_names(arch: Architecture) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vold_nemo.megatron import device as devices
+from vold_nemo.megatron.chunks import chunks_of
 from vold_nemo.megatron.pinned import Slab, whole_storage
 
 
@@ -21,21 +22,23 @@ class GradientBuffers:
     """DDP's gradient buffers (4 bytes a parameter of this rank).  They hold nothing between two updates: freed, not copied.
 
     Args:
-        ddp: megatron-core's ``DistributedDataParallel``; a pass over it starts with zeroed buffers in any case.
+        ddp: of ``training.wrap_ddp``; a pass over it starts with zeroed buffers in any case.
     """
 
     def __init__(self, ddp):
-        self._ddp = ddp
+        self._chunks = chunks_of(ddp)
 
     def leave(self) -> None:
-        self._ddp.offload_grad_buffers()
+        for chunk in self._chunks:
+            chunk.offload_grad_buffers()
 
     def come_back(self) -> None:
         """Zeros, in the same storages: ``main_grad`` and every bucket are views of them."""
-        self._ddp.restore_grad_buffers()
+        for chunk in self._chunks:
+            chunk.restore_grad_buffers()
 
     def device_bytes(self) -> int:
-        buffers = self._ddp.buffers + self._ddp.expert_parallel_buffers
+        buffers = (buffer for chunk in self._chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers)
         return storage_bytes(buffer.grad_data for buffer in buffers)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from vold_nemo.config import OptimizerConfig
 from vold_nemo.megatron import versions
+from vold_nemo.megatron.chunks import chunks_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def build_optimizer(config: OptimizerConfig, model):
     from megatron.core.optimizer import get_megatron_optimizer
     from megatron.core.utils import get_model_config
 
-    bf16 = get_model_config(model).bf16
+    bf16 = get_model_config(chunks_of(model)[0]).bf16
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -47,7 +48,7 @@ def build_optimizer(config: OptimizerConfig, model):
             params_dtype=torch.bfloat16 if bf16 else torch.float32,
             use_distributed_optimizer=config.distributed,
         ),
-        [model],
+        chunks_of(model),
         use_gloo_process_groups=False,
     )
     fill_state(optimizer)

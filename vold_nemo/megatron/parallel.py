@@ -61,6 +61,12 @@ class Layout:
     context: int = 1
     context_rank: int = 0
     context_group: dist.ProcessGroup | None = field(default=None, repr=False)
+    virtual: int = 1  # chunks that a stage's layers are cut into (chunks.py); a teacher may have another number
+
+    @property
+    def micro_batch_multiple(self) -> int:
+        """What the number of micro-batches of a pass is a multiple of: the interleaved schedule runs groups of P."""
+        return self.pipeline if self.virtual > 1 else 1
 
     @property
     def sequence_multiple(self) -> int:
@@ -114,7 +120,7 @@ def join(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
 
 
 def initialize(
-    tensor: int, pipeline: int, *, context: int = 1, expert: int = 1, sequence: bool = False, seed: int,
+    tensor: int, pipeline: int, *, virtual: int = 1, context: int = 1, expert: int = 1, sequence: bool = False, seed: int,
     device: str = "auto", timeout_minutes: float = 30.0,
 ) -> Layout:
     """Join the world (unless it is joined already), make megatron-core's groups, seed every generator.
@@ -162,6 +168,7 @@ def initialize(
         expert_group=parallel_state.get_expert_model_parallel_group(),
         context=context, context_rank=parallel_state.get_context_parallel_rank(),
         context_group=parallel_state.get_context_parallel_group(),
+        virtual=virtual,
     )
     return _current
 
@@ -190,8 +197,9 @@ def initialize_from(config: Config) -> Layout:
     """:func:`initialize` as ``parallel.*``, ``seed`` and ``device`` say.  Collective."""
     layout = config.parallel
     return initialize(
-        layout.tensor, layout.pipeline, context=layout.context, expert=layout.expert, sequence=layout.sequence,
-        seed=config.seed, device=config.device, timeout_minutes=collective_minutes(config.limits.stuck_minutes),
+        layout.tensor, layout.pipeline, virtual=layout.virtual, context=layout.context, expert=layout.expert,
+        sequence=layout.sequence, seed=config.seed, device=config.device,
+        timeout_minutes=collective_minutes(config.limits.stuck_minutes),
     )  # fmt: skip
 
 

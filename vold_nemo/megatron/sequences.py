@@ -9,6 +9,7 @@ student and teacher come out sliced as their ids went in, so the objective meets
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -90,11 +91,11 @@ def through(finish: Callable[..., Summed], layout) -> ForwardStep:
 
     ``finish(output, batch=, index=)`` gets the last stage's output, and ``batch`` on the device; returns `training.summed`.
     """
-    numbers = itertools.count()
+    numbers = defaultdict(itertools.count)  # each of a rank's virtual stages runs all of them, in order
 
     def step(model, batch: MicroBatch):
         batch = batch.to(layout.device)
-        return run(model, batch, layout.context), partial(finish, batch=batch, index=next(numbers))
+        return run(model, batch, layout.context), partial(finish, batch=batch, index=next(numbers[id(model)]))
 
     return step
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vold_nemo.megatron.chunks import chunks_of, each_chunk
 from vold_nemo.megatron.device import synchronize
 from vold_nemo.megatron.pipeline import exchange
 
@@ -88,7 +89,7 @@ def _half_precision_module():
 
 
 def wrap_ddp(model, *, distributed_optimizer: bool = False):
-    """``model`` (this pipeline stage's GPTModel) inside megatron-core's DistributedDataParallel.
+    """``model`` (this pipeline stage) inside megatron-core's DistributedDataParallel; of virtual stages each by itself.
 
     Gradients gather in one fp32 buffer, are summed (not averaged: ``calculate_per_token_loss`` asks for a factor of 1)
     over the data-parallel group, and are finalised by megatron-core: tied embeddings over the first and last stage,
@@ -98,25 +99,24 @@ def wrap_ddp(model, *, distributed_optimizer: bool = False):
 
     config = model.config
     _prepare(config)
-    if config.bf16:
-        model = _half_precision_module()(config, model)
     # No overlap of reductions with the backward pass and no overlapped parameter gather: the latter waits in module
     # hooks, which the objective's direct use of the LM head's weight would pass by.
-    return DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=False, overlap_param_gather=False,
-            use_distributed_optimizer=distributed_optimizer, check_for_nan_in_grad=False, average_in_collective=False,
-        ),
-        model,
-    )
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, overlap_grad_reduce=False, overlap_param_gather=False,
+        use_distributed_optimizer=distributed_optimizer, check_for_nan_in_grad=False, average_in_collective=False,
+    )  # fmt: skip
+
+    def wrapped(chunk):
+        return DistributedDataParallel(config, settings, _half_precision_module()(config, chunk) if config.bf16 else chunk)
+
+    return each_chunk(model, wrapped)
 
 
 def unwrap(model):
-    """The GPTModel inside DistributedDataParallel and Float16Module."""
+    """What :func:`build.build_model` made, out of DistributedDataParallel and Float16Module."""
     from megatron.core.utils import unwrap_model
 
-    return unwrap_model(model)
+    return each_chunk(model, unwrap_model)
 
 
 def _prepare(config) -> None:
@@ -149,9 +149,10 @@ def forward_backward(
     ``forward_step(model, micro_batch)`` calls the model and returns its output with the function that turns the last
     stage's output into :func:`summed` of loss and statistics; that function runs on the last pipeline stage only, must give
     the same loss on all tensor-parallel ranks, and must already hold all normalisation (see the module's docstring).  Every
-    rank of a pipeline passes the same number of micro-batches, and at least one.
+    rank of a pipeline passes the same number of micro-batches, at least one, and with virtual stages, each of which is a
+    ``model`` of its own to the step, a multiple of ``layout.micro_batch_multiple``.
 
-    ``forward_only`` runs without autograd on the bare GPTModel, which ``model`` may then be (the teacher), and touches no
+    ``forward_only`` runs without autograd on the bare model, which ``model`` may then be (the teacher), and touches no
     gradient; the loss may then be a constant and the statistics whatever is wanted of the output.
 
     Collectives: the schedule's own, one sum over the world, and one object gather where something is not finite.
@@ -161,9 +162,12 @@ def forward_backward(
 
     if not micro_batches:
         raise ValueError("a pass needs at least one micro-batch: a rank with nothing to do brings one of weight zero")
+    if len(micro_batches) % layout.micro_batch_multiple:
+        raise ValueError(f"{len(micro_batches)} micro-batches: virtual stages run a multiple of {layout.micro_batch_multiple}")
     if forward_only:
         model = unwrap(model)
-    config = get_model_config(model)
+    chunks, numbered = chunks_of(model), list(enumerate(micro_batches))
+    config = get_model_config(chunks[0])
     _prepare(config)
     began, ready = _now(layout.device), []
 
@@ -172,7 +176,8 @@ def forward_backward(
         _finalize_gradients(*stages, **groups)
 
     if not forward_only:
-        model.zero_grad_buffer()
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
         for parameter in model.parameters():
             parameter.grad = None  # after a step it aliases the gradient buffer and would be added to itself
     finite: list[tuple[int, str, torch.Tensor]] = []  # checked once at the end: no synchronisation inside the schedule
@@ -190,9 +195,11 @@ def forward_backward(
 
     config.finalize_model_grads_func = finalize
     with torch.no_grad() if forward_only else contextlib.nullcontext():
-        said = get_forward_backward_func()(
-            forward_step_func=step, data_iterator=iter(list(enumerate(micro_batches))), model=model,
-            num_microbatches=len(micro_batches), forward_only=forward_only,
+        schedule = get_forward_backward_func(layout.pipeline, layout.virtual if layout.virtual > 1 else None)
+        said = schedule(
+            forward_step_func=step, num_microbatches=len(micro_batches), forward_only=forward_only,
+            model=chunks if len(chunks) > 1 else chunks[0],
+            data_iterator=[iter(numbered) for _ in chunks] if len(chunks) > 1 else iter(numbered),
             seq_length=layout.tensor * layout.context, micro_batch_size=1,  # asked for, and ignored: shapes are known
             **exchange(config, micro_batches, layout),
         )

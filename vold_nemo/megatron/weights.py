@@ -19,7 +19,8 @@ from torch import Tensor
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import fp8, tensors
 from vold_nemo.megatron.architecture import HEAD, Architecture, read
-from vold_nemo.megatron.names import SLICE, Block, Placement, head, passed_over, placements, stage_of
+from vold_nemo.megatron.chunks import chunks_of
+from vold_nemo.megatron.names import SLICE, Block, Placement, chunk_of, head, passed_over, placements, stage_of
 from vold_nemo.megatron.parallel import Layout
 
 
@@ -78,7 +79,15 @@ def _held(model: torch.nn.Module, arch: Architecture, layout: Layout) -> Iterato
     ]
     if arch.tied and layout.is_last_stage and not layout.is_first_stage:
         places.append(head(arch, model.vocab_size))  # the last stage's own copy of the embedding
-    yield from matched(places, dict(model.named_parameters()), arch, layout)
+    for number, chunk in enumerate(chunks_of(model)):
+        index = number * layout.pipeline + layout.pipeline_rank
+        here = [place for place in places if chunk_of(place, arch, layout.pipeline, layout.virtual) == index]
+        yield from matched(here, dict(chunk.named_parameters()), arch, layout, number)
+
+
+def _layers_of(arch: Architecture, layout: Layout, chunk: int) -> range:
+    """Layers (0-based over the model) of this rank's ``chunk``."""
+    return arch.chunks(layout.pipeline, layout.virtual)[chunk * layout.pipeline + layout.pipeline_rank]
 
 
 def held_here(model: torch.nn.Module, arch: Architecture, layout: Layout) -> dict[str, Tensor]:
@@ -87,14 +96,16 @@ def held_here(model: torch.nn.Module, arch: Architecture, layout: Layout) -> dic
 
 
 def matched(
-    places: list[Placement], parameters: dict[str, Tensor], arch: Architecture, layout: Layout
+    places: list[Placement], parameters: dict[str, Tensor], arch: Architecture, layout: Layout, chunk: int = 0
 ) -> Iterator[tuple[Placement, Tensor]]:
     """Each placement that this rank holds, with its parameter; ``parameters`` is emptied.
+
+    ``parameters``: by their names in this rank's ``chunk`` (from 0).
 
     :raises ConfigError: for a placement without a parameter, or a parameter left over.
     """
     each = arch.experts // layout.expert  # experts on a rank
-    first_expert, first_layer = layout.expert_rank * each, sum(arch.stages(layout.pipeline)[: layout.pipeline_rank])
+    first_expert, first_layer = layout.expert_rank * each, _layers_of(arch, layout, chunk).start
     for place in places:
         if place.expert is not None and place.expert // each != layout.expert_rank:
             continue
@@ -202,13 +213,15 @@ def adopt_rows(
 
 
 @torch.no_grad()
-def load_layer(layer: torch.nn.Module, number: int, arch: Architecture, layout: Layout, source: Source) -> None:
-    """:func:`load_hf` for one decoder layer, the ``number``-th of this stage (from 0).  No collectives."""
+def load_layer(
+    layer: torch.nn.Module, number: int, arch: Architecture, layout: Layout, source: Source, *, chunk: int = 0
+) -> None:
+    """:func:`load_hf` for one decoder layer, the ``number``-th of this stage's ``chunk`` (both from 0).  No collectives."""
     arch = _as_named(arch, source)
-    whole = sum(arch.stages(layout.pipeline)[: layout.pipeline_rank]) + number
-    places = [place for place in placements(arch, layout.tensor, arch.vocabulary) if place.layer == whole]
+    layers = _layers_of(arch, layout, chunk)
+    places = [place for place in placements(arch, layout.tensor, arch.vocabulary) if place.layer == layers[number]]
     parameters = {f"decoder.layers.{number}.{name}": parameter for name, parameter in layer.named_parameters()}
-    for place, parameter in matched(places, parameters, arch, layout):
+    for place, parameter in matched(places, parameters, arch, layout, chunk):
         _fill(parameter, place, layout, source)
 
 
@@ -328,7 +341,7 @@ def _everywhere(places, parameters, arch: Architecture, layout: Layout, memory: 
 
 def _owner(place: Placement, arch: Architecture, layout: Layout) -> int:
     """Pipeline stage that holds ``place``."""
-    return stage_of(place, arch, layout.pipeline)
+    return stage_of(place, arch, layout.pipeline, layout.virtual)
 
 
 def _is_mine(place: Placement, arch: Architecture, layout: Layout) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import build, sequences, weights
+from vold_nemo.megatron.chunks import chunks_of
 from vold_nemo.megatron.precision import pad_multiple
 from vold_nemo.models.drift import token_drift, vocabulary_shard
 from vold_nemo.step import MicroBatch, collate
@@ -37,20 +38,27 @@ class OutsideFP8(torch.nn.Module):
             return self.layer(*args, **kwargs)
 
 
+def places(teacher) -> list[tuple[int, int]]:
+    """(chunk, layer in it), both from 0, of every layer on this stage, first layer first."""
+    chunks = chunks_of(teacher.model)
+    return [(chunk, number) for chunk, part in enumerate(chunks) for number in range(len(part.decoder.layers))]
+
+
 @contextlib.contextmanager
 def in_bf16(teacher, numbers: Sequence[int]) -> Iterator[None]:
-    """``teacher`` with its layers ``numbers`` (of this stage, from 0) in bf16; their weights live as long as the context."""
-    layers = teacher.model.decoder.layers
-    kept = {number: layers[number] for number in numbers}
+    """``teacher`` with its layers ``numbers`` (of :func:`places`) in bf16; their weights live as long as the context."""
+    chunks, all_places = chunks_of(teacher.model), places(teacher)
+    chosen = [all_places[number] for number in numbers]
+    kept = [chunks[chunk].decoder.layers[number] for chunk, number in chosen]
     try:
-        for number in numbers:
-            layer = build.build_layer(teacher.architecture, teacher.layout, number, torch.bfloat16)
-            weights.load_layer(layer, number, teacher.architecture, teacher.layout, teacher.source())
-            layers[number] = OutsideFP8(layer, teacher.precision.backend == "te")
+        for chunk, number in chosen:
+            layer = build.build_layer(teacher.architecture, teacher.layout, number, torch.bfloat16, chunk=chunk)
+            weights.load_layer(layer, number, teacher.architecture, teacher.layout, teacher.source(), chunk=chunk)
+            chunks[chunk].decoder.layers[number] = OutsideFP8(layer, teacher.precision.backend == "te")
         yield
     finally:
-        for number, layer in kept.items():
-            layers[number] = layer
+        for (chunk, number), layer in zip(chosen, kept, strict=True):
+            chunks[chunk].decoder.layers[number] = layer
 
 
 def probe_batch(texts: Sequence[Sequence[int]], tokens: int, multiple: int) -> MicroBatch:
@@ -82,7 +90,7 @@ def probe(teacher, texts: Sequence[Sequence[int]]) -> str:
     multiple = pad_multiple(teacher.precision, layout.pad_multiple)
     whole = probe_batch(texts, asked.probe_tokens, multiple)
     batch = sequences.on_this_rank(whole, layout)
-    here = len(teacher.model.decoder.layers)
+    here = len(places(teacher))
     numbers = sorted({round(i * (here - 1) / max(1, asked.probe_layers - 1)) for i in range(min(here, asked.probe_layers))})
     fp8 = _scored(teacher, batch)
     with in_bf16(teacher, numbers):
@@ -115,7 +123,7 @@ def _scored(teacher, batch: MicroBatch) -> Tensor | None:
     :raises ConfigError: hidden states that are not finite.
     """
     try:
-        (hidden,) = teacher.hidden_states([batch])
+        hidden, *_ = teacher.hidden_states([batch] * teacher.layout.micro_batch_multiple)
     except RuntimeError as error:
         if "not finite" not in str(error):
             raise

@@ -76,6 +76,7 @@ class MegatronSFTModel(MegatronStudent):
             self.examples, self.order.indices(step), data_rank=layout.data_rank, data_ranks=layout.data,
             micro_batch=sft.micro_batch, pack_length=(sft.pack_length or sft.max_length) if sft.packing else None,
             sequence_multiple=layout.sequence_multiple, pad_multiple=layout.pad_multiple,
+            micro_batch_multiple=layout.micro_batch_multiple,
         )  # fmt: skip
 
     def get_loss_and_metrics(self, drawn: SFTBatch, micro_batches: Sequence[MicroBatch], *, forward_only: bool):
@@ -113,6 +114,9 @@ class MegatronSFTModel(MegatronStudent):
             "update_skipped": update.skipped,
             "epoch": self.order.epoch(number + 1),
             "padding_efficiency": tokens / max(1, batch.padded_tokens),
+            "micro_batches": {
+                "real": len(batch.micro_batches) * self.layout.data - batch.dummies, "dummies": batch.dummies,
+            },
             **({"packing_efficiency": batch.fill} if batch.fill is not None else {}),
             "tokens_per_second": tokens / (trained - began),
             "seconds": {"data": ready - began, "train": trained - ready},

@@ -7,8 +7,10 @@ never exist.  Student and teacher read the same micro-batch tensors, hence the s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +21,8 @@ from vold_nemo.megatron import architecture, build, fp8, precision, sequences, t
 from vold_nemo.megatron.host_copy import HostCopy
 from vold_nemo.step import MicroBatch
 
+logger = logging.getLogger(__name__)
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -27,7 +31,7 @@ class Teacher:
 
     Args:
         config: where it is and in which precision (:func:`vold_nemo.megatron.precision.choose`).
-        layout: the student's.
+        layout: the student's; without its virtual stages where they do not divide this model's layers.
         padded_vocabulary: rows of the student's padded LM head, so that shard i of both covers the same ids.
         student_precision: ``fp32`` | ``bf16``.
         source: opens where the weights come from, by ``config.path``.
@@ -41,9 +45,14 @@ class Teacher:
         self, config: TeacherConfig, layout, *, padded_vocabulary: int, student_precision: str,
         source: Callable[[str], weights.Source] = weights.Files,
     ):  # fmt: skip
-        self.layout, self.config = layout, config
+        self.config = config
         self.source = partial(source, config.path)
         self.architecture = architecture.read(config.path)
+        self.layout = replace(layout, virtual=self.architecture.virtual(layout.pipeline, layout.virtual))
+        if self.layout.virtual < layout.virtual and layout.rank == 0:
+            many = f"{layout.pipeline} stages of {layout.virtual} virtual ones"
+            logger.info("%s: %d layers are not for %s; it runs without them", config.path, self.architecture.layers, many)
+        layout = self.layout
         self.precision = precision.choose(
             config, student_precision, fp8.hardware(layout.device), self.architecture, layout.tensor
         )

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from vold_nemo.config import BetaConfig, Config
 from vold_nemo.data.traces import SFTExample
+from vold_nemo.megatron.chunks import chunks_of
 from vold_nemo.models.columns import counts_here
 from vold_nemo.models.drift import token_drift, vocabulary_shard
 from vold_nemo.models.rank_checks import planned_once
@@ -118,7 +119,10 @@ def layers_compared(bf16: torch.nn.Module, fp8: torch.nn.Module, engine: bool):
 
         return hook
 
-    pairs = zip(bf16.decoder.layers, fp8.decoder.layers, strict=True)
+    def layers(model):
+        return (layer for chunk in chunks_of(model) for layer in chunk.decoder.layers)
+
+    pairs = zip(layers(bf16), layers(fp8), strict=True)
     hooks = [layer.register_forward_hook(compare_layer(twin), with_kwargs=True) for layer, twin in pairs]
     try:
         yield sums

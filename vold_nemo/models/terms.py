@@ -53,4 +53,5 @@ def step_options(
         skip=config.objective.skip, max_tokens=config.rollout.max_tokens, overlong=config.rollout.overlong,
         updates=vold.updates_per_step, micro_batch_tokens=vold.micro_batch_tokens, data_ranks=layout.data,
         pad_multiple=pad_multiple, expert_parallel=config.parallel.expert, teacher_cost=tuple(teacher_cost),
+        micro_batch_multiple=layout.micro_batch_multiple,
     )  # fmt: skip

@@ -88,10 +88,20 @@ def recomputed(arch: Architecture, tokens: Tokens, parallel: ParallelConfig, how
 
 
 def saved(arch: Architecture, at: Placement, tokens: Tokens, parallel: ParallelConfig, how: Numerics) -> int:
-    """Saved by the stage of ``at`` for one micro-batch: its layers, ids and rotary angles; the embedding's output
-    before it is split along the sequence, on the first stage; the final norm, on the last."""
+    """Saved by the stage of ``at`` for one micro-batch; with virtual stages by the one at an end of the model."""
+    return chunk(arch, at, tokens, parallel, how) + ends(arch, at, tokens, parallel, how)
+
+
+def chunk(arch: Architecture, at: Placement, tokens: Tokens, parallel: ParallelConfig, how: Numerics) -> int:
+    """Saved by the stage, or each of its virtual stages, for one micro-batch: layers, ids and rotary angles."""
     kept = layer(arch, tokens, parallel, how) - recomputed(arch, tokens, parallel, how)
-    total = arch.stages(at.pipeline)[at.stage] * kept + 8 * tokens.count + FP32 * tokens.length * arch.head_dim
+    layers = arch.stages(at.pipeline)[at.stage] // parallel.virtual
+    return layers * kept + 8 * tokens.count + FP32 * tokens.length * arch.head_dim
+
+
+def ends(arch: Architecture, at: Placement, tokens: Tokens, parallel: ParallelConfig, how: Numerics) -> int:
+    """The embedding's output before it is split along the sequence, on the first stage; the final norm, on the last."""
+    total = 0
     if at.is_first and parallel.sequence:
         total += how.size * tokens.count * arch.hidden
     if at.is_last:
@@ -115,9 +125,23 @@ def embedding_backward(arch: Architecture, rows: int, how: Numerics) -> int:
     return how.size * rows * arch.hidden
 
 
-def in_flight(pipeline: int, stage: int, micro_batches: int) -> int:
-    """Micro-batches whose activations stage ``stage`` holds at once under 1F1B."""
-    return min(pipeline - stage, micro_batches)
+def in_flight(pipeline: int, stage: int, micro_batches: int, virtual: int = 1) -> int:
+    """Micro-batches whose activations stage ``stage`` holds at once under 1F1B; of each virtual stage its own.
+
+    Interleaved (Narayanan et al. 2021, arXiv 2104.04473; megatron-core's ``get_pp_rank_microbatches``): forward passes of a
+    chunk before the first backward pass, 2 (P - stage - 1) + (V - 1) P, and one more.
+    """
+    if virtual == 1:
+        return min(pipeline - stage, micro_batches)
+    return min(2 * (pipeline - stage - 1) + (virtual - 1) * pipeline + 1, virtual * micro_batches)
+
+
+def kept(arch: Architecture, at: Placement, tokens: Tokens, parallel: ParallelConfig, how: Numerics, micro_batches: int) -> int:
+    """Saved by all passes of the stage of ``at`` that are in flight at once; the embedding's chunk, or the last one, has a turn
+    in each group of P."""
+    flying = in_flight(at.pipeline, at.stage, micro_batches, parallel.virtual)
+    turns = max(1, flying - (parallel.virtual - 1) * at.pipeline)
+    return flying * chunk(arch, at, tokens, parallel, how) + turns * ends(arch, at, tokens, parallel, how)
 
 
 @dataclass(frozen=True)

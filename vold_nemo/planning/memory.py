@@ -319,8 +319,8 @@ def _work(
 ) -> dict[str, int]:
     """Activations of ``count`` micro-batches as far as they are in flight at once, and what the loss or the backward pass
     adds at their height."""
-    parallel, flying = config.parallel, activations.in_flight(at.pipeline, at.stage, count)
-    kept = flying * activations.saved(arch, at, tokens, parallel, how)
+    parallel = config.parallel
+    kept = activations.kept(arch, at, tokens, parallel, how, count)
     added = activations.layer_backward(arch, tokens, at.tensor, how)
     behind = added + activations.recomputed(arch, tokens, parallel, how)
     if at.is_last:

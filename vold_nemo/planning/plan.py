@@ -123,8 +123,10 @@ def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> li
     used = [models.student] if stage == "sft" else [models.student, *models.teachers]
     beside = any(arch.experts for arch in models.teachers)
     errors = [
-        error for arch in used for error in architecture.check_layout(arch, config.parallel, gpus, beside_experts=beside)
-    ]
+        error for arch in used for error in architecture.check_layout(
+            arch, config.parallel, gpus, beside_experts=beside, trained=arch is models.student
+        )
+    ]  # fmt: skip
     if stage != "sft":
         errors += _engine_findings(config, models, gpus)
         sections = ("teacher", *(f"teachers.{name}" for name in config.teachers))
@@ -162,9 +164,8 @@ def places(config: Config, models: Models, gpus: int) -> list[str]:
     for stage in range(pipeline):
         held = []
         for name, arch in named:
-            layers = arch.stages(pipeline)
-            first = sum(layers[:stage])
-            held.append(f"{name} layers {first}-{first + layers[stage] - 1}")
+            chunks = arch.chunks(pipeline, arch.virtual(pipeline, config.parallel.virtual))[stage::pipeline]
+            held.append(f"{name} layers {' and '.join(f'{chunk.start}-{chunk.stop - 1}' for chunk in chunks)}")
         ends = ["embeddings"] * (stage == 0) + ["final norms, LM heads, objective"] * (stage == pipeline - 1)
         ranks = f"ranks {stage * each}-{(stage + 1) * each - 1}" if each > 1 else f"rank {stage * each}"
         copies = "1 copy" if each == tensor else f"{each // tensor} copies"

@@ -57,6 +57,8 @@ def _layout(config: Config, student: Architecture, world: int) -> Iterator[str]:
     split = ", activations split along the sequence" if config.parallel.sequence else ""
     layers = " or ".join(map(str, sorted(set(student.stages(pipeline)))))
     yield f"         {layers} student layers and {student.heads // tensor} heads on a rank{split}"
+    if config.parallel.virtual > 1:
+        yield f"         {config.parallel.virtual} virtual stages on a rank: micro-batches in groups of {pipeline}"
     if config.parallel.recompute != "none":
         yield f"         activations made again in the backward pass: {config.parallel.recompute}"
     if config.parallel.expert > 1:

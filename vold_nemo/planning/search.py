@@ -3,7 +3,8 @@
 Tried are tensor x pipeline x context x expert parallelism x micro-batch x decoding batch (traces: engine, its GPUs, batch),
 and, where that does not fit as it is, every recomputation x offload (gradients, optimizer state, rollout engine, teacher): they
 cost time and never save any, so a layout that fits is not slowed.  Sequence parallelism stands wherever tensor parallelism
-does, and the optimizer is distributed: both hold less and send no more.  Named teachers stay as they are configured.
+does, and the optimizer is distributed: both hold less and send no more.  Virtual pipeline stages are taken where they make a
+step faster and what they hold more fits.  Named teachers stay as they are configured.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from vold_nemo.planning.plan import (
     planned_stages,
     stage_gpus,
 )  # fmt: skip
+from vold_nemo.planning.timing import duration
 
 _POWERS = (1, 2, 4, 8, 16)
 _MOST_GPUS = 1024
@@ -96,14 +98,15 @@ def _choices(config: Config, models: Models, stage: str, gpus: int) -> Iterator[
         chosen = dict(zip(sizes, values, strict=True))
         if chosen["parallel.tensor"] * chosen["parallel.pipeline"] * chosen["parallel.context"] > gpus:
             continue
-        yield chosen | {"parallel.sequence": chosen["parallel.tensor"] > 1, f"{stage}.optimizer.distributed": True}
+        split = chosen["parallel.tensor"] > 1
+        yield chosen | {"parallel.virtual": 1, "parallel.sequence": split, f"{stage}.optimizer.distributed": True}
 
 
 def ranked(config: Config, models: Models, stage: str, gpus: int) -> list[Ranked]:
     """Layouts that fit, fastest first (without rates: emptiest first), then those that do not, nearest first."""
     found = []
     for changed in candidates(config, models, stage, gpus):
-        changed, plan = _fitted(changed, models, stage, gpus)
+        changed, plan = _interleaved(*_fitted(changed, models, stage, gpus), models, stage, gpus)
         found.append(Ranked(_names(config, changed, stage), plan))
 
     def order(layout: Ranked):
@@ -133,6 +136,23 @@ def _fitted(config: Config, models: Models, stage: str, gpus: int) -> tuple[Conf
     return found
 
 
+def _interleaved(
+    config: Config, plan: StagePlan, models: Models, stage: str, gpus: int
+) -> tuple[Config, StagePlan]:  # fmt: skip
+    """With the virtual stages that make a layout that fits fastest; as it is where none do (:mod:`timing`)."""
+    found, pipeline = (config, plan), config.parallel.pipeline
+    if stage == "traces" or pipeline == 1 or plan.time is None or not plan.fits:
+        return found
+    for virtual in (2, 3, 4):
+        if models.student.virtual(pipeline, virtual) != virtual:
+            continue
+        changed = assign(config, "parallel.virtual", virtual)
+        faster = duration(changed, models, stage, gpus).step < _seconds(found[1])
+        if faster and fits(changed, models, stage, gpus):
+            found = changed, plan_stage(changed, models, stage, gpus)
+    return found
+
+
 def _with(config: Config, chosen: Iterable[tuple[str, object]]) -> Config:
     for key, value in chosen:
         config = assign(config, key, value)
@@ -147,7 +167,8 @@ def _names(config: Config, changed: Config, stage: str) -> tuple[str, ...]:
         "vold": ("parallel.tensor", "parallel.pipeline", "vold.micro_batch_tokens", "rollout.batch"),
     }[stage]
     engine = ("rollout.vllm.tensor_parallel",) if stage == "vold" else ()
-    more = (*engine, "parallel.context", "parallel.expert", "parallel.sequence", f"{stage}.optimizer.distributed")
+    layout = (f"parallel.{name}" for name in ("virtual", "context", "expert", "sequence"))
+    more = (*engine, *layout, f"{stage}.optimizer.distributed")
     differing = [
         key
         for key in (*(more if stage != "traces" else ()), *(key for key in _PLAIN if _is_of(key, stage)))

@@ -113,8 +113,9 @@ def read_by(arch: Architecture, parallel: ParallelConfig, node: Node) -> Iterato
     stages = {rank // stage for rank in node.ranks}
     each = arch.experts // parallel.expert if arch.experts else 1
     holders = {owner: {rank % stage % parallel.expert for rank in node.ranks if rank // stage == owner} for owner in stages}
+    virtual = arch.virtual(parallel.pipeline, parallel.virtual)
     for place in placements(arch, parallel.tensor, arch.vocabulary):
-        owner = stage_of(place, arch, parallel.pipeline)
+        owner = stage_of(place, arch, parallel.pipeline, virtual)
         copied = arch.tied and place.megatron.startswith("embedding.") and parallel.pipeline - 1 in stages
         if (owner in stages or copied) and (place.expert is None or place.expert // each in holders[owner]):
             yield place

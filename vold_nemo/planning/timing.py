@@ -8,6 +8,8 @@
     data parallel     4-byte gradients, 2(D-1)/D of their bytes, over the network as soon as the stage spans nodes
     expert parallel   two all-to-alls of each token's chosen copies a teacher layer, over the network where experts span nodes
     pipeline          bubble (P - 1)/M of the work, M micro-batches; all stages wait for the last, which has the LM head besides
+    virtual stages    V of them: bubble (P - 1)/(V M), more where P does not divide M (arXiv 2104.04473, section 2.2), and each
+                      micro-batch goes around the stages V - 1 times more, which is not overlapped here
     offload           optimizer state and engine once out and once in a step, the teacher in for each update (what never
                       changes is copied out once in a run); gradients are freed, not copied; read again from a checkpoint,
                       the teacher takes longer than planned here
@@ -92,12 +94,13 @@ def _training(
     data = gpus // (tensor * pipeline)  # all that share weights and tokens: context ranks, too
     # The last stage has the LM head besides its layers, and the others wait for it.
     head, weights = arch.vocabulary * arch.hidden, active_weights(arch)
-    bubble = (1 + (pipeline - 1) / max(1, micro_batches)) * (((weights - head) / pipeline + head) * pipeline / weights)
+    bubble = _bubble(config, arch, micro_batches) * (((weights - head) / pipeline + head) * pipeline / weights)
     passes = 3 + _again(config, arch, context)
     rate = gpus * rates(config).bf16_tflops * 1e12 * config.plan.train_efficiency
     compute = passes * forward_flops(arch, tokens, context) / rate
     found = {"compute": compute * bubble, "tensor parallel": _tensor_seconds(config, arch, tokens / data, 4) * bubble}
     found["context parallel"] = _context_seconds(config, arch, tokens / data)
+    found["virtual stages"] = 2 * _crossings(config, arch, tokens / data)
     held = max(
         allocation.frozen(arch, Placement(tensor, pipeline, data, stage), arch.vocabulary // tensor * tensor, "fp32").elements
         for stage in {0, pipeline - 1}
@@ -126,6 +129,26 @@ def _tensor_seconds(config: Config, arch: Architecture, tokens: float, reduction
     size = BYTES[config.precision] * tokens * arch.hidden * arch.layers / config.parallel.pipeline
     link = rates(config).link_gbs * 1e9 * config.plan.network_efficiency
     return reductions * size * 2 * (tensor - 1) / tensor / link
+
+
+def _bubble(config: Config, arch: Architecture, micro_batches: int) -> float:
+    """Time of a pass of M micro-batches over that of their work: 1 + idle / M.
+
+    With P stages of V chunks a stage idles for ((P - 1) + (V - 1) d) / V micro-batches, where d dummies fill up the last group
+    of P: its micro-batches wait for their own first chunks instead of others'.
+    """
+    pipeline, count = config.parallel.pipeline, max(1, micro_batches)
+    virtual = arch.virtual(pipeline, config.parallel.virtual)
+    return 1 + (pipeline - 1 + (virtual - 1) * (-count % pipeline)) / virtual / count
+
+
+def _crossings(config: Config, arch: Architecture, tokens: float) -> float:
+    """What virtual stages add to the way of ``tokens`` tokens a rank through the pipeline, in one direction."""
+    parallel = config.parallel
+    times = arch.virtual(parallel.pipeline, parallel.virtual) - 1
+    size = BYTES[config.precision] * tokens * arch.hidden / (parallel.tensor if parallel.sequence else 1)
+    each = parallel.tensor * parallel.context
+    return times * size / bandwidth(config, each * parallel.pipeline) if times else 0.0
 
 
 def shares(config: Config, rate: float) -> tuple[float, float]:
@@ -191,7 +214,7 @@ def _scoring(config: Config, teacher: Architecture, held: Precision, gpus: int, 
         copies = each / parallel.tensor * teacher.experts_per_token * teacher.layers / parallel.pipeline
         size = 2 * copies * teacher.hidden * BYTES["bf16"] * (parallel.expert - 1) / parallel.expert
         seconds += size / bandwidth(config, parallel.expert)
-    return seconds * (1 + (parallel.pipeline - 1) / count)
+    return seconds * _bubble(config, teacher, count) + _crossings(config, teacher, each)
 
 
 def _moved(config: Config, models: Models, gpus: int) -> int:

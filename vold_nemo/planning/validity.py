@@ -291,7 +291,8 @@ def _layouts(config: Config, stages: tuple[str, ...], world: int, wrong: set[str
                 model = Unbuilt.of(error)
                 errors.append(model)
         if not isinstance(model, ConfigError):
-            errors += architecture.check_layout(model, config.parallel, world, beside_experts=beside)
+            student = key == "student.path"
+            errors += architecture.check_layout(model, config.parallel, world, beside_experts=beside, trained=student)
             errors += _lengths(config, stages, key, model)
             if key in named and "cluster.compute_capability" not in wrong:
                 errors += precision_findings(config, key.removesuffix(".path"), model)

@@ -15,7 +15,7 @@ from vold_nemo.rehearsal.ledger import place_of
 from vold_nemo.rehearsal.run import Rehearsal
 
 HOLDERS = 16  # named of a peak
-PLACES = 20  # named of waits and of copies
+PLACES = 20  # named of copies; of waits all, so that what is not among them did not happen
 
 
 def account(done: Rehearsal) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def account(done: Rehearsal) -> dict[str, Any]:
         "phases": [phase_of(ledger, phase, planned.get(phase)) for phase in ledger.phases],
         "held": done.held,
         "collectives": _collectives(ledger),
-        "waits": by_place(ledger.syncs),
+        "waits": by_place(ledger.syncs, None),
         "copies": by_place(ledger.copies),
         "unknown_values": dict(ledger.unknown.most_common(PLACES)),
         "groups": groups_of(done.groups),
@@ -100,10 +100,10 @@ def _collectives(ledger) -> list[dict[str, Any]]:
     return found + objects
 
 
-def by_place(counted: Counter) -> list[dict[str, Any]]:
+def by_place(counted: Counter, most: int | None = PLACES) -> list[dict[str, Any]]:
     return [
         {"phase": phase, "what": what, "place": place, "count": count}
-        for (phase, what, place), count in counted.most_common(PLACES)
+        for (phase, what, place), count in counted.most_common(most)
     ]
 
 

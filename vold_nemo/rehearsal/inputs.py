@@ -99,11 +99,17 @@ def adopted_rows(config: Config) -> dict[int, tuple[int, ...]]:
     return {END + 20 + n: (27, WORD, 29) for n in range(4)} if config.tokenizer.adopt_teacher_tokens else {}
 
 
-def _kept(batches: list[MicroBatch], most: int | None) -> list[int]:
-    """Indices of those that are run, in their order: the longest, scored ones and others in turn."""
+def _kept(batches: list[MicroBatch], most: int | None, multiple: int = 1) -> list[int]:
+    """Indices of those that are run, in their order: the longest, of each teacher and unscored ones in turn.
+
+    ``multiple``: what the plan made every kind's number a multiple of, and is so of those that are kept.
+    """
+    kinds = sorted({(not batch.scored, batch.teacher) for batch in batches})
+    by_kind = [[i for i, batch in enumerate(batches) if (not batch.scored, batch.teacher) == kind] for kind in kinds]
+    if most is not None and multiple > 1:
+        most = -(-most // (multiple * len(kinds))) * multiple * len(kinds)
     if most is None or len(batches) <= most:
         return list(range(len(batches)))
-    by_kind = [[i for i, batch in enumerate(batches) if batch.scored == kind] for kind in (True, False)]
     for kind in by_kind:
         kind.sort(key=lambda i: -batches[i].ids.numel())
     turns = [index for pair in zip(*by_kind, strict=False) for index in pair]
@@ -121,7 +127,8 @@ class OneStep:
     def share(self, batches: Sequence[MicroBatch], what: str) -> list[MicroBatch]:
         asked = self.config.rehearse.micro_batches
         # As many as a pipeline has in flight at once: fewer would hide its peak.
-        kept = _kept(list(batches), None if asked is None else max(asked, self.layout.pipeline))
+        flying = self.layout.pipeline * (2 if self.layout.virtual > 1 else 1)
+        kept = _kept(list(batches), None if asked is None else max(asked, flying), self.layout.micro_batch_multiple)
         self.cut_short.append((list(batches), [batches[index] for index in kept]))
         return super().share([batches[index] for index in kept], what)
 

@@ -92,6 +92,7 @@ def step_metrics(step: Step, plan: StepPlan, totals: Totals, options: StepOption
         "scored_rollouts": int(scored.sum()),
         "trained_rollouts": int(trained.sum()),
         "skipped_groups": plan.skipped_groups,
+        "micro_batches": plan.micro_batches,
         "entropy": value["entropy"] / tokens,
         "clip_rate": value["clipped"] / tokens,
         "ratio_rollout_vs_train": {"mean": value["ratio_rollout_vs_train"] / tokens, "max": ratio_most},

@@ -17,6 +17,7 @@ class StepOptions:
         teacher_cost: of each teacher, its forward of a token in units of the student's forward and backward.
         pad_multiple: of every padded length (sequence parallelism, FP8).
         expert_parallel: > 1 makes micro-batch counts equal on all data ranks, those of each teacher and unscored ones.
+        micro_batch_multiple: of each of these counts (virtual pipeline stages).
     """
 
     shared: Tensor
@@ -45,6 +46,7 @@ class StepOptions:
     data_ranks: int = 1
     pad_multiple: int = 1
     expert_parallel: int = 1
+    micro_batch_multiple: int = 1
     teacher_cost: tuple[float, ...] = (1.0,)
 
     @property

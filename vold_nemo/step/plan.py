@@ -12,7 +12,8 @@ Rules (each has a test):
 * The rollouts of a group stay on one data-parallel rank; ranks are balanced by student plus teacher cost.
 * Every data-parallel rank gets at least one student micro-batch per update, and at least one of each teacher if any rank
   has any: a dummy (no rows, zero weight) where it has nothing to do, so that it still joins every collective.  With expert
-  parallelism the counts are made equal as well.
+  parallelism the counts are made equal as well.  With virtual pipeline stages the counts of each teacher's and of unscored ones
+  are multiples of ``micro_batch_multiple``: a pass over the whole, or over what one teacher scores, then has a schedule.
 
 Per-token weights are one number per rollout here (``carries`` masks single tokens).  With ``R`` sampled rollouts of ``n_i``
 response tokens in the update they are those of :func:`objective.weights.sequence_weights`.  A group whose rewards are all 1
@@ -52,6 +53,12 @@ class StepPlan:
     updates: tuple[tuple[tuple[PlannedBatch, ...], ...], ...]
     sampled: tuple[int, ...]  # rollouts of each update, trained on or not: what its averages are taken over
     skipped_groups: int
+
+    @property
+    def micro_batches(self) -> dict[str, int]:
+        """Over all updates and data-parallel ranks: those with rollouts in them, and dummies."""
+        counts = [bool(planned.rows) for update in self.updates for rank in update for planned in rank]
+        return {"real": sum(counts), "dummies": len(counts) - sum(counts)}
 
     def rows(self, data_rank: int) -> list[int]:
         """Rollouts that ``data_rank`` trains on."""
@@ -124,10 +131,11 @@ def _spread(step: Step, groups: Sequence[range], options: StepOptions) -> tuple[
         # live on several data ranks: all must run the same number.
         least = max(map(len, lists)) if options.expert_parallel > 1 else int(number is not None)
         for batches, into in zip(lists, ranks, strict=True):
-            into += batches + [PlannedBatch((), dummy, number is not None, number or 0)] * (least - len(batches))
+            count = _padded(max(least, len(batches)), options.micro_batch_multiple)
+            into += batches + [PlannedBatch((), dummy, number is not None, number or 0)] * (count - len(batches))
     for into in ranks:
         if not into:
-            into.append(PlannedBatch((), dummy, False))
+            into += [PlannedBatch((), dummy, False)] * options.micro_batch_multiple
     return tuple(map(tuple, ranks))
 
 

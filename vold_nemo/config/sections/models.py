@@ -63,6 +63,8 @@ class ParallelConfig:
 
     tensor: int = key(1, "ranks that share each matrix", bound=POSITIVE)
     pipeline: int = key(1, "ranks that share the layers", bound=POSITIVE)
+    virtual: int = key(1, "virtual stages: pieces that a rank's layers are cut into, for a smaller bubble (interleaved 1F1B)",
+                       bound=POSITIVE)  # fmt: skip
     context: int = key(1, "ranks that share each sequence, for long ones", bound=POSITIVE)
     expert: int = key(1, "ranks that share the experts of a layer", bound=POSITIVE)
     sequence: bool = key(False, "Megatron sequence parallelism; needs tensor > 1")
