@@ -20,6 +20,7 @@ def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("exchange")
     tiny.save("qwen2_5_vl", root / "untied", tied=False)
     tiny.save("qwen2_5_vl", root / "tied", tied=True)
+    tiny.save("qwen2_5_vl", root / "deep", tied=False, num_hidden_layers=4)
     tiny.save("qwen3_moe", root / "experts", tied=False)
     tiny.save("qwen3_vl_moe", root / "packed", tied=False)
     return root
@@ -34,11 +35,11 @@ def kept(name, shape, rank, ranks):
     return tuple(box)
 
 
-def received(path, tensor, pipeline, expert, ranks, round_bytes):
+def received(path, tensor, pipeline, expert, ranks, round_bytes, virtual=1):
     """This rank, and what its engine is sent, copied as it comes."""
     from vold_nemo.megatron import parallel
 
-    model, arch, layout = tiny.built(path, tensor, pipeline, expert=expert)
+    model, arch, layout = tiny.built(path, tensor, pipeline, expert=expert, virtual=virtual)
     usual = exchange.ROUND["cpu"]
     exchange.ROUND["cpu"] = round_bytes
     try:
@@ -74,6 +75,14 @@ def test_every_rank_receives_its_engine_s_part_of_the_checkpoint(checkpoints, na
             assert torch.equal(found[key], value[tuple(slice(*edge) for edge in box)]), (rank, key)
 
 
+def test_layers_of_virtual_stages_come_from_the_stages_that_hold_them(checkpoints, gloo):
+    stored = load_file(checkpoints / "deep" / tensors.SINGLE)
+    for rank, named in gloo(4).run(received, checkpoints / "deep", 2, 2, 1, 2, 1 << 20, 2):
+        assert dict(named).keys() == {key for key in stored if "visual" not in key}
+        for key, value in named:
+            assert torch.equal(value, stored[key][tuple(slice(*edge) for edge in kept(key, stored[key].shape, rank, 2))])
+
+
 def test_a_stored_tied_head_comes_as_its_embedding(checkpoints, tmp_path, gloo):
     shutil.copytree(checkpoints / "tied", tmp_path / "stored")
     stored = load_file(checkpoints / "tied" / tensors.SINGLE)
@@ -88,7 +97,7 @@ def planned(tensor, pipeline, ranks, me, limit=128 << 20, keeps=None):
     """Rank ``me``'s plan for Qwen2.5-VL-72B with four layers a stage, and the elements that its engine keeps."""
     arch = architecture.read("Qwen/Qwen2.5-VL-72B-Instruct")
     arch = replace(arch, layers=4 * pipeline)
-    layout = SimpleNamespace(tensor=tensor, pipeline=pipeline, expert=1)
+    layout = SimpleNamespace(virtual=1, tensor=tensor, pipeline=pipeline, expert=1)
     has = exchange.pieces(arch, architecture.padded_vocabulary([arch.vocabulary], tensor), layout)
     seats = [exchange.Seat(stage * tensor + t, stage, t, 0) for stage in range(pipeline) for t in range(tensor)]
     plan = exchange.Plan(
