@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vold_nemo.checkpoint.shares import owners
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import device as devices
 from vold_nemo.megatron.pinned import Room
@@ -130,8 +131,24 @@ def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False, stra
 
 
 def model_state(model) -> dict[str, Any]:
-    """The sharded weights of ``model`` (wrapped or not), without what kernels keep beside them (``_extra_state``)."""
-    return {k: v for k, v in unwrap(model).sharded_state_dict().items() if not k.endswith("_extra_state")}
+    """The sharded weights of ``model`` (wrapped or not), without what kernels keep beside them (``_extra_state``).
+
+    What data-parallel ranks hold alike is shared out among them to be written (:mod:`shares`), and with a parameter its state
+    in a plain optimizer; megatron-core would leave all to the first.
+    """
+    state = {k: v for k, v in unwrap(model).sharded_state_dict().items() if not k.endswith("_extra_state")}
+    _share_out(state)
+    return state
+
+
+def _share_out(state: dict[str, Any]) -> None:
+    from megatron.core import parallel_state
+
+    ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    # Experts are other groups' copies; of what tensor-parallel ranks and tied stages hold alike the first writes.
+    ours = [one for key, one in state.items() if ".experts." not in key and not any(one.replica_id[:-1])]
+    for one, owner in zip(ours, owners([one.data.numel() for one in ours], ranks), strict=True):
+        one.replica_id = (*one.replica_id[:-1], (one.replica_id[-1] - owner) % ranks)
 
 
 def save_model(model, folder: str | Path) -> None:

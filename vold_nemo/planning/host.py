@@ -11,6 +11,8 @@ here.
 
 from __future__ import annotations
 
+import itertools
+
 from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import padded_vocabulary
 from vold_nemo.planning import allocation, memory
@@ -41,5 +43,6 @@ def fullest(config: Config, models: Models, stage: str, gpus: int) -> dict[str, 
     """:func:`parts` of the rank that needs most."""
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     data = gpus // (tensor * pipeline)
-    every = [Placement(tensor, pipeline, data, number, expert=config.parallel.expert) for number in range(pipeline)]
-    return max((parts(config, models, stage, at) for at in every), key=lambda found: sum(found.values()))
+    every = itertools.product(range(pipeline), range(data))
+    found = (parts(config, models, stage, Placement(tensor, pipeline, data, *at, config.parallel.expert)) for at in every)
+    return max(found, key=lambda sizes: sum(sizes.values()))
