@@ -39,6 +39,9 @@ def test_stage_1_of_the_paper_is_as_planned(transformer_engine, tmp_path):
     train = done.phase("train")
     activations = sum(train["planned_parts"][part] for part in ("activations", "objective"))
     assert train["peak_bytes"] - done.phase("data")["peak_bytes"] == pytest.approx(activations, rel=0.03)
+    saving, (copied,) = done.phase("checkpoint"), done.found["host"]  # to the files, once from the GPU and once from a copy
+    assert saving["peak_bytes"] <= done.phase("agree")["peak_bytes"] and not saving["made_in"].get("checkpoint")
+    assert copied["peak_bytes"] == pytest.approx(copied["planned_bytes"], rel=0.001)
 
 
 def test_stage_2_with_experts_a_pipeline_and_everything_that_leaves(transformer_engine, small, tmp_path):
