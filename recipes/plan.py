@@ -48,7 +48,7 @@ def main(config: Config) -> None:
         raise ExceptionGroup("layout", list(wrong.values()))
     plan = make_plan(config, models)
     lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan)]
-    lines += [*text.checkpoint_table(config, models), "", *text.time_table(plan, config)]
+    lines += [*text.host_table(config, models), "", *text.time_table(plan, config)]
     lines += ["", *text.start_table(config, models, plan)]
     lines += ["", *text.saving_table(config, models), "", *text.holding(config, models)]
     lines += ["", "jobs (slurm/pipeline.sh submits them, sbatch=FILE writes their scripts)"]

@@ -23,7 +23,7 @@ SECTIONS = {field.name for field in dataclasses.fields(Config) if field.default 
 # The command line composes and checks all of the configuration for every verb: that is not the verb's reading.
 FRAMEWORK = ("vold_nemo.config.", "vold_nemo.command.", "vold_nemo.planning.validity:findings")
 DYNAMIC = {
-    "vold_nemo.planning.memory:checkpoint_copy": {"sft", "vold"},  # getattr(config, stage)
+    "vold_nemo.planning.host:parts": {"sft", "vold"},  # getattr(config, stage)
 }
 
 

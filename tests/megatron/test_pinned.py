@@ -45,6 +45,20 @@ def test_one_allocation_of_the_bytes_that_are_asked_for(locks):
     assert unlocked == [address]
 
 
+@pytest.mark.parametrize("where", [GPU, CPU])
+def test_room_for_copies_that_come_again_stays_where_a_gpu_copies_and_only_there(locks, where):
+    locked, unlocked = locks
+    room = pinned.Room()
+    first = room.of({0: 100, 1: 8}, where)
+    assert (room.of({0: 100, 1: 8}, where) is first) == (where is GPU)
+    del first
+    gc.collect()
+    assert not unlocked
+    other = room.of({0: 101, 1: 8}, where)
+    gc.collect()
+    assert other.sizes == {0: 101, 1: 8} and unlocked == [address for address, _ in locked[:1]]
+
+
 def test_nothing_is_locked_for_a_cpu(locks):
     assert not pinned.Slab({0: 8}, CPU).locked and locks == ([], [])
 

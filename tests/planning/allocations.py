@@ -50,20 +50,35 @@ def id_of(tensor: torch.Tensor) -> int:
 
 
 def _copied(model, optimizer) -> tuple[int, int]:
-    """Bytes that stay when training goes on after a checkpoint is staged, and that stand before they are copied."""
+    """Bytes that are copied when training goes on after a checkpoint is staged, and that stand before they are.
+
+    Nothing else stays than these copies, each of which begins at a multiple of some bytes.
+    """
     from vold_nemo.checkpoint.optimizer_state import sharded_state
     from vold_nemo.checkpoint.sharded import Staged, model_state
+    from vold_nemo.megatron.pinned import ALIGNMENT, Room
 
-    weights = model_state(model)
+    class Noted(Room):
+        def __init__(self):
+            super().__init__()
+            self.sizes = {}
+
+        def of(self, sizes, device):
+            self.sizes = sizes
+            return super().of(sizes, device)
+
+    weights, room = model_state(model), Noted()
     with LiveBytes() as live:
         state = {"model": weights, "optimizer": sharded_state(optimizer, weights)}
         gathered = live.now
-        staged = Staged(state, copied=True)
+        staged = Staged(state, room=room)
         del state
         gc.collect()
         kept = live.now
     del staged
-    return kept, gathered
+    copied = sum(room.sizes.values())
+    assert 0 <= kept - copied <= ALIGNMENT * len(room.sizes)
+    return copied, gathered
 
 
 def allocated(path: str, tensor: int, pipeline: int, bf16: bool, distributed: bool) -> tuple:

@@ -15,7 +15,7 @@ from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.config.places import conf, root
 from vold_nemo.megatron import architecture
 from vold_nemo.megatron.architecture import read as architecture_of
-from vold_nemo.planning import allocation, memory, rates, text, timing
+from vold_nemo.planning import allocation, host, memory, rates, text, timing
 from vold_nemo.planning.memory import GIB
 from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, places, plan_stage, stage_gpus
 from vold_nemo.planning.published import vision_parameters
@@ -100,14 +100,30 @@ def test_what_leaves_the_device_is_charged_to_the_phases_that_need_it(paper):
 
 
 def test_a_checkpoint_that_a_thread_writes_takes_host_memory_and_a_distributed_optimizer_shares_it_out(paper):
-    (said,) = [line for line in text.checkpoint_table(paper, models_of(paper)) if "vold" in line]
-    assert "until it is written" in said
+    (said,) = [line for line in text.host_table(paper, models_of(paper)) if "vold" in line]
     models = models_of(paper)
     plain = compose(["experiment=paper_3b", "vold.optimizer.distributed=false"])
-    own, whole = (memory.checkpoint_copy(config, models, "vold", 4) for config in (paper, plain))
-    assert own == pytest.approx(whole * (2 + 12 / 2) / (2 + 12), rel=0.01)  # weights, and the share of data rank 0 of 2
+    own, whole = (host.fullest(config, models, "vold", 4)["checkpoint"] for config in (paper, plain))
+    assert f"(checkpoint {own / memory.GIB:.2f})" in said and f"{4 * own / memory.GIB:.0f} GiB on a node of 4" in said
+    assert own == pytest.approx(whole, rel=0.01)  # a half of it either way: each of two data ranks its share
+    alone = host.fullest(plain, models, "vold", 2)["checkpoint"]
+    assert own == pytest.approx(alone / 2, rel=0.01)
     waits = compose(["experiment=paper_3b", "checkpoint.asynchronous=false"])
-    assert not list(text.checkpoint_table(waits, models_of(waits)))
+    assert not list(text.host_table(waits, models_of(waits)))
+
+
+def test_what_leaves_the_device_for_host_memory_is_counted_there(paper):
+    asked = ["vold.offload.optimizer=true", "teacher.offload=true", "rollout=vllm", "rollout.sleep=true"]
+    config = compose(["experiment=paper_3b", *asked])
+    models = models_of(config)
+    found = host.fullest(config, models, "vold", 4)
+    train = {phase.name: phase.parts for phase in memory.phases(paper, models, "vold", 4)}["train"]
+    assert found == {
+        "checkpoint": host.fullest(paper, models, "vold", 4)["checkpoint"], "optimizer": train["optimizer"],
+        "teacher": train["teacher"], "engine": memory.engine_weights(config, models),
+    }  # fmt: skip
+    read_again = compose(["experiment=paper_3b", *asked, "teacher.offload_to=checkpoint"])
+    assert "teacher" not in host.fullest(read_again, models, "vold", 4)
 
 
 def test_the_mask_saves_more_the_more_rollouts_are_right(paper):
@@ -297,7 +313,7 @@ def test_the_command_answers_without_torch_and_leaves_2_where_it_does_not_fit(tm
     for formula in ("all-to-alls", "as many sequences decode", "while it validates"):
         assert formula in good.stdout
     assert "HEAVY []" in good.stdout
-    assert "vold: host memory of a checkpoint: 11.50 GiB on the fullest rank" in good.stdout
+    assert "vold: host memory 10.06 GiB on the fullest rank (checkpoint 10.06)" in good.stdout
     assert not re.search(r"\de\+\d", good.stdout.split("time (planned")[1].split("who holds what")[0])
     assert re.search(r"in all [1-9],\d{3} GPU hours", good.stdout) and "plan.straggler = 2.0" in good.stdout
     assert "warning: student.path" in good.stderr

@@ -42,6 +42,9 @@ def test_stage_1_of_the_paper_is_as_planned(transformer_engine, tmp_path):
     # Fused: of the feed-forward gate and up are kept, and their product; gradients are added up by the products themselves.
     assert activations < 13.9 * 2**30
     assert not [one for one in train["holders"] if "mlp.py" in one["place"] or "autograd" in one["place"]]
+    saving, (copied,) = done.phase("checkpoint"), done.found["host"]  # to the files, once from the GPU and once from a copy
+    assert saving["peak_bytes"] <= done.phase("agree")["peak_bytes"] and not saving["made_in"].get("checkpoint")
+    assert copied["peak_bytes"] == pytest.approx(copied["planned_bytes"], rel=0.001)
 
 
 def test_stage_2_with_experts_a_pipeline_and_everything_that_leaves(transformer_engine, small, tmp_path):

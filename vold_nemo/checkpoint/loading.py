@@ -208,10 +208,12 @@ def set_random_state(state: dict[str, Any]) -> None:
         devices.set_random_state(state["cuda"])
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def describe_file(path: Path, checksum: str | None = None) -> dict[str, Any]:
+    """Bytes and SHA-256 of a file, which is read for it where its ``checksum`` is not known yet."""
+    if checksum is None:
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": checksum}
 
 
 def _checksums(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:

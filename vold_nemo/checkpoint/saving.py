@@ -40,6 +40,7 @@ from vold_nemo.checkpoint.optimizer_state import sharded_state
 from vold_nemo.checkpoint.sharded import Staged, model_state
 from vold_nemo.config.writing import replace_text, sync
 from vold_nemo.megatron.optimizer import steps_taken
+from vold_nemo.megatron.pinned import Room
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class Snapshot:
             as ``torch.load(weights_only=True)`` reads back.
         metric: what the manifest notes, for ``retention.best``.
         retention: which checkpoints stay once this one is there.
-        later: training goes on before :meth:`write`: this rank's part is copied to host memory.
+        room: training goes on before :meth:`write`: this rank's part is copied into host memory of this.
+        checked: a checkpoint of this very state has been made before (:class:`sharded.Staged`).
 
     Raises:
         CheckpointNotWritten: on every rank, if one of them could not write.
@@ -69,7 +71,7 @@ class Snapshot:
 
     def __init__(
         self, folder: str | Path, step: int, state: TrainingState, *, retention: Retention,
-        extra: dict[str, Any] | None = None, metric: float | None = None, later: bool = False,
+        extra: dict[str, Any] | None = None, metric: float | None = None, room: Room | None = None, checked: bool = False,
     ):  # fmt: skip
         self.step, self.rank = step, state.layout.rank
         self.final = Path(folder) / f"step_{step}"
@@ -83,11 +85,12 @@ class Snapshot:
         self._mine = io.BytesIO()
         torch.save(mine, self._mine)
         self._staged: Staged | None = None
+        self._checksums: dict[str, str] = {}  # of files in shards/ that this rank wrote, summed up on their way
 
         def stage() -> None:
             weights = model_state(state.model)
             optimizer = sharded_state(state.optimizer, weights)
-            self._staged = Staged({"model": weights, "optimizer": optimizer}, copied=later)
+            self._staged = Staged({"model": weights, "optimizer": optimizer}, room=room, checked=checked)
 
         self._together(self._make_room)
         self._together(stage)
@@ -98,7 +101,7 @@ class Snapshot:
         Once only.  Saving a step again replaces it.  ``group`` carries the collectives: see :meth:`sharded.Staged.write`.
         """
         self._together(self._write_own, group)
-        self._together(lambda: self._staged.write(self.aside / "shards", group), group)
+        self._together(lambda: self._write_shards(group), group)
         self._staged = None
         files = {name: entry for part in self._together(self._describe_mine, group) for name, entry in part.items()}
         self._together(lambda: self._publish(files), group)
@@ -116,6 +119,9 @@ class Snapshot:
             self._staged.write_common(self.aside / "shards")
         (self.aside / "ranks" / f"rank_{self.rank}.pt").write_bytes(self._mine.getbuffer())
 
+    def _write_shards(self, group) -> None:
+        self._checksums = self._staged.write(self.aside / "shards", group)
+
     def _describe_mine(self) -> dict[str, dict[str, Any]]:
         """The manifest's entries of the files this rank wrote (rank 0: and of those that are common), now on disk.
 
@@ -126,7 +132,8 @@ class Snapshot:
             writer = _RANK_IN_NAME.search(path.name)
             if path.is_file() and int(writer[1] if writer else 0) == self.rank:
                 sync(path)
-                described[str(path.relative_to(self.aside))] = describe_file(path)
+                known = self._checksums.get(path.name) if path.parent.name == "shards" else None
+                described[str(path.relative_to(self.aside))] = describe_file(path, known)
         return described
 
     def _publish(self, files: dict[str, dict[str, Any]]) -> None:
@@ -194,6 +201,8 @@ class Writer:
     def __init__(self, later: bool):
         self._later = later
         self._group = None
+        self._room = Room()
+        self._checked = False
         self._thread: threading.Thread | None = None
         self._began = 0.0
         self._longest = 0.0  # seconds of a write
@@ -226,7 +235,9 @@ class Writer:
         if not wait:
             self._raise_surprise()
         later = self._later and not wait
-        snapshot = Snapshot(folder, step, state, later=later, **options)
+        room = self._room if later else None
+        snapshot = Snapshot(folder, step, state, room=room, checked=self._checked, **options)
+        self._checked = True  # shapes and layout of a run do not change
         self._began = time.monotonic()
         if not later:
             snapshot.write()

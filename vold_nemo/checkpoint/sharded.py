@@ -16,8 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vold_nemo.checkpoint.shares import owners
 from vold_nemo.config import ConfigError
+from vold_nemo.megatron import device as devices
 from vold_nemo.megatron.chunks import Chunks
+from vold_nemo.megatron.pinned import Room
 from vold_nemo.megatron.training import unwrap
 
 # All that a torch_dist index may name.  It is the one pickle in the format: tensors and the common part are read with
@@ -46,10 +49,13 @@ class Staged:
     for rank 0 even if that one met a full disk, and which from a thread would meet training's collectives.
 
     Args:
-        copied: what is written are the tensors of now, whatever becomes of them: this rank's part is copied to host memory.
+        room: what is written are the tensors of now, whatever becomes of them: this rank's part is copied into host memory
+            of this.  None = they are read when they are written, one by one.
+        checked: a state of these very shapes has been looked at before.  Else all ranks exchange what each means to write,
+            which at a thousand of them is hundreds of megabytes of names that each unpacks.
     """
 
-    def __init__(self, state: dict[str, Any], *, copied: bool = False):
+    def __init__(self, state: dict[str, Any], *, room: Room | None = None, checked: bool = False):
         from megatron.core.dist_checkpointing import ShardedTensor
         from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
         from megatron.core.dist_checkpointing.strategies.torch import (
@@ -57,13 +63,10 @@ class Staged:
             mcore_to_pyt_state_dict,
         )
 
-        sharded, common = save_preprocess(state)  # which exchanges what every rank means to write; the rest is this rank's own
+        sharded, common = save_preprocess(state, validate_access_integrity=not checked)
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
-        if copied:
-            for piece in itertools.chain.from_iterable(by_key.values()):
-                if isinstance(piece, ShardedTensor):
-                    # Pageable memory: what torch pins it keeps for ever, rounded up to powers of two
-                    piece.data = piece.data.detach().to("cpu", copy=True)
+        if room is not None:
+            _copy([one for one in itertools.chain.from_iterable(by_key.values()) if isinstance(one, ShardedTensor)], room)
         self._common = io.BytesIO()
         torch.save(common, self._common)
         self._state = mcore_to_pyt_state_dict(by_key, False)
@@ -76,21 +79,36 @@ class Staged:
         (folder / COMMON_STATE_FNAME).write_bytes(self._common.getbuffer())
         save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
-    def write(self, folder: Path, group=None) -> None:
-        """The tensors.  Every rank calls it, once; the copies are let go of.
+    def write(self, folder: Path, group=None) -> dict[str, str]:
+        """The tensors; returns the SHA-256 of each file of them that this rank wrote, by name.
 
-        Its collectives are of ``group`` alone (None = the default group), which spans the world and has a CPU backend.
+        Every rank calls it, once; the copies are let go of.  Its collectives are of ``group`` alone (None = the default
+        group), which spans the world and has a CPU backend.
         """
         import torch.distributed.checkpoint as dcp
-        from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+
+        from vold_nemo.checkpoint.shard_files import Planner, Writer
 
         state, self._state = self._state, None
-        # Copying ahead goes through pinned memory, which torch rounds up and keeps, and uses a CUDA stream even for what lies
-        # in host memory: in a new thread that would be device 0's.
-        dcp.save(
-            state, storage_writer=dcp.FileSystemWriter(folder, thread_count=1, per_thread_copy_ahead=0),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False), process_group=group,
-        )  # fmt: skip
+        writer = Writer(folder)
+        dcp.save(state, storage_writer=writer, planner=Planner(), process_group=group)
+        return writer.checksums
+
+
+def _copy(pieces: list, room: Room) -> None:
+    """Put host copies in the place of the tensors of ``pieces`` (``ShardedTensor``), which lie on one device.
+
+    From a GPU they are copied one behind the other, and waited for once.
+    """
+    if not pieces:
+        return
+    device = pieces[0].data.device
+    slab = room.of({number: piece.data.nbytes for number, piece in enumerate(pieces)}, device)
+    for number, piece in enumerate(pieces):
+        copied = slab[number].view(piece.data.dtype).view(piece.data.shape)
+        copied.copy_(piece.data.detach(), non_blocking=True)
+        piece.data = copied
+    devices.synchronize(device)
 
 
 def save_shards(state: dict[str, Any], folder: Path) -> None:
@@ -114,11 +132,30 @@ def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False, stra
 
 
 def model_state(model) -> dict[str, Any]:
-    """The sharded weights of ``model`` (wrapped or not), without what kernels keep beside them (``_extra_state``)."""
-    whole = unwrap(model)
-    if isinstance(whole, Chunks):  # under the names of their own state_dict; on disk layers are numbered over the model
-        return {f"{number}.{k}": v for number, chunk in enumerate(whole) for k, v in model_state(chunk).items()}
-    return {k: v for k, v in whole.sharded_state_dict().items() if not k.endswith("_extra_state")}
+    """The sharded weights of ``model`` (wrapped or not), without what kernels keep beside them (``_extra_state``).
+
+    What data-parallel ranks hold alike is shared out among them to be written (:mod:`shares`), and with a parameter its state
+    in a plain optimizer; megatron-core would leave all to the first.
+    """
+    state = _unshared(unwrap(model))
+    _share_out(state)
+    return state
+
+
+def _unshared(model) -> dict[str, Any]:
+    if isinstance(model, Chunks):  # under the names of their own state_dict; on disk layers are numbered over the model
+        return {f"{number}.{k}": v for number, chunk in enumerate(model) for k, v in _unshared(chunk).items()}
+    return {k: v for k, v in model.sharded_state_dict().items() if not k.endswith("_extra_state")}
+
+
+def _share_out(state: dict[str, Any]) -> None:
+    from megatron.core import parallel_state
+
+    ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    # Experts are other groups' copies; of what tensor-parallel ranks and tied stages hold alike the first writes.
+    ours = [one for key, one in state.items() if ".experts." not in key and not any(one.replica_id[:-1])]
+    for one, owner in zip(ours, owners([one.data.numel() for one in ours], ranks), strict=True):
+        one.replica_id = (*one.replica_id[:-1], (one.replica_id[-1] - owner) % ranks)
 
 
 def save_model(model, folder: str | Path) -> None:

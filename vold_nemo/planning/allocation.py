@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vold_nemo.checkpoint.shares import owners
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.precision import linear_shapes, weight_bytes
 
@@ -177,19 +178,27 @@ def checkpoint_copy(arch: Architecture, at: Placement, padded: int, precision: s
     """Host memory of a checkpoint that a thread writes (``checkpoint.asynchronous``), from when it is copied until written.
 
     These are the rank's own pieces of weights and optimizer state, and nothing stands beside them.  Of those who hold the
-    same, data-parallel rank 0 has them, and of what tensor-parallel ranks hold alike, the first.  A distributed optimizer's
-    share (parameters among it, in fp32) is each rank's own.
+    same, data-parallel ranks share weights out (``checkpoint/shares.py``), and with them the state of a plain optimizer; of
+    what tensor-parallel ranks hold alike, the first has it.  A distributed optimizer's share (parameters among it, in fp32)
+    is each rank's own.
     """
     parameters = stage_parameters(arch, at, padded)
     ours = [not (p.tied and at.is_last) for p in parameters]  # a tied head is the first stage's to write
-    written = sum(p.numel for p, own in zip(parameters, ours, strict=True) if own)
-    first = at.data_rank == 0
-    weights = BYTES[precision] * written if first else 0
+    owned = _owned(tuple(p.numel for p, own in zip(parameters, ours, strict=True) if own), at.data)[at.data_rank]
     if not distributed:
-        return weights + ((12 if precision == "bf16" else 8) * written if first else 0)
+        return (BYTES[precision] + (12 if precision == "bf16" else 8)) * owned
     buckets, ranges = bucket_ranges(parameters, at.data)
     own_ranges = [one for one, own in zip(ranges, reversed(ours), strict=True) if own]
-    return weights + 12 * sum(_overlap(buckets, own_ranges, at))
+    return BYTES[precision] * owned + 12 * sum(_overlap(buckets, own_ranges, at))
+
+
+@functools.lru_cache(256)
+def _owned(sizes: tuple[int, ...], ranks: int) -> list[int]:
+    """What each of ``ranks`` writes of parameters that all of them hold."""
+    found = [0] * ranks
+    for size, owner in zip(sizes, owners(sizes, ranks), strict=True):
+        found[owner] += size
+    return found
 
 
 def _overlap(buckets: list[tuple[int, int]], ranges: list[tuple[int, int]], at: Placement) -> Iterator[int]:

@@ -8,6 +8,7 @@ Who holds the device (all of it stays resident, but for what the keys send away:
     vold teacher    residents + teacher hidden states of the update + one teacher layer's work
     vold train      residents + those hidden states + activations + the objective
     vold sync       residents + what one round of the exchange sends and receives, and a tensor that arrives in pieces
+    checkpoint      of both: residents; each rank writes its own share from where it lies, and nothing is gathered
     traces          the teacher in an engine + key-value cache (``decoding.py``)
     export          one process: a decoder layer, the embedding or the LM head, whichever needs most (:func:`export`);
                     with ``export.verify`` the student whole, twice (as trained, and the export read by transformers)
@@ -156,15 +157,6 @@ def streamed(arch: Architecture, size: int, cuda: bool) -> tuple[int, int]:
     return max((table, table), (layer, size * sum(reads)), key=sum)
 
 
-def checkpoint_copy(config: Config, models: Models, stage: str, gpus: int) -> int:
-    """:func:`allocation.checkpoint_copy` of the fullest rank of a training stage."""
-    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
-    rows = [models.student.vocabulary] if stage == "sft" else models.padded_rows
-    padded, distributed = padded_vocabulary(rows, tensor), getattr(config, stage).optimizer.distributed
-    ends = [Placement(tensor, pipeline, gpus // (tensor * pipeline), number) for number in range(pipeline)]
-    return max(allocation.checkpoint_copy(models.student, at, padded, config.precision, distributed) for at in ends)
-
-
 def _sft(config: Config, models: Models, at: Placement, met: Met | None) -> Iterator[Phase]:
     """Stage 1: no teacher stands beside the student, so the vocabulary is padded to the student's rows alone."""
     student, how = models.student, numerics(config)
@@ -174,6 +166,7 @@ def _sft(config: Config, models: Models, at: Placement, met: Met | None) -> Iter
     count = met.micro_batches if met else sft_micro_batches(config, at.data // config.parallel.context)
     work = _work(config, student, at, tokens, count, Heads(padded // at.tensor, student.hidden), how)
     yield Phase("sft", "train", at, {**_student(held), **work, **reserve(config)})
+    yield Phase("sft", "checkpoint", at, {**_student(held), **reserve(config)})
 
 
 def _vold(config: Config, models: Models, at: Placement, gpus: int, met: Met | None) -> Iterator[Phase]:
@@ -215,6 +208,7 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int, met: Met | N
     yield Phase("vold", "train", at, here(config, "train", resident) | lends | stash | work | stays)
     gathered = exchange.beside(config, student)
     yield Phase("vold", "sync", at, here(config, "sync", resident) | {"gathered": gathered} | stays)
+    yield Phase("vold", "checkpoint", at, here(config, "checkpoint", resident) | stays)
 
 
 def pad_multiple(config: Config, models: Models) -> int:

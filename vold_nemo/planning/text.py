@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.tree import values
-from vold_nemo.planning import activations, allocation, decoding, memory, rates, residency, start, timing
+from vold_nemo.planning import activations, allocation, decoding, host, memory, rates, residency, start, timing
 from vold_nemo.planning.memory import GIB, Models, Phase
 from vold_nemo.planning.plan import Plan, StagePlan, figure, places, stage_gpus
 from vold_nemo.planning.search import Ranked, cheapest_changes, fewest_gpus, ranked
@@ -33,11 +33,18 @@ def memory_table(plan: Plan) -> Iterator[str]:
         yield f"  {stage.stage}: peak {peak.total / GIB:.2f} GiB in {peak.name}{where} on each of {gpus} GPU(s){verdict}"
 
 
-def checkpoint_table(config: Config, models: Models) -> Iterator[str]:
-    """Host memory that a checkpoint of each training stage takes, where a thread writes it."""
-    for stage in ("sft", "vold") if config.checkpoint.asynchronous else ():
-        copied = memory.checkpoint_copy(config, models, stage, stage_gpus(config, stage))
-        yield f"  {stage}: host memory of a checkpoint: {copied / GIB:.2f} GiB on the fullest rank until it is written"
+def host_table(config: Config, models: Models) -> Iterator[str]:
+    """Host memory that ranks of each training stage need, where it is most: while a checkpoint is written."""
+    for stage in ("sft", "vold"):
+        found, gpus = host.fullest(config, models, stage, stage_gpus(config, stage)), config.cluster.gpus_per_node
+        if found:
+            named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.items())
+            each = sum(found.values())
+            node = min(gpus, stage_gpus(config, stage))
+            yield (
+                f"  {stage}: host memory {each / GIB:.2f} GiB on the fullest rank ({named}), "
+                f"at most {node * each / GIB:.0f} GiB on a node of {node}"
+            )
 
 
 def _row(phase: Phase, capacity: int | None) -> str:

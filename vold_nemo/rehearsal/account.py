@@ -38,6 +38,10 @@ def account(done: Rehearsal) -> dict[str, Any]:
         "tokens": {"planned": done.tokens, "run": done.tokens_run},
         "violations": [{"kind": one.kind, "what": one.what, "place": one.place} for one in wrong],
         "phases": [phase_of(ledger, phase, planned.get(phase)) for phase in ledger.phases],
+        "host": [
+            {"phase": row.phase, "peak_bytes": row.rehearsed, "planned_bytes": row.planned, "planned_parts": row.parts}
+            for row in findings.compared_on_host(done, models)
+        ],
         "held": done.held,
         "collectives": _collectives(ledger),
         "waits": by_place(ledger.syncs, None),

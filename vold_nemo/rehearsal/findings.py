@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vold_nemo.megatron.fp8 import TOLERANCE
-from vold_nemo.planning import memory
+from vold_nemo.planning import host, memory
+from vold_nemo.planning.allocation import Placement
 from vold_nemo.planning.memory import GIB, Met, Models, Phase
 from vold_nemo.rehearsal.ledger import WORKSPACE
 from vold_nemo.rehearsal.run import Rehearsal
@@ -66,6 +67,19 @@ def compared(done: Rehearsal, models: Models) -> list[Compared]:
     return found
 
 
+def compared_on_host(done: Rehearsal, models: Models) -> list[Compared]:
+    """The host memory of a checkpoint, which is where it is most; empty if none was reached."""
+    config, layout, peaks = done.config, done.layout, done.ledger.host.peaks
+    if layout is None or "checkpoint" not in peaks:
+        return []
+    at = Placement(
+        layout.tensor, layout.pipeline, done.world // (layout.tensor * layout.pipeline), layout.pipeline_rank,
+        layout.data_rank * layout.context + layout.context_rank, config.parallel.expert,
+    )  # fmt: skip
+    parts = host.parts(config, models, done.stage, at)
+    return [Compared("checkpoint", peaks["checkpoint"].size, sum(parts.values()), parts)] if parts else []
+
+
 def _stayed(done: Rehearsal, models: Models) -> Iterator[Violation]:
     """What the keys send away in a phase, and is there all the same."""
     for phase in _planned(done, models) if done.layout is not None else ():
@@ -103,7 +117,7 @@ def violations(done: Rehearsal, models: Models, rows: list[Compared]) -> Iterato
         if room is not None and peak.size + reserve > room:
             what = f"{peak.size / GIB:.1f} GiB and a reserve of {reserve / GIB:.1f} (plan.reserve_gib) of {room / GIB:.1f}"
             yield Violation("does not fit", what, phase)
-    for row in rows:
+    for row, where in [*((row, "") for row in rows), *((row, " of host memory") for row in compared_on_host(done, models))]:
         if abs(row.deviation) > config.rehearse.deviation and abs(row.rehearsed - row.planned) > WORKSPACES:
-            what = f"{row.rehearsed / GIB:.2f} GiB, planned {row.planned / GIB:.2f} ({row.deviation:+.1%})"
+            what = f"{row.rehearsed / GIB:.2f} GiB{where}, planned {row.planned / GIB:.2f} ({row.deviation:+.1%})"
             yield Violation("not as planned", what, row.phase)

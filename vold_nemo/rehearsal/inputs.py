@@ -118,7 +118,7 @@ def _kept(batches: list[MicroBatch], most: int | None, multiple: int = 1) -> lis
 
 
 class OneStep:
-    """Of a student: one step, cut to ``rehearse.micro_batches``; what it would write is put together and not written."""
+    """Of a student: one step, cut to ``rehearse.micro_batches``; checkpoints go as far as the files of their tensors."""
 
     @property
     def total_steps(self) -> int:
@@ -138,13 +138,20 @@ class OneStep:
         return self.__dict__.setdefault("_cut_short", [])
 
     def save_checkpoint(self, run, done: int, metrics, *, needed: bool) -> None:
+        """As the first of an attempt is written, which training waits for, and as those after it are, up to the files."""
         from vold_nemo.checkpoint.loading import Retention
         from vold_nemo.checkpoint.saving import Snapshot
+        from vold_nemo.megatron.pinned import Room
 
         if hasattr(self, "handover"):
             self.handover.enter("checkpoint")
-        later = self.config.checkpoint.asynchronous
-        Snapshot(run.checkpoints, done, self.training_state, retention=Retention.of(self.config.checkpoint), later=later)
+        for room in (None, Room()) if self.config.checkpoint.asynchronous else (None,):
+            snapshot = Snapshot(
+                run.checkpoints, done, self.training_state, retention=Retention.of(self.config.checkpoint), room=room
+            )
+            for name in ("shards", "ranks"):  # rank 0 makes them, and may be another
+                (snapshot.aside / name).mkdir(parents=True, exist_ok=True)
+            snapshot.write()
 
     def save_to(self, path: str) -> None:
         Staged({"model": model_state(self.gpt)})

@@ -64,6 +64,10 @@ def _memory(found: dict[str, Any]) -> Iterator[str]:
         if planned or peak == largest:
             for holder in row["holders"][:SHOWN]:
                 yield f"{'':>38}{holder['bytes'] / GIB:>7.2f}  {holder['place']} (made in {holder['made_in']})"
+    for row in found.get("host", ()):  # of a training stage, whose memory above is the device's
+        planned, peak = row["planned_bytes"], row["peak_bytes"]
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in row["planned_parts"].items())
+        yield f"  {row['phase'] + ', host':<16}{peak / GIB:>9.2f}{planned / GIB:>9.2f}{peak / planned - 1:>+8.1%}   {parts}"
 
 
 def _work(found: dict[str, Any]) -> Iterator[str]:

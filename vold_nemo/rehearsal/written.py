@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.futures import Future
 
 from vold_nemo.checkpoint import shard_stream
+from vold_nemo.checkpoint.shares import owners
 from vold_nemo.megatron import build
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.names import placements
@@ -52,8 +53,27 @@ def grids(arch: Architecture, layout: Layout, padded: int, dtype: torch.dtype) -
     return found
 
 
-def chunks(key: str, grid: Grid, arch: Architecture, layout: Layout) -> Iterator[tuple[ChunkStorageMetadata, int]]:
-    """Chunks of one tensor, each with the rank that writes it (of its copies the first data rank)."""
+def writers(found: dict[str, Grid], arch: Architecture, layout: Layout) -> dict[tuple[str, int, int], int]:
+    """Which of the data ranks that hold the same writes it, by (key, layer or 0, tensor rank): as ``sharded.model_state``."""
+    writing: dict[tuple[str, int, int], int] = {}
+    for stage, tensor in itertools.product(range(layout.pipeline), range(layout.tensor)):
+        layers = [layer for layer in range(arch.layers) if arch.stage_of(layer, layout.pipeline) == stage]
+        sizes = {}
+        for key, (shape, parts) in found.items():
+            stacked = key.startswith("decoder.layers.")
+            here = stacked or stage == (0 if key.startswith("embedding.") else layout.pipeline - 1)
+            split = any(count > 1 for count in parts[stacked:])
+            if here and (split or tensor == 0) and ".experts." not in key:
+                size = math.prod(shape[stacked:]) // (layout.tensor if split else 1)
+                sizes |= {(key, layer, tensor): size for layer in (layers if stacked else [0])}
+        writing |= zip(sizes, owners(list(sizes.values()), layout.data * layout.context), strict=True)
+    return writing
+
+
+def chunks(
+    key: str, grid: Grid, arch: Architecture, layout: Layout, writing: dict[tuple[str, int, int], int]
+) -> Iterator[tuple[ChunkStorageMetadata, int]]:
+    """Chunks of one tensor, each with the rank that writes it (of an expert's copies the first data rank)."""
     shape, parts = grid
     sizes = tuple(size // count for size, count in zip(shape, parts, strict=True))
     stacked = key.startswith("decoder.layers.")
@@ -62,15 +82,18 @@ def chunks(key: str, grid: Grid, arch: Architecture, layout: Layout) -> Iterator
     for at in itertools.product(*map(range, parts)):
         stage = arch.stage_of(at[0], layout.pipeline) if stacked else stage
         tensor = 0 if axis is None else at[axis] % layout.tensor
-        rank = stage * (layout.world // layout.pipeline) + tensor
+        data = writing.get((key, at[0] if stacked else 0, tensor), 0)
+        rank = stage * (layout.world // layout.pipeline) + data * layout.tensor + tensor
         yield ChunkStorageMetadata(torch.Size(map(math.prod, zip(at, sizes, strict=True))), torch.Size(sizes)), rank
 
 
 def write_index(arch: Architecture, layout: Layout, padded: int, dtype: torch.dtype, folder: Path) -> None:
     """All of a checkpoint but its tensors' files into ``folder``: the index, what is common to all ranks, the format."""
     tensors, places = {}, {}
-    for key, grid in grids(arch, layout, padded, dtype).items():
-        found = list(chunks(key, grid, arch, layout))
+    every = grids(arch, layout, padded, dtype)
+    writing = writers(every, arch, layout)
+    for key, grid in every.items():
+        found = list(chunks(key, grid, arch, layout, writing))
         tensors[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(grid[0]), [chunk for chunk, _ in found])
         for index, (chunk, rank) in enumerate(found):
             size = math.prod(chunk.sizes) * dtype.itemsize
