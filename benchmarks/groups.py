@@ -85,7 +85,8 @@ def measured(size: int) -> dict[str, dict[str, list[int]]]:
     """By way of connecting: sockets of each rank once it has joined, has its groups, has talked."""
     import torch.multiprocessing as mp
 
-    context, found = mp.get_context("spawn"), {}
+    context, found = mp.get_context("forkserver"), {}
+    context.set_forkserver_preload(["megatron.core.parallel_state"])
     for name, lazy, own in (("all at once", False, True), ("late, all groups", True, True), ("late, one group", True, False)):
         with tempfile.TemporaryDirectory() as folder:
             outbox = context.Queue()
