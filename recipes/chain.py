@@ -18,7 +18,7 @@ from vold_nemo.config import Config
 
 @recipe(reads=(
     "cluster", "traces", "sft", "vold", "evaluate", "report", "parallel", "student", "teacher", "teachers",
-    "objective", "data", "prepare", "prefetch",
+    "objective", "data", "prepare", "prefetch", "profile",
 ))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.config.compose import HydraArguments

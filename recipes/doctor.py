@@ -19,10 +19,11 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("device", "precision", "seed", "parallel", "teacher", "teachers", "objective", "cluster", "json"))
+@recipe(reads=("device", "precision", "seed", "parallel", "teacher", "teachers", "objective", "rollout", "cluster", "json"))
 def main(config: Config) -> None:
     import torch.distributed as dist
 
+    from vold_nemo.config import driver
     from vold_nemo.config.launcher import launch
     from vold_nemo.megatron import diagnosis, launch_probes, parallel
     from vold_nemo.megatron.architecture import read as architecture_of
@@ -44,6 +45,7 @@ def main(config: Config) -> None:
         world = max(place.world, copy.tensor * copy.pipeline * copy.context, gpus.sft or 1, gpus.vold or 1)
         found += diagnosis.attempt("open files", lambda: diagnosis.open_files(world))
         found += diagnosis.attempt("limits", lambda: launch_probes.system_limits(world, max(1, config.cluster.gpus_per_node)))
+        found += diagnosis.attempt("variables", lambda: launch_probes.variables(config, "vold", driver.compute_capability()))
         found += diagnosis.attempt("network", launch_probes.networks)
         found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))
         if not config.json:

@@ -23,7 +23,7 @@ from vold_nemo.config import Config
 @recipe(reads=(
     "plan", "strict", "explain", "search", "sbatch", "cluster", "parallel", "student", "teacher", "teachers",
     "tokenizer", "objective", "rollout", "data", "traces", "sft", "vold", "checkpoint", "export", "evaluate",
-    "report", "rehearse", "device", "precision", "evidence",
+    "report", "rehearse", "profile", "device", "precision", "evidence",
 ))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.config.compose import HydraArguments

@@ -16,7 +16,7 @@ from vold_nemo.planning.example import print_example
 
 @recipe(training=True, plan=print_example("sft"), reads=(
     "sft", "traces", "data", "student", "teacher", "teachers", "tokenizer", "parallel", "objective", "checkpoint",
-    "limits", "logging", "seed", "device", "precision",
+    "limits", "logging", "profile", "seed", "device", "precision",
 ))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.models.inputs import SFTInputs

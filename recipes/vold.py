@@ -17,7 +17,7 @@ from vold_nemo.planning.example import print_example
 
 @recipe(training=True, plan=print_example("vold"), reads=(
     "vold", "objective", "rollout", "reward", "data", "teacher", "teachers", "student", "tokenizer", "parallel",
-    "checkpoint", "limits", "logging", "seed", "device", "precision",
+    "checkpoint", "limits", "logging", "profile", "seed", "device", "precision",
 ))  # fmt: skip
 def main(config: Config) -> None:
     from vold_nemo.models.inputs import VOLDInputs

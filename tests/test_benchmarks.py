@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bf16, objective, peers, process, start, step, step_table, sync
+from benchmarks import bf16, groups, objective, peers, process, start, step, step_table, sync
 from benchmarks.measure import parse
 from vold_nemo.step import Step
 
@@ -145,3 +145,10 @@ def test_the_bytes_of_a_start_are_those_that_ranks_need(capsys):
     assert weights < whole["read"]["asked"] <= whole["bytes"] and rows[2, 1]["read"]["asked"] < 0.6 * whole["bytes"]
     copied = [node["bytes"] for node in half["copied"]]
     assert len(copied) == 2 and max(copied) < 0.8 * whole["bytes"]  # both have the file of the ends
+
+
+@pytest.mark.long
+def test_a_rank_that_connects_late_holds_fewer_sockets_than_one_with_every_group_connected():
+    measured = groups.measured(4)
+    at_once, late = measured["all at once"]["groups"], measured["late, one group"]
+    assert min(at_once) >= 3 * 3 and max(late["groups"]) <= 4 and max(late["talked"]) < min(at_once)

@@ -18,15 +18,17 @@ NOT_READ = {
     "teacher_drift": {
         "reward": "MegatronVOLDModel names the Sampler; given traces are scored, nothing is sampled",
         "checkpoint": "MegatronStudent.fit is not called: nothing is trained",
+        "profile": "nor is a step of training looked into",
     },
     "rehearse": {
         "reward": "PlannedSampler is a Sampler, and judges at plan.reward_rate",
         "data": "traces and prompts are made of plan.*: rehearsal/inputs.py",
         "traces": "the planner is asked for the other stages alone",
+        "profile": "rehearsal/run.py takes it out: a profiler would see fake tensors",
         "logging": "rehearsal/inputs.py takes the place of models/inputs.py, whose run is logged",
     },
 }
-BY_THE_COMMAND_LINE = {"plan": {"strict"}}
+BY_THE_COMMAND_LINE = {"plan": {"strict"}, "doctor": {"rollout"}}  # the latter: config/environment.py
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - BARE))

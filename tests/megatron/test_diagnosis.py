@@ -122,3 +122,14 @@ def test_the_recipe_reports_this_machine(tmp_path, ranks):
                   "open files", "storage"):
         assert sum(line[8:].startswith(topic) for line in done.stdout.splitlines()) >= 1, done.stdout + done.stderr
     assert ("all-reduce" in done.stdout) == (ranks > 1)
+
+
+def test_transformer_engine_is_told_once_where_its_packages_do_not_fit(monkeypatch):
+    from vold_nemo.config import installed
+    from vold_nemo.megatron import diagnosis, packages
+
+    trouble = ("transformer-engine 2.20.2, transformer-engine-torch 2.19.0", "one version of both")
+    for module, name in ((installed, "engine_trouble"), (diagnosis, "engine_trouble")):
+        monkeypatch.setattr(module, name, lambda: trouble)
+    lines = [one for one in (*diagnosis.libraries(), *packages.engine()) if one.topic == "transformer-engine"]
+    assert [(one.grade, one.what) for one in lines] == [(diagnosis.BAD, trouble[0])]

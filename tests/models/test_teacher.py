@@ -74,3 +74,36 @@ def test_an_fp8_teacher_teaches_in_half_the_bytes(gloo, world):
             assert step["teacher_tokens"] == other["teacher_tokens"] > 0
             assert step["kl_mean"] != other["kl_mean"]
             assert step["kl_mean"] == pytest.approx(other["kl_mean"], rel=0.2)
+
+
+def held_at_each_loss(folder):
+    """Hidden states of the teacher that are still held when the loss of each scored micro-batch begins."""
+    from tests.models.stages import build_vold, configuration, layout_of
+    from vold_nemo.megatron import parallel
+    from vold_nemo.models import vold
+
+    config = configuration(folder, "rollout.probe_tolerance=1e9", "vold.micro_batch_tokens=64", "objective.kl.mask=none")
+    model = build_vold(config, layout_of(config), FixedSampler())
+    states, loss, kept, held = model.teachers.hidden_states, vold.vold_loss, [], []
+
+    def hidden_states(batches):
+        kept[:] = [states(batches)]
+        return kept[0]
+
+    def counted(*args, teacher=None, **options):
+        if teacher is not None:
+            held.append(sum(one is not None for one in kept[0]))
+        return loss(*args, teacher=teacher, **options)
+
+    model.teachers.hidden_states, vold.vold_loss = hidden_states, counted
+    try:
+        model.train_step(0)
+    finally:
+        vold.vold_loss = loss
+        parallel.destroy()
+    return held
+
+
+def test_hidden_states_are_freed_one_by_one_as_their_losses_are_formed(gloo, world):
+    held = gloo(1).run(held_at_each_loss, world)[0]
+    assert len(held) > 1 and held == list(range(len(held) - 1, -1, -1))

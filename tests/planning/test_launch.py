@@ -8,7 +8,9 @@ import pytest
 
 from vold_nemo.config import ConfigError
 from vold_nemo.config.compose import compose
+from vold_nemo.config.places import slurm
 from vold_nemo.data.traces import shard_path
+from vold_nemo.planning import profiling
 from vold_nemo.planning.launch import script, stages, write_script
 from vold_nemo.planning.validity import findings
 
@@ -89,3 +91,13 @@ def test_weights_are_staged_for_the_stages_whose_ranks_read_the_same_and_by_the_
 )  # fmt: skip
 def test_a_site_that_contradicts_itself_is_refused_on_the_login_node(given, key):
     assert [error.key for error in findings(compose(["cluster=my_site", *given]), "export_hf")] == [key]
+
+
+def test_ranks_are_started_under_nsight_systems_for_the_stages_that_have_steps_to_look_into(tmp_path):
+    config = compose(["experiment=miniature", "cluster=my_site", "profile.steps=[3,4]", "profile.tool=nsys"])
+    texts = {stage.name: script(config, stage, [], folder=tmp_path, here=tmp_path) for stage in stages(config)}
+    assert {name for name, text in texts.items() if "VOLD_NSYS" in text} == {"sft", "vold"}
+    assert f"export VOLD_NSYS={tmp_path}/outputs/miniature/sft/profile/steps_3-4\n" in texts["sft"]
+    stage = (slurm() / "stage.sbatch").read_text()
+    for option in profiling.nsys_line(tmp_path, "SLURM_PROCID").split()[:-1]:  # said in both places
+        assert option in stage[stage.index("under=(nsys") :]

@@ -199,3 +199,46 @@ def test_the_first_rank_of_each_node_speaks_of_its_own_node(tmp_path, world):
         assert done.returncode == CONFIGURATION_ERROR, done.stderr
         said[local] = done.stderr
     assert said["0"].count("error:") == 1 and said["1"] == ""
+
+
+@pytest.mark.parametrize(
+    ("named", "left", "hidden", "why"),
+    [
+        ("0,1", 2, False, None), ("3,0,9,1", 2, False, None), ("GPU-aa,MIG-bb", 2, False, None), ("1gpu", 1, False, None),
+        ("abc", 0, False, "all GPUs are hidden: abc"), ("0,0", 0, False, "named twice"), ("0,x,1", 1, False, "from x on"),
+        ("-1", 0, True, None), ("-1,0", 0, True, "all GPUs are hidden: -1"), ("", 0, True, None),
+    ],
+)  # fmt: skip
+def test_visible_devices_are_read_as_cuda_reads_them(monkeypatch, named, left, hidden, why):
+    from vold_nemo.megatron import diagnosis
+
+    env = {"CUDA_VISIBLE_DEVICES": named}
+    assert (driver.visible(4, env), driver.hidden(env)) == (left, hidden)
+    said = driver.misread(env)
+    assert said is None if why is None else why in said
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(driver, "kernel_module", lambda: "580.82.07")
+    grades = [one.grade for one in diagnosis.chosen()]
+    assert grades == ([] if why is None else [diagnosis.NOTE if hidden else diagnosis.BAD])
+
+
+def test_gpus_that_are_hidden_on_purpose_mean_the_cpu_and_a_slip_does_not(config, node):
+    node()
+    auto = replace(config, device="auto")
+    assert told(auto, CUDA_VISIBLE_DEVICES="-1,0") == ""
+    for slip in ("abc", "0,0"):
+        assert f"0 of 4, CUDA_VISIBLE_DEVICES={slip}" in told(auto, CUDA_VISIBLE_DEVICES=slip)
+
+
+def test_rates_that_nothing_has_are_refused():
+    from vold_nemo.planning.validity import findings as of
+
+    keys = [error.key for error in of(compose(["cluster=h100", "cluster.storage_gbs=1e-300"]), "chain")]
+    assert keys == ["cluster.storage_gbs"]
+
+
+def test_a_world_that_is_made_on_a_cpu_is_not_asked_of_a_gpu(tmp_path):
+    command = [sys.executable, str(ROOT / "recipes/prepare_miniature.py"), "experiment=miniature", "device=cuda"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, f"outputs={tmp_path}"], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == CONFIGURATION_ERROR and "auto | cpu" in done.stderr and not list(tmp_path.rglob("teacher*"))

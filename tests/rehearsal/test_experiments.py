@@ -43,7 +43,7 @@ def test_a_rank_of_a_world_of_1024(tmp_path):
     assert done.code == 0 and not done.found["violations"], done.said
     assert done.found["place"] == {"tensor": 1, "context": 0, "data": 29, "pipeline": 3, "expert": 9}
     groups = done.found["groups"]  # the default group and one that is asked for by name have gloo; the others have NCCL alone
-    assert groups["gloo"] <= 2 and groups["gloo_peers"] <= 2 * 1023
+    assert groups["gloo"] <= 2 and groups["gloo_peers"] <= 2 * 1023 and groups["gloo_at_once"] == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

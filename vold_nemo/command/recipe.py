@@ -112,6 +112,8 @@ def _run(
         quiet()
         if computes:
             _check_gpus(config, verb)
+        if training:
+            _set_variables(config, verb)
 
     failed: list[Exception] = []
 
@@ -158,6 +160,15 @@ def _check_gpus(config: Config, verb: str) -> None:
     errors = findings(config, verb)
     if errors:
         raise ExceptionGroup("node", errors)
+
+
+def _set_variables(config: Config, verb: str) -> None:
+    """What is read when torch or megatron-core is imported, or CUDA begins (``config/environment.py``)."""
+    from vold_nemo.config import driver, environment
+    from vold_nemo.planning.readiness import means_gpus
+
+    if means_gpus(config, verb, os.environ):
+        environment.set_in(os.environ, environment.wanted(config, verb, driver.compute_capability()))
 
 
 @contextlib.contextmanager

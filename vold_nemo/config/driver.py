@@ -57,20 +57,58 @@ def gpus() -> int | None:
     return len(list(folder.iterdir())) if folder.is_dir() else None
 
 
+def compute_capability() -> float | None:
+    """Of this node's first GPU, 9.0 for Hopper; None if nobody can be asked."""
+    try:
+        library, handle, major, minor = ctypes.CDLL(MANAGEMENT), ctypes.c_void_p(), ctypes.c_int(0), ctypes.c_int(0)
+        if library.nvmlInit_v2() != 0:
+            return None
+        answered = (
+            library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) == 0
+            and library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) == 0
+        )
+        library.nvmlShutdown()
+    except (OSError, AttributeError):
+        return None
+    return major.value + minor.value / 10 if answered else None
+
+
 def visible(count: int, environment: Mapping[str, str] | None = None) -> int:
-    """Of ``count`` GPUs those that ``CUDA_VISIBLE_DEVICES`` leaves; CUDA reads it up to the first that is not there."""
+    """Of ``count`` GPUs those that ``CUDA_VISIBLE_DEVICES`` leaves: CUDA reads it up to the first that is none, or not there,
+    and where one is named twice it leaves none at all."""
     named = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return count
-    left = 0
+    taken: list[int | str] = []
     for word in map(str.strip, named.split(",")):
-        if word in HIDDEN or (word.lstrip("-").isdigit() and not 0 <= int(word) < count):
+        device = _device(word)
+        if device is None or (isinstance(device, int) and device >= count):
             break
-        left += 1
-    return left
+        taken.append(device)
+    return len(taken) if len(set(taken)) == len(taken) else 0
+
+
+def _device(word: str) -> int | str | None:
+    """A number, as C reads one at the head of ``word``, or a name by which CUDA knows a device; None for anything else."""
+    number = re.match(r"\+?(\d+)", word)
+    return int(number[1]) if number else word if word.startswith(("GPU-", "MIG-")) else None
+
+
+def misread(environment: Mapping[str, str] | None = None) -> str | None:
+    """Why ``CUDA_VISIBLE_DEVICES`` leaves fewer GPUs than it names, whatever the node has; None where it says what it does."""
+    named = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    if named is None or named.strip() in HIDDEN:
+        return None
+    words = [word.strip() for word in named.split(",")]
+    known = [_device(word) for word in words]
+    if None in known:
+        wrong = words[known.index(None)]
+        behind = "all GPUs are" if known[0] is None else f"what stands from {wrong or 'the empty place'} on is"
+        return f"{behind} hidden: {wrong or 'nothing'} is no number and no name of a GPU (GPU-..., MIG-...)"
+    return "all GPUs are hidden: one is named twice" if len(set(known)) < len(known) else None
 
 
 def hidden(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether ``CUDA_VISIBLE_DEVICES`` hides every GPU: somebody wants the CPU."""
+    """Whether ``CUDA_VISIBLE_DEVICES`` hides every GPU on purpose, as ``-1`` does, with or without others behind it."""
     named = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
-    return named is not None and named.strip() in HIDDEN
+    return named is not None and named.split(",")[0].strip() in HIDDEN

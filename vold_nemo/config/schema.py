@@ -30,7 +30,14 @@ from vold_nemo.config.sections.evaluation import (
 from vold_nemo.config.sections.models import ParallelConfig, StudentConfig, TeacherConfig, TokenizerConfig
 from vold_nemo.config.sections.objective import ObjectiveConfig
 from vold_nemo.config.sections.rollout import RewardConfig, RolloutConfig
-from vold_nemo.config.sections.training import CheckpointConfig, LimitsConfig, LoggingConfig, SFTConfig, VOLDConfig
+from vold_nemo.config.sections.training import (
+    CheckpointConfig,
+    LimitsConfig,
+    LoggingConfig,
+    ProfileConfig,
+    SFTConfig,
+    VOLDConfig,
+)
 
 
 @dataclass
@@ -65,6 +72,7 @@ class Config:
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     limits: LimitsConfig = section(LimitsConfig)
     logging: LoggingConfig = section(LoggingConfig)
+    profile: ProfileConfig = section(ProfileConfig)
     prefetch: PrefetchConfig = section(PrefetchConfig)
     export: ExportConfig = section(ExportConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)

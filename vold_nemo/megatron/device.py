@@ -91,6 +91,24 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def open_range(name: str) -> None:
+    """Name what follows for a profiler that follows CUDA (an NVTX range of this thread), until :func:`close_range`."""
+    torch.cuda.nvtx.range_push(name)
+
+
+def close_range() -> None:
+    torch.cuda.nvtx.range_pop()
+
+
+def start_capture() -> None:
+    """Begin what a profiler outside this process waits for: ``nsys profile --capture-range=cudaProfilerApi``."""
+    torch.cuda.profiler.start()
+
+
+def stop_capture() -> None:
+    torch.cuda.profiler.stop()
+
+
 def random_state() -> Tensor | None:
     """Of the device's own generator; None without a GPU."""
     return torch.cuda.get_rng_state() if has_gpu() else None

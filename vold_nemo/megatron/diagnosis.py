@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vold_nemo.config import Config, ConfigError, driver
-from vold_nemo.config.installed import version
+from vold_nemo.config.installed import compiled_for_another_torch, engine_trouble, version
 from vold_nemo.megatron.architecture import Architecture
 
 GOOD, NOTE, BAD = "ok", "note", "missing"
@@ -61,9 +61,9 @@ def node() -> Finding:
 def gpus() -> list[Finding]:
     import torch
 
+    found = chosen()
     if not torch.cuda.is_available():
-        return [_unseen(torch.__version__, torch.version.cuda)]
-    found = []
+        return [*found, _unseen(torch.__version__, torch.version.cuda)]
     for index in range(torch.cuda.device_count()):
         at = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
@@ -75,6 +75,15 @@ def gpus() -> list[Finding]:
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     found.append(Finding(GOOD, "CUDA", f"{torch.version.cuda}, driver {driver.kernel_module() or 'not told'}, NCCL {nccl}"))
     return found
+
+
+def chosen() -> list[Finding]:
+    """What ``CUDA_VISIBLE_DEVICES`` says that CUDA reads otherwise than it looks; a node without a driver only notes it."""
+    why, named = driver.misread(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if why is None:
+        return []
+    grade = NOTE if driver.hidden() or driver.kernel_module() is None else BAD
+    return [Finding(grade, "visible GPUs", f"CUDA_VISIBLE_DEVICES={named}: {why}", "name each once, 0,1,2, or unset it")]
 
 
 def _unseen(torch_version: str, cuda: str | None) -> Finding:
@@ -111,8 +120,15 @@ def libraries() -> list[Finding]:
     grade = BAD if torch.cuda.is_available() else NOTE
     for name, mend in optional.items():
         there = version(name)
+        if name == "transformer-engine" and engine_broken():  # told by packages.engine
+            continue
         found.append(Finding(GOOD if there else grade, name, there or "not installed", "" if there else mend))
     return [*found, apex()]
+
+
+def engine_broken() -> bool:
+    """Whether what is here of Transformer Engine does not fit together, or this torch."""
+    return engine_trouble() is not None or compiled_for_another_torch() is not None
 
 
 def apex() -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vold_nemo.config import limits, network
+from vold_nemo.config import Config, environment, limits, network
 from vold_nemo.megatron.diagnosis import BAD, GOOD, NOTE, Finding
 
 
@@ -23,6 +23,20 @@ def system_limits(world: int, on_node: int) -> list[Finding]:
         found.append(Finding(grade, "tasks", f"{tasks:,} allowed by the control group, {need:,} needed", mend))
     dumps = limits.core_dumps()
     return [*found, Finding(NOTE, "core dumps", "are written", dumps)] if dumps else found
+
+
+def variables(config: Config, verb: str, capability: float | None) -> list[Finding]:
+    """What a run of ``verb`` on GPUs finds in its environment, and who put it there."""
+    found = []
+    for one in environment.wanted(config, verb, capability):
+        own = environment.said(one, os.environ)
+        follows = environment.contradicts(one, own) if own is not None else None
+        if own is not None:
+            what = f"{one.name}={own}, set here"
+        else:
+            what = f"{one.name} is not set" if one.value is None else f"{one.name}={one.value}, which {verb} sets for itself"
+        found.append(Finding(NOTE if follows else GOOD, "variables", f"{what} ({one.why})", follows or ""))
+    return found
 
 
 def networks() -> list[Finding]:

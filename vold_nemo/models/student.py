@@ -28,6 +28,7 @@ from vold_nemo.config.launcher import STOPPED_BY_SIGNAL
 from vold_nemo.megatron import architecture, build, parallel, sequences, training, weights
 from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
 from vold_nemo.models.heartbeat import Heartbeat
+from vold_nemo.models.profiling import Profiler
 from vold_nemo.models.rank_checks import assert_same
 from vold_nemo.models.stopping import Stop
 from vold_nemo.models.stragglers import slowest
@@ -173,7 +174,7 @@ class MegatronStudent(ModelPT):
         beat = Heartbeat(
             run.folder, rank=self.layout.rank, world=self.layout.world, limit=stuck, total=self.total_steps
         )
-        with beat as heart:
+        with Profiler(self.config.profile, run.folder, self.layout) as profiler, beat as heart:
             heart.note("resume")
             run.keep(self.lineage)
             start = self.resume(run)
@@ -185,8 +186,10 @@ class MegatronStudent(ModelPT):
                 total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=not first
             )
             self.writer = saving.Writer(later=self.config.checkpoint.asynchronous)
+            profiler.go_on(start)
             with Stop(wall) as stop, self.writer, bar, logging_redirect_tqdm():
                 for number in range(start, self.total_steps):
+                    profiler.begin(number + 1)
                     heart.note("step", number)
                     self.own_seconds = {}
                     metrics = self.train_step(number)
@@ -203,6 +206,7 @@ class MegatronStudent(ModelPT):
                     if last or (every and done % every == 0):
                         heart.note("checkpoint")
                         self.save_checkpoint(run, done, metrics, needed=last)
+                    profiler.end(done)
                     if stopping and done < self.total_steps:
                         if first:
                             reason = stop.reason or "another rank's signal"

@@ -134,7 +134,8 @@ def layers_compared(bf16: torch.nn.Module, fp8: torch.nn.Module, engine: bool):
 def gradient(model, teacher: Teacher, step: Step, batches, hidden) -> list[torch.Tensor]:
     """Copies of the student's gradients (this rank's shards) with ``teacher``'s hidden states in the KL."""
     model.teachers = Teachers(teacher)
-    model.get_loss_and_metrics(step.to(model.layout.device), batches, hidden, beta=1.0, forward_only=False)
+    passed = list(hidden)  # it is given up, one by one
+    model.get_loss_and_metrics(step.to(model.layout.device), batches, passed, beta=1.0, forward_only=False)
     return [parameter.main_grad.clone() for parameter in counted(model)]
 
 

@@ -172,20 +172,22 @@ class MegatronVOLDModel(MegatronStudent):
         return metrics | validation | ({"teacher_moved": moved} if (moved := self.teachers.moved()) else {})
 
     def get_loss_and_metrics(
-        self, step: Step, batches: Sequence[MicroBatch], hidden: Sequence[Tensor | None], *, beta: float, forward_only: bool
+        self, step: Step, batches: Sequence[MicroBatch], hidden: list[Tensor | None], *, beta: float, forward_only: bool
     ):
         """Eq. 6 over this data rank's micro-batches; gradients stay in the DDP buffers, statistics on the last stage.
 
-        ``hidden``: the teacher's, by micro-batch.  Writes the columns ``kl`` and, where no ``old`` stands, ``trainer``.
+        ``hidden``: the teacher's, by micro-batch; each is taken out, and so freed, once its loss is formed.
+        Writes the columns ``kl`` and, where no ``old`` stands, ``trainer``.
         """
 
         def loss(output: Tensor, batch: MicroBatch, index: int):
-            scored = hidden[index] is not None and not self.options.kl_in_rewards  # else the KL is not in the loss too
+            states, hidden[index] = hidden[index], None  # gradients are formed with the loss: nothing needs it afterwards
+            scored = states is not None and not self.options.kl_in_rewards  # else the KL is not in the loss too
             value, said = vold_loss(
                 sequences.predicting(output, batch, self.layout), self.head,
                 token_batch(step, batch, beta if scored else 0.0), self.shard,
                 self.objective if scored else replace(self.objective, kl=None),
-                teacher=self.teachers.states(hidden[index], batch) if scored else None,
+                teacher=self.teachers.states(states, batch) if scored else None,
                 context=self.layout.context_group if self.layout.context > 1 else None,
                 head_gradient=None if forward_only else self.head.main_grad,
             )  # fmt: skip

@@ -17,7 +17,7 @@ from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.config.places import root
 from vold_nemo.config.writing import replace_text, writing
-from vold_nemo.planning import site
+from vold_nemo.planning import profiling, site
 
 _SINGLE = (
     "parallel.tensor=1", "parallel.pipeline=1", "parallel.context=1", "parallel.expert=1", "parallel.sequence=false",
@@ -115,6 +115,8 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
         # its variables are the nodes' to fill in; the minutes are a net below those that the copy itself keeps to
         **({"VOLD_STAGE": _quoted(launch.stage), "VOLD_STAGE_MINUTES": math.ceil(launch.stage_minutes) + 2}
            if launch.stage and stage.name in site.STAGED else {}),
+        **({"VOLD_NSYS": _quoted(here / profiling.folder_of(config, stage.name))}
+           if config.profile.steps and config.profile.tool == "nsys" and stage.name in ("sft", "vold") else {}),
     }  # fmt: skip
     array = f"array of {stage.array} jobs of " if stage.array else ""
     return "\n".join(

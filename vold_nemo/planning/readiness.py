@@ -13,17 +13,18 @@ from collections.abc import Iterator, Mapping
 from vold_nemo.config import Config, ConfigError, driver, installed
 from vold_nemo.config.errors import NodeError
 from vold_nemo.config.launcher import launch
+from vold_nemo.planning import profiling
 
 BUILD = "slurm/build_gpu.sh makes an environment for GPUs"
 TO_CPU = "device=cpu says that a CPU is meant"
 
 
 def findings(config: Config, verb: str, environment: Mapping[str, str] | None = None) -> list[ConfigError]:
-    """Every obstacle on this node; none where no GPU is meant."""
+    """Every obstacle on this node; where no GPU is meant, there is none but a profiler that needs one."""
     env = os.environ if environment is None else environment
-    if not means_gpus(config, verb, env):
-        return []
-    return [*_gpus(config, env), *_packages(config, verb)]
+    gpus = means_gpus(config, verb, env)
+    found = list(profiling.of_node(config, verb, gpus, env))
+    return [*found, *_gpus(config, env), *_packages(config, verb)] if gpus else found
 
 
 def means_gpus(config: Config, verb: str, environment: Mapping[str, str]) -> bool:

@@ -20,7 +20,7 @@ from vold_nemo.config.sources import local_folder
 from vold_nemo.config.tree import value_at
 from vold_nemo.data.traces import trace_files
 from vold_nemo.megatron import architecture, precision
-from vold_nemo.planning import published, site
+from vold_nemo.planning import profiling, published, site
 
 
 class Pending(ConfigError):
@@ -161,6 +161,7 @@ def _find(config: Config, stages: tuple[str, ...], world: int, wrong: set[str]) 
         if f"{stage}.optimizer.learning_rate" not in wrong:
             steps = value_at(config, f"{stage}.steps")
             yield from _optimizer(value_at(config, f"{stage}.optimizer"), f"{stage}.optimizer", steps)
+    yield from profiling.of_run(config, stages, world, wrong)
     if "sft" in stages:
         yield from _packing(config)
     if "vold" in stages:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from vold_nemo.config.environment import GLOO_LAZY
 from vold_nemo.planning import rates, timing
 from vold_nemo.planning.plan import models_of
 from vold_nemo.rehearsal import findings
@@ -112,12 +114,14 @@ def by_place(counted: Counter, most: int | None = PLACES) -> list[dict[str, Any]
 
 
 def groups_of(groups) -> dict[str, Any]:
-    """Connections by formula: gloo's to each peer of each group when it is made, NCCL's when a device tensor first meets it."""
+    """Connections by formula: gloo's to each peer of each group, when it is made or (late) when two talk; NCCL's when a device
+    tensor first meets it."""
     gloo = [group for group in groups.known.values() if "gloo" in group.backend and group.size > 1]
+    peers = sum(group.size - 1 for group in gloo)
     nccl = [group for group in groups.known.values() if "cuda" in groups.using.get(group.name, ()) and group.size > 1]
     return {
         "of_this_rank": len(groups.known), "made_in_the_world": groups.made + 1,
-        "gloo": len(gloo), "gloo_peers": sum(group.size - 1 for group in gloo),
+        "gloo": len(gloo), "gloo_peers": peers, "gloo_at_once": 0 if os.environ.get(GLOO_LAZY) == "1" else peers,
         "nccl_used": sorted({(group.name, group.size) for group in nccl}),
     }  # fmt: skip
 

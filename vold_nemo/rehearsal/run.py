@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import Config, ConfigError, TeacherConfig
+from vold_nemo.config.sections.training import ProfileConfig
 from vold_nemo.planning.plan import models_of, stage_gpus
 
 OWN = "the project's own"  # layers
@@ -103,7 +104,8 @@ def rehearse(config: Config) -> Rehearsal:
         ConfigError: no compiler, a rank outside the world, a model without published shapes.
     """
     asked, world = config.rehearse, world_of(config)
-    config = replace(config, vold=replace(config.vold, start=config.student.path))  # stage 1 has not run: the same shapes
+    # Stage 1 has not run: the same shapes.  A profiler would see fake tensors.
+    config = replace(config, vold=replace(config.vold, start=config.student.path), profile=ProfileConfig())
     per_node = config.cluster.gpus_per_node
     with launched_as(asked.rank, world, asked.rank % per_node):
         return _rehearse(config, world, per_node)

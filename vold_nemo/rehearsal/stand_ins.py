@@ -100,6 +100,7 @@ def _runtime(gpu: GPU, ledger: Ledger) -> None:
     for name, answer in answers.items():
         setattr(cuda, name, answer)
     cuda.random._lazy_init = lambda: None
+    cuda.nvtx.range_push, cuda.nvtx.range_pop = (lambda name: 0), (lambda: 0)  # a CPU build has none
     cuda.random._lazy_call = lambda call, **options: call()
     cuda.random.default_generators = generators
     for name, answer in {

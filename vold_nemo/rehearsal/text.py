@@ -43,7 +43,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     groups = found["groups"]
     yield (
         f"groups: {groups['of_this_rank']} of this rank ({groups['made_in_the_world']} in the world); gloo in "
-        f"{groups['gloo']}, at most {groups['gloo_peers']} connections; NCCL communicators: {len(groups['nccl_used'])}"
+        f"{groups['gloo']}, at most {groups['gloo_peers']:,} connections, {groups.get('gloo_at_once', 0):,} of them when it is "
+        f"made; NCCL communicators: {len(groups['nccl_used'])}"
     )
     if found["violations"]:
         yield ""

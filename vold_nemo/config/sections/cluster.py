@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vold_nemo.config.fields import ABOVE_ZERO, COUNT, PART, POSITIVE, SHARE, Bound, key, section
 
 VERBS = ("generate_traces", "sft", "vold")  # several of their ranks read the same weights
+RATE = Bound("0.001 or more", lambda rate: rate >= 1e-3)  # of a device or link; what is slower takes longer than anybody waits
 RANKS = Bound("1 to 65536", lambda ranks: 1 <= ranks <= 1 << 16)
 
 
@@ -60,18 +61,18 @@ class ClusterConfig:
     compute_capability: float | None = key(None, "8.0 (A100), 9.0 (H100, H200), 10.0 (B200); null = no FP8 is planned",
                                            bound=ABOVE_ZERO)  # fmt: skip
     bf16_tflops: float | None = key(None, "dense; null (or one of the four rates in GB/s) = a plan without times",
-                                    bound=ABOVE_ZERO)  # fmt: skip
-    fp8_tflops: float | None = key(None, "dense; null = an FP8 teacher is timed at the bf16 rate", bound=ABOVE_ZERO)
-    memory_gbs: float | None = key(None, "bandwidth of a GPU's own memory, GB/s", bound=ABOVE_ZERO)
-    link_gbs: float | None = key(None, "between GPUs of a node, GB/s a GPU", bound=ABOVE_ZERO)
-    network_gbs: float | None = key(None, "between nodes, GB/s a GPU", bound=ABOVE_ZERO)
-    host_gbs: float | None = key(None, "between a GPU and its host's memory, GB/s", bound=ABOVE_ZERO)
+                                    bound=RATE)  # fmt: skip
+    fp8_tflops: float | None = key(None, "dense; null = an FP8 teacher is timed at the bf16 rate", bound=RATE)
+    memory_gbs: float | None = key(None, "bandwidth of a GPU's own memory, GB/s", bound=RATE)
+    link_gbs: float | None = key(None, "between GPUs of a node, GB/s a GPU", bound=RATE)
+    network_gbs: float | None = key(None, "between nodes, GB/s a GPU", bound=RATE)
+    host_gbs: float | None = key(None, "between a GPU and its host's memory, GB/s", bound=RATE)
     storage_gbs: float | None = key(None, "that a node reads from the shared file system, GB/s; null = no time of a start",
-                                    bound=ABOVE_ZERO)  # fmt: skip
+                                    bound=RATE)  # fmt: skip
     storage_total_gbs: float | None = key(None, "that all nodes of a job read from it together, GB/s; null = without a limit",
-                                          bound=ABOVE_ZERO)  # fmt: skip
+                                          bound=RATE)  # fmt: skip
     disk_gbs: float | None = key(None, "that a node writes to, and reads from, its own disk, GB/s; null = no faster or slower "
-                                 "than `storage_gbs`", bound=ABOVE_ZERO)  # fmt: skip
+                                 "than `storage_gbs`", bound=RATE)  # fmt: skip
     launch: LaunchConfig = section(LaunchConfig)
 
 

@@ -102,6 +102,16 @@ class LimitsConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Steps of a training run whose time is taken apart, phase by phase (docs/profiling.md)."""
+
+    steps: list[int] = key([], "the first and the last of them, counted from 1 as in metrics.jsonl; [] = none", bound=POSITIVE)
+    tool: str = key("torch", "torch = its own profiler: a trace and a table by phase, on a CPU, too; nsys = Nsight Systems, "
+                    "which the ranks are started under", choices=("torch", "nsys"))  # fmt: skip
+    ranks: list[int] = key([], "that are looked into; [] = all", bound=COUNT)
+
+
+@dataclass
 class LoggingConfig:
     """Who gets the metrics, besides metrics.jsonl."""
 
