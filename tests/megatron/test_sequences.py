@@ -8,13 +8,15 @@ import torch
 from vold_nemo.megatron import sequences
 
 
-@pytest.mark.parametrize("context", [1, 2])
-def test_padded_starts_are_the_starts_themselves_and_there_under_context_parallelism_alone(context):
+@pytest.mark.parametrize(("context", "fused"), [(1, False), (2, False), (2, True)])
+def test_padded_starts_are_the_starts_themselves_and_there_under_context_parallelism_alone(context, fused):
     """Transformer Engine's context parallelism divides them, and tells by identity that no padding lies between sequences."""
     seen = {}
 
     def model(ids, positions, mask, packed_seq_params):
         seen["packed"] = packed_seq_params
+
+    model.config = SimpleNamespace(apply_rope_fusion=fused)
 
     class Batch(SimpleNamespace):
         def to(self, device):
