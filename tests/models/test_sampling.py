@@ -176,7 +176,8 @@ def judged(*groups, truncated=None):
 
 def options_of(*overrides):
     config = compose(["experiment=miniature", f"rollout.samples_per_prompt={SAMPLES}", *overrides])
-    layout, contract = types.SimpleNamespace(data=1, micro_batch_multiple=1), types.SimpleNamespace(shared=torch.ones(8, dtype=torch.bool))
+    layout = types.SimpleNamespace(data=1, micro_batch_multiple=1)
+    contract = types.SimpleNamespace(shared=torch.ones(8, dtype=torch.bool))
     return step_options(config, contract, layout, eos_ids=(), teacher_cost=[1.0], pad_multiple=1)
 
 
