@@ -204,6 +204,7 @@ class MegatronStudent(ModelPT):
                     stopping = stop.agreed(self.layout.device)
                     last = stopping or done == self.total_steps
                     if last or (every and done % every == 0):
+                        self.make_way()
                         heart.note("checkpoint")
                         self.save_checkpoint(run, done, metrics, needed=last)
                     profiler.end(done)
@@ -227,6 +228,9 @@ class MegatronStudent(ModelPT):
             heart.note("export")
             self.save_to(str(archive))
         run.close()
+
+    def make_way(self) -> None:
+        """Called before a checkpoint: what it does not need may leave the device."""
 
     def on_loop_start(self, step: int) -> None:
         """Called once, after a resume and before the first step."""

@@ -34,7 +34,7 @@ def parts(config: Config, models: Models, stage: str, at: Placement) -> dict[str
     if models.teachers:
         weights = zip(memory.scorers(config, models), memory.teachers_weights(config, models, at, padded), strict=True)
         found["teacher"] = sum(size for (one, *_), size in weights if one.offload and one.offload_to == "host")
-    if config.rollout.engine == "vllm" and config.rollout.sleep:
+    if config.rollout.sleep:
         found["engine"] = memory.engine_weights(config, models)
     return {name: size for name, size in found.items() if size}
 

@@ -143,8 +143,6 @@ class OneStep:
         from vold_nemo.checkpoint.saving import Snapshot
         from vold_nemo.megatron.pinned import Room
 
-        if hasattr(self, "handover"):
-            self.handover.enter("checkpoint")
         for room in (None, Room()) if self.config.checkpoint.asynchronous else (None,):
             snapshot = Snapshot(
                 run.checkpoints, done, self.training_state, retention=Retention.of(self.config.checkpoint), room=room
