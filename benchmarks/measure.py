@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from benchmarks.process import resident
+
 
 def parse(arguments: list[str], defaults: dict) -> dict:
     """``key=value`` pairs over ``defaults``, each in its default's type."""
@@ -38,12 +40,7 @@ class Peak:
             self.start = self.cuda.memory_allocated()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-            self.start = self._resident("VmRSS")
-
-    @staticmethod
-    def _resident(name: str) -> int:
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
-        return int(line.split()[1]) * 1024
+            self.start = resident()
 
     def stop(self) -> int:
         """Bytes above the start at the highest point; the next period begins, above the same start."""
@@ -52,7 +49,7 @@ class Peak:
             highest = self.cuda.max_memory_allocated()
             self.cuda.reset_peak_memory_stats()
         else:
-            highest = self._resident("VmHWM")
+            highest = resident("VmHWM")
             Path("/proc/self/clear_refs").write_text("5")
         return highest - self.start
 
