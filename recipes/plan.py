@@ -30,11 +30,11 @@ def main(config: Config) -> None:
     from vold_nemo.pages.plan import write
     from vold_nemo.planning import launch, text
     from vold_nemo.planning.example import example
-    from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, stage_gpus
+    from vold_nemo.planning.plan import STAGES, layout_findings, make_plan, models_of, stage_gpus, with_rehearsals
     from vold_nemo.planning.resolved import describe
     from vold_nemo.planning.tokens import contract
     from vold_nemo.planning.validity import Unbuilt, pending
-    from vold_nemo.rehearsal.kept import said
+    from vold_nemo.rehearsal import kept
 
     warnings = pending(config)
     for error in warnings:
@@ -46,7 +46,7 @@ def main(config: Config) -> None:
     wrong = {str(e): e for stage in STAGES for e in layout_findings(config, models, stage, stage_gpus(config, stage))}
     if wrong:
         raise ExceptionGroup("layout", list(wrong.values()))
-    plan = make_plan(config, models)
+    plan = with_rehearsals(make_plan(config, models), config, models, kept.of(config))
     lines = [describe(config, "plan"), *contract(config), "", *text.memory_table(plan)]
     lines += [*text.host_table(config, models), "", *text.time_table(plan, config)]
     lines += ["", *text.start_table(config, models, plan)]
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
         lines += ["", "recomputation and offload stand where a layout does not fit without; all stages share one parallel.*"]
     if config.explain:
         lines += ["", *text.assumptions(config)]
-    lines += ["", f"evidence: {config.evidence}, as conf/experiment/ has it", said(config)]
+    lines += ["", f"evidence: {config.evidence}, as conf/experiment/ has it", kept.said(config)]
     print("\n".join(lines))
     print(f"\nwritten: {write(config, plan)}")
     if not plan.fits:

@@ -187,7 +187,9 @@ def test_vllms_cache_stands_beside_the_trainer_unless_the_engine_sleeps(paper):
     stands, sleeps = parts(), parts("rollout.sleep=true")
     for phase in ("generate", "teacher", "train", "sync"):
         assert stands[phase]["engine"] + stands[phase]["cache"] == pytest.approx(0.25 * 79.1 * GIB, abs=2)
-    assert {phase for phase, held in sleeps.items() if "cache" in held} == {"generate"}
+    assert {phase for phase, held in sleeps.items() if "cache" in held} == {"start", "generate"}
+    assert set(sleeps["start"]) == {"engine", "cache", "reserve"}  # alone, and gone when the models come
+    assert set(stands["start"]) >= {"engine", "cache", "parameters", "gradients", "optimizer", "teacher"}
     assert "engine" in sleeps["sync"] and not {"engine", "cache"} & set(sleeps["train"])
     small = compose(["experiment=paper_3b", "rollout.engine=vllm", "rollout.vllm.memory_share=0.1"])
     assert {e.key for e in layout_findings(small, models_of(small), "vold", 4)} == {"rollout.vllm.memory_share"}
@@ -208,6 +210,26 @@ def test_an_fp8_teachers_linear_layers_run_at_the_fp8_rate():
     linear = 2 * scored * tokens * (allocation.parameter_count(arch) - 2 * arch.vocabulary * arch.hidden)
     saved = linear * (1 / 989e12 - 1 / 1979e12) / (8 * config.plan.forward_efficiency)
     assert bf16 - fp8 == pytest.approx(saved, rel=1e-3) and 0.5 < fp8 / bf16 < 0.7
+
+
+def test_a_rehearsals_counts_take_the_place_of_formulas(paper):
+    models = models_of(paper)
+    planned = timing.duration(paper, models, "vold", 8)
+    train = {"train": {"work": 20.0, "links": 2.0}}
+    phases = train | {"teacher": {"work": 5.0, "links": 1.0}, "probe": {"work": 9.0, "links": 9.0}}
+    one = {"stage": "vold", "world": 8, "violations": [], "micro_batches": {"planned": 100}, "seconds": phases}
+    slower = one | {"seconds": {"teacher": {"work": 7.0, "links": 1.0}}}
+    strange = [one | {"world": 16}, one | {"stage": "sft"}, one | {"violations": ["it did not fit"]}]
+    assert timing.counted(planned, paper, models, strange) == planned
+    found = timing.counted(planned, paper, models, [one, slower])
+    assert found.seconds == planned.seconds | {"teacher": 8.0, "train": 22.0} and set(found.rehearsed) == {"teacher", "train"}
+    twice = assign(paper, "vold.updates_per_step", 2)
+    assert "train" not in timing.counted(planned, twice, models, [one]).rehearsed
+    piped = assign(paper, "parallel.pipeline", 2)
+    assert timing.counted(planned, piped, models, [one]).seconds["train"] == pytest.approx(22.0 * 1.01)
+    stage1 = timing.duration(paper, models, "sft", 8)
+    of_sft = one | {"stage": "sft", "seconds": train}
+    assert timing.counted(stage1, paper, models, [of_sft]).seconds == {"train": 22.0}
 
 
 def test_estimators_that_sum_over_the_vocabulary_take_a_temporary_more(paper):

@@ -38,6 +38,7 @@ def as_data(plan: Plan) -> dict:
                 ],
                 "steps": stage.time.steps if stage.time is not None else None,
                 "seconds_a_step": stage.time.seconds if stage.time is not None else None,
+                "rehearsed": stage.time.rehearsed if stage.time is not None else (),
             }
             for stage in plan.stages
         ],

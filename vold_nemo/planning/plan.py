@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.megatron import architecture
@@ -110,6 +111,14 @@ def make_plan(config: Config, models: Models) -> Plan:
     return Plan(
         tuple(plan_stage(config, models, stage, stage_gpus(config, stage)) for stage in planned_stages(config))
     )
+
+
+def with_rehearsals(plan: Plan, config: Config, models: Models, rehearsals: Sequence[Mapping[str, Any]]) -> Plan:
+    """``plan`` with the times of phases that were rehearsed (:func:`timing.counted`)."""
+    return Plan(tuple(
+        stage if stage.time is None else replace(stage, time=timing.counted(stage.time, config, models, rehearsals))
+        for stage in plan.stages
+    ))  # fmt: skip
 
 
 def layout_findings(config: Config, models: Models, stage: str, gpus: int) -> list[ConfigError]:

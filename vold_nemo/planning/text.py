@@ -60,7 +60,9 @@ def time_table(plan: Plan, config: Config) -> Iterator[str]:
         return
     yield "time (planned, not measured)"
     for time in plan.times:
-        parts = ", ".join(f"{name} {figure(seconds)}" for name, seconds in time.seconds.items())
+        parts = ", ".join(
+            f"{name}{'*' if name in time.rehearsed else ''} {figure(seconds)}" for name, seconds in time.seconds.items()
+        )
         yield (
             f"  {time.stage:<7}{time.steps} x {figure(time.step)} s ({parts}) = {figure(time.total / 3600)} h "
             f"on {time.gpus} GPU(s), {figure(time.gpu_hours)} GPU hours"
@@ -71,6 +73,8 @@ def time_table(plan: Plan, config: Config) -> Iterator[str]:
         for name, seconds in time.seconds.items()
     }
     most = max(hours, key=hours.__getitem__)
+    if any(time.rehearsed for time in plan.times):
+        yield "  * from operations and bytes that a rehearsal of this counted (rehearse.path), at the same rates"
     yield f"  in all {figure(plan.gpu_hours)} GPU hours; {most} takes {hours[most] / plan.gpu_hours:.0%} of them"
 
 

@@ -15,13 +15,16 @@
                       the teacher takes longer than planned here
 
 The linear layers of a teacher whose inputs are FP8 too run at ``cluster.fp8_tflops``, where that is given; its attention and an
-emulated FP8 teacher at the bf16 rate.  Of several teachers the costliest counts, as if it scored all.  Rewards (CPU) and
+emulated FP8 teacher at the bf16 rate.  Where a rehearsal of the configuration lies in ``rehearse.path``, its counts take the
+place of these formulas (:func:`counted`).  Of several teachers the costliest counts, as if it scored all.  Rewards (CPU) and
 validation are not timed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vold_nemo.config import Config
 from vold_nemo.megatron.architecture import Architecture, padded_vocabulary
@@ -42,6 +45,7 @@ class Duration:
     gpus: int
     steps: int
     seconds: dict[str, float]
+    rehearsed: tuple[str, ...] = ()  # phases whose operations and bytes were counted by a rehearsal
 
     @property
     def step(self) -> float:
@@ -62,6 +66,31 @@ def duration(config: Config, models: Models, stage: str, gpus: int) -> Duration:
     if stage == "sft":
         return Duration(stage, gpus, config.sft.steps, _sft(config, models, gpus))
     return Duration(stage, gpus, config.vold.steps, _vold(config, models, gpus))
+
+
+def counted(time: Duration, config: Config, models: Models, rehearsals: Sequence[Mapping[str, Any]]) -> Duration:
+    """``time`` with what ``rehearsals`` (``account.account``) of its stage and world counted: the operations and bytes of each
+    phase on the slowest rank among them, at the same rates, and the pipeline's bubble.
+
+    A rehearsal runs the longest micro-batches and is scaled by tokens: of long answers it overstates attention.
+    """
+    found: dict[str, float] = {}
+    known = {"train", "teacher", "sync"}
+    if time.stage == "vold" and config.vold.updates_per_step > 1:
+        known.remove("train")  # a rehearsal counts one update, and the log-probs before it apart
+    for one in rehearsals:
+        if one["stage"] != time.stage or one["world"] != time.gpus or one["violations"]:
+            continue
+        for phase, seconds in one["seconds"].items():
+            if phase not in known:
+                continue
+            waits = 1.0 if phase == "sync" else _bubble(config, models.student, one["micro_batches"]["planned"])
+            found[phase] = max(found.get(phase, 0.0), (seconds["work"] + seconds["links"]) * waits)
+    if not found:
+        return time
+    others = {} if time.stage == "sft" else {name: value for name, value in time.seconds.items() if name not in found}
+    seconds = {name: value for name, value in (time.seconds | found).items() if name in found or name in others}
+    return replace(time, seconds=seconds, rehearsed=tuple(found))
 
 
 def forward_flops(arch: Architecture, tokens: float, context: float) -> float:

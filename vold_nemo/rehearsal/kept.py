@@ -14,7 +14,7 @@ from vold_nemo.config.writing import replace_text, writing
 
 # What does not change a rehearsal: where things lie, how jobs are started, what else is printed.
 _ASIDE = re.compile(
-    r"(device|dry_run|strict|explain|search|sbatch|outputs|seed|evidence|json|vold\.start|vold\.run|sft\.run)$"
+    r"(device|dry_run|plan\.path|strict|explain|search|sbatch|outputs|seed|evidence|json|vold\.start|vold\.run|sft\.run)$"
     r"|(rehearse|logging|report|compare|reproduce|verify|handoff|evaluate|prefetch|prepare|limits|staging|cluster\.launch)\."
 )
 
