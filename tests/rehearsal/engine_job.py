@@ -185,6 +185,8 @@ def models() -> dict:
     small = dataclasses.replace(read(config.student.path), layers=2)
     for recompute in ("none", "selective", "full"):
         model = build.build_model(small, layout, padded_vocabulary=151936, dtype=torch.bfloat16, recompute=recompute)
+        for parameter in model.parameters():  # DDP's, which fused weight gradients are added to
+            parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
         forward = counted(lambda model=model: outputs.append(model(ids, ids, None)))
         backward = counted(lambda: outputs[-1].backward(torch.empty_like(outputs[-1])))
         found[recompute] = [forward["launches"], backward["launches"]]

@@ -93,7 +93,10 @@ def test_blackwell_reads_a_tensorwise_weight_along_either_axis():
 def test_recomputation_forms_again_what_it_did_not_keep(recompute, products, norms, attentions):
     """Of 2 layers: ``selective`` the feed-forward, ``full`` everything.  A backward pass has two products a forward one."""
     forward, backward = found("9.0")["models"][recompute]
-    assert forward == {"cublas_gemm": 2 * 4, "rmsnorm_fwd": 2 * 2 + 1, "fused_attn_fwd": 2}
+    ropes = 2 * 2  # of queries and keys
+    assert forward == {"cublas_gemm": 2 * 4, "rmsnorm_fwd": 2 * 2 + 1, "fused_attn_fwd": 2, "fused_rope_forward": ropes}
+    assert backward["fused_rope_backward"] == ropes
+    assert backward.get("fused_rope_forward", 0) == ropes * attentions
     assert backward["cublas_gemm"] == 2 * 8 + 2 * products
     assert backward.get("rmsnorm_fwd", 0) == 2 * norms
     assert backward.get("fused_attn_fwd", 0) == 2 * attentions
