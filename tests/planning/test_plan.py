@@ -187,9 +187,8 @@ def test_vllms_cache_stands_beside_the_trainer_unless_the_engine_sleeps(paper):
     stands, sleeps = parts(), parts("rollout.sleep=true")
     for phase in ("generate", "teacher", "train", "sync"):
         assert stands[phase]["engine"] + stands[phase]["cache"] == pytest.approx(0.25 * 79.1 * GIB, abs=2)
-    assert {phase for phase, held in sleeps.items() if "cache" in held} == {"start", "generate"}
-    assert set(sleeps["start"]) == {"engine", "cache", "reserve"}  # alone, and gone when the models come
-    assert set(stands["start"]) >= {"engine", "cache", "parameters", "gradients", "optimizer", "teacher"}
+    assert {phase for phase, held in sleeps.items() if "cache" in held} == {"engine", "generate"}
+    assert set(sleeps["engine"]) == set(stands["engine"]) == {"engine", "cache", "reserve"}  # it comes first
     assert "engine" in sleeps["sync"] and not {"engine", "cache"} & set(sleeps["train"])
     small = compose(["experiment=paper_3b", "rollout.engine=vllm", "rollout.vllm.memory_share=0.1"])
     assert {e.key for e in layout_findings(small, models_of(small), "vold", 4)} == {"rollout.vllm.memory_share"}

@@ -187,10 +187,9 @@ def _vold(config: Config, models: Models, at: Placement, gpus: int, met: Met | N
     cache = rollout_cache(config, models, rows, longest)
     # vLLM's cache stands all the time, unless the engine sleeps; then it comes back only to generate.
     stays = {"cache": cache} if config.rollout.engine == "vllm" and not config.rollout.sleep else {}
-    # The engine is built first and awake; one that is to sleep has left when teacher and student come.
-    built = {"engine": resident["engine"]} | reserve(config) if config.rollout.sleep else resident
+    # The engine is built first, awake and alone: vLLM looks at what is free.
     first = {"cache": cache} if config.rollout.engine == "vllm" else {}
-    yield Phase("vold", "start", at, built | first)
+    yield Phase("vold", "engine", at, {"engine": resident["engine"]} | reserve(config) | first)
     yield Phase("vold", "generate", at, here(config, "generate", resident) | {"cache": cache})
 
     padded_length = -(-longest // (multiple := pad_multiple(config, models))) * multiple
