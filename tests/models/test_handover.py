@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from tests.models.stages import REWARDS, FixedSampler, build_vold, configuration, layout_of, vold_steps
+from vold_nemo.models import heartbeat
+from vold_nemo.models.clock import PhaseClock
 from vold_nemo.models.handover import Handover
 
 ASKED = ["vold.offload.gradients=true", "vold.offload.optimizer=true", "rollout.sleep=true", "vold.updates_per_step=2"]
@@ -49,6 +51,16 @@ def test_leaving_comes_first_and_a_phase_that_is_not_in_the_table_moves_nothing(
         said.append(" ".join(log))
         log.clear()
     assert said == ["-optimizer", "", "-engine +optimizer", "", "-optimizer +engine", "-engine +optimizer"]
+
+
+def test_a_phase_begins_when_others_have_left_so_that_its_memory_is_what_it_needs(monkeypatch):
+    log = []
+    monkeypatch.setattr(heartbeat, "listeners", [log.append])
+    clock = PhaseClock(torch.device("cpu"), Handover({name: Recorder(name, log) for name in ("engine", "optimizer")}, {}))
+    for phase in ("train", "sync"):
+        with clock(phase):
+            log.append("work")
+    assert log == ["-engine", "train", "work", "-optimizer", "sync", "+engine", "work"]
 
 
 def test_what_left_before_the_first_phase_is_not_asked_to_leave_and_comes_back():

@@ -29,9 +29,11 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        heartbeat.note(phase)
         began = self._now()
         try:
+            if self.handover is not None:
+                self.handover.leave(phase)  # before the phase: its memory is what it needs
+            heartbeat.note(phase)
             if self.handover is not None:
                 self.handover.enter(phase)
             yield

@@ -42,14 +42,18 @@ class Handover:
         self.away = set(away)
         self.held: dict[str, dict[str, int]] = {}  # by phase; of the last time that it was left
 
+    def leave(self, phase: str) -> None:
+        """Send away what ``phase`` does not need."""
+        for name, movable in self._movables.items():
+            if phase in NEEDS and name not in NEEDS[phase] and name not in self.away:
+                movable.leave()
+                self.away.add(name)
+
     def enter(self, phase: str) -> None:
         """Bring about the row of ``phase``."""
         if phase not in NEEDS:
             return
-        for name, movable in self._movables.items():
-            if name not in NEEDS[phase] and name not in self.away:
-                movable.leave()
-                self.away.add(name)
+        self.leave(phase)
         for name in sorted(self.away & NEEDS[phase]):
             self._movables[name].come_back()
             self.away.remove(name)

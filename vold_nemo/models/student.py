@@ -180,7 +180,7 @@ class MegatronStudent(ModelPT):
             start = self.resume(run)
             if start >= self.total_steps:
                 return self._nothing_to_do(run, heart, start)
-            heart.note("sync", start)
+            heart.note("resume", start)
             self.on_loop_start(start)
             bar = tqdm(
                 total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=not first
