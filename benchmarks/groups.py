@@ -77,6 +77,8 @@ def rank_of(number: int, size: int, meeting: str, lazy: bool, own: bool, outbox)
     dist.gather_object(number, [None] * size if number == 0 else None)
     dist.barrier()
     outbox.put((number, joined, grouped, sockets()))
+    outbox.close()
+    outbox.join_thread()  # what a thread writes would end with the process
     dist.barrier()
     os._exit(0)  # groups of two kinds are not worth taking down
 

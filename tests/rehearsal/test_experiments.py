@@ -49,11 +49,15 @@ def test_a_rank_of_a_world_of_1024(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_of_every_family_are_those_of_its_layers(tmp_path, family):
     """A missing or left-over parameter ends a rehearsal; experts are a teacher's alone."""
-    dense, experts = {**STUDENT, "model_type": family}, {**TEACHER, "model_type": family}
-    if not FAMILIES[family].qkv_bias:
-        dense |= {"head_dim": 32, "tie_word_embeddings": False}
-    student = write(tmp_path / "student", STUDENT if FAMILIES[family].experts else dense)
-    teacher = write(tmp_path / "teacher", experts if FAMILIES[family].experts else dense)
+    mixture = FAMILIES[family].experts
+    config = {**(TEACHER if mixture else STUDENT), "model_type": family}
+    if not mixture and not FAMILIES[family].qkv_bias:
+        config |= {"head_dim": 32, "tie_word_embeddings": False}
+    if FAMILIES[family].nested:
+        text = {**config, "model_type": f"{family}_text"}
+        config = {"model_type": family, "tie_word_embeddings": config["tie_word_embeddings"], "text_config": text}
+    teacher = write(tmp_path / "teacher", config)
+    student = write(tmp_path / "student", STUDENT) if mixture else teacher
     done = rehearse(
         tmp_path / "out", *SHORT, f"student.path={student}", f"teacher.path={teacher}", "rehearse.engine=te",
         "rehearse.world=4", "rehearse.rank=3", "parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true",

@@ -11,6 +11,7 @@ No torch.  The tests build the same models on 1, 2 and 4 ranks and compare; size
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Placement:
     stage: int
     data_rank: int = 0
     expert: int = 1
+    virtual: int = 1  # chunks of a trained model's stage, where its layers divide (`Architecture.virtual`)
 
     @property
     def is_first(self) -> bool:
@@ -168,9 +170,11 @@ def trained(arch: Architecture, at: Placement, padded: int, precision: str, dist
     size, state = BYTES[precision], 8 if precision == "fp32" else 12
     if not distributed:
         return Allocation(elements, size * elements, FP32 * elements, state * elements)
-    buckets, ranges = bucket_ranges(parameters, at.data)
-    held = sum(_overlap(buckets, ranges, at))
-    length = buckets[-1][1]
+    held = length = 0
+    for buffer in _buffers(arch, at, parameters):
+        buckets, ranges = bucket_ranges(buffer, at.data)
+        held += sum(_overlap(buckets, ranges, at))
+        length += buckets[-1][1]
     return Allocation(elements, size * length, FP32 * length, state * held)
 
 
@@ -187,9 +191,21 @@ def checkpoint_copy(arch: Architecture, at: Placement, padded: int, precision: s
     owned = _owned(tuple(p.numel for p, own in zip(parameters, ours, strict=True) if own), at.data)[at.data_rank]
     if not distributed:
         return (BYTES[precision] + (12 if precision == "bf16" else 8)) * owned
-    buckets, ranges = bucket_ranges(parameters, at.data)
-    own_ranges = [one for one, own in zip(ranges, reversed(ours), strict=True) if own]
-    return BYTES[precision] * owned + 12 * sum(_overlap(buckets, own_ranges, at))
+    held = 0
+    for buffer in _buffers(arch, at, parameters):
+        buckets, ranges = bucket_ranges(buffer, at.data)
+        own = [one for one, p in zip(ranges, reversed(buffer), strict=True) if not (p.tied and at.is_last)]
+        held += sum(_overlap(buckets, own, at))
+    return BYTES[precision] * owned + 12 * held
+
+
+def _buffers(arch: Architecture, at: Placement, parameters: list[Parameter]) -> Iterator[list[Parameter]]:
+    """``parameters`` of a stage as the distributed optimizer divides them: a buffer of its own for each virtual stage."""
+    virtual = arch.virtual(at.pipeline, at.virtual)
+    each = arch.stages(at.pipeline)[at.stage] // virtual * len(layer_parameters(arch, at.tensor, at.expert))
+    ends = [int(at.is_first) + number * each for number in range(1, virtual)]  # the embedding stands before the layers
+    for start, end in itertools.pairwise([0, *ends, len(parameters)]):
+        yield parameters[start:end]
 
 
 @functools.lru_cache(256)

@@ -41,8 +41,11 @@ def parts(config: Config, models: Models, stage: str, at: Placement) -> dict[str
 
 def fullest(config: Config, models: Models, stage: str, gpus: int) -> dict[str, int]:
     """:func:`parts` of the rank that needs most."""
-    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
-    data = gpus // (tensor * pipeline)
-    every = itertools.product(range(pipeline), range(data))
-    found = (parts(config, models, stage, Placement(tensor, pipeline, data, *at, config.parallel.expert)) for at in every)
+    parallel = config.parallel
+    data = gpus // (parallel.tensor * parallel.pipeline)
+    every = (
+        Placement(parallel.tensor, parallel.pipeline, data, *at, parallel.expert, parallel.virtual)
+        for at in itertools.product(range(parallel.pipeline), range(data))
+    )
+    found = (parts(config, models, stage, at) for at in every)
     return max(found, key=lambda sizes: sum(sizes.values()))

@@ -98,20 +98,25 @@ def capacity(config: Config) -> int | None:
 @dataclass(frozen=True)
 class Met:
     """Of one data rank's update, where it is known and not supposed: tokens with padding that the teacher scored, and
-    micro-batches."""
+    micro-batches.  ``data_rank``: which, among all that hold the same weights."""
 
     scored: int
     micro_batches: int
+    data_rank: int
 
 
 def phases(config: Config, models: Models, stage: str, gpus: int, met: Met | None = None) -> Iterator[Phase]:
-    """Every phase of ``stage`` on ``gpus`` ranks, on each pipeline stage (data rank 0, whose shard is never the smaller)."""
+    """Every phase of ``stage`` on ``gpus`` ranks, on each pipeline stage: of data rank 0, whose shard is never the smaller, or
+    of the one ``met``."""
     if stage == "traces":
         yield _traces(config, models)
         return
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     for number in range(pipeline):
-        at = Placement(tensor, pipeline, gpus // (tensor * pipeline), number, expert=config.parallel.expert)
+        at = Placement(
+            tensor, pipeline, gpus // (tensor * pipeline), number, met.data_rank if met else 0, config.parallel.expert,
+            config.parallel.virtual,
+        )  # fmt: skip
         yield from _sft(config, models, at, met) if stage == "sft" else _vold(config, models, at, gpus, met)
     yield export(config, models, stage)
 

@@ -251,7 +251,7 @@ def _moved(config: Config, models: Models, gpus: int) -> int:
     away, parallel = leaving(config), config.parallel
     at = Placement(
         parallel.tensor, parallel.pipeline, gpus // (parallel.tensor * parallel.pipeline), parallel.pipeline - 1,
-        expert=parallel.expert,
+        expert=parallel.expert, virtual=parallel.virtual,
     )  # fmt: skip
     padded = padded_vocabulary(models.padded_rows, at.tensor)
     total = 0
