@@ -119,8 +119,8 @@ def test_the_recipe_reports_this_machine(tmp_path, ranks):
         capture_output=True, text=True, timeout=200, cwd=tmp_path,
     )  # fmt: skip
     told = [line[8:] for line in done.stdout.splitlines()]
-    for topic in ("teacher", "node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm", "open files",
-                  "storage"):
+    for topic in ("teacher", "node", "GPU", "torch", "megatron-core", "transformer-engine", "vllm", "apex", "Slurm",
+                  "open files", "storage"):
         assert any(line.startswith(topic) for line in told), done.stdout + done.stderr
     assert any(line.startswith(("versions", "vold-nemo")) for line in told)  # all fit, or whose wish is not met
     assert ("all-reduce" in done.stdout) == (ranks > 1)
