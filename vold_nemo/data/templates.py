@@ -50,7 +50,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None):
     if parts:
         _warn(
             f"{folder}: transformers makes a {kind} of this checkpoint, which differs from its {FILE} in {', '.join(parts)}. "
-            "The file is followed here; do so wherever the checkpoint or its exports are used (PreTrainedTokenizerFast reads it)"
+            "The file is followed here; wherever else the checkpoint or its exports are used, PreTrainedTokenizerFast does so"
         )
     tokenizer.chat_template = _chat_template(tokenizer.chat_template, folder)
     return tokenizer
