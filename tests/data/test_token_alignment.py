@@ -64,6 +64,21 @@ def test_a_long_run_of_equal_tokens_is_cut_and_says_so(world):
     assert lines[-1].split()[1] == str(len(view.ids) - 1)
 
 
+def test_a_piece_of_a_character_is_shown_as_its_bytes():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    # the merges make one token of the first two bytes of a smiling face, and one of the letter e with an acute accent
+    merges = [("ð", "Ł"), ("Ã", "©")]
+    inner = Tokenizer(models.BPE(vocab=letters | {"ðŁ": 256, "Ã©": 257}, merges=merges))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    view = View.of(tokenizer, [{"role": "user", "content": "a\u00e9\U0001f642\n\u00fc"}], [])
+    assert view.tokens == ["a", "\u00e9", "\\xf0\\x9f", "\\x99", "\\x82", "\\n", "\\xc3", "\\xbc"]
+
+
 @pytest.mark.parametrize("verb", ["generate_traces", "sft", "vold", "plan"])
 def test_the_dry_run_shows_a_trace_where_there_is_one_and_a_prompt_otherwise(world, tmp_path, verb):
     config = compose([

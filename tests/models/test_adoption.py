@@ -29,14 +29,16 @@ def world(tmp_path_factory):
     return folder
 
 
-def real_bpe(specials):
+def real_bpe(specials, merges=(("t", "h"),), *, splits=True):
     """A byte-level tokenizer, as Qwen's are: it spells every string."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=letters | {"th": 256}, merges=[("t", "h")]))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    merged = {"".join(pair): 256 + i for i, pair in enumerate(merges)}
+    backend = Tokenizer(models.BPE(vocab=letters | merged, merges=list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splits)
+    backend.decoder = decoders.ByteLevel()
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in specials])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=specials[0])
 
@@ -50,6 +52,16 @@ def test_a_token_starts_from_its_own_spelling():
     assert student("a<think>b</think>")["input_ids"] == teacher("a<think>b</think>")["input_ids"]
     assert student.decode([260], skip_special_tokens=True) == "<think>"  # verifiers see it
     assert adopt(student, 300, teacher) == {}
+
+
+def test_words_and_signs_are_spelled_apart():
+    """In one go, Qwen2.5's real tokenizer makes ``<think>`` of ``<th``, ``ink`` and ``>``."""
+    merges = (("t", "h"), ("<", "th"), ("_", "r"))
+    student, teacher = (real_bpe(["<end>", *more], merges, splits=False) for more in ((), QWEN3_ONLY))
+    assert [student.decode([i]) for i in student("<think>")["input_ids"]] == ["<th", *"ink>"]
+    spelled = {teacher.decode([i]): [student.decode([k]) for k in parts] for i, parts in adopt(student, 300, teacher).items()}
+    assert spelled["<think>"] == ["<", "th", *"ink>"] and spelled["</think>"] == [*"</", "th", *"ink>"]
+    assert spelled["<tool_response>"] == [*"<tool", "_r", *"esponse>"]
 
 
 def test_more_tokens_than_spare_rows_are_refused():

@@ -12,6 +12,7 @@ from vold_nemo.config import ConfigError
 from vold_nemo.config.json_files import read_object
 from vold_nemo.config.sources import local_folder
 from vold_nemo.data.prompts import Prompt
+from vold_nemo.data.tokenizer_file import FILE, as_written
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ _ENDS = "generation_config.json"
 def load_tokenizer(path: str | Path, revision: str | None = None):
     """The fast tokenizer of a Hugging Face checkpoint (local folder, or hub id in the local cache); no remote code.
 
+    It splits as ``tokenizer.json`` says; where transformers would make another one of it, a warning tells
+    (``tokenizer_file.py``).
+
     Its chat template is the one that transformers uses for a conversation without tools: ``chat_template.jinja``, else
     ``chat_template`` in ``tokenizer_config.json`` (a text, or the one named ``default``), and where there is neither,
     ``chat_template.json``.
@@ -31,15 +35,24 @@ def load_tokenizer(path: str | Path, revision: str | None = None):
     """
     from transformers import AutoTokenizer
 
+    folder = Path(local_folder(str(path), revision))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision or "main")
+        kind, (tokenizer, parts) = type(tokenizer).__name__, as_written(tokenizer, folder)
+    except ConfigError:
+        raise
     except Exception as error:  # OSError, ValueError, and of broken files whatever its readers come to raise (tokenizers: bare)
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
             "model path", str(path), "a checkpoint folder with tokenizer.json, or a hub id in the local cache",
             f"correct the path, or fetch it first ({said[0][:200]})",
         ) from error  # fmt: skip
-    tokenizer.chat_template = _chat_template(tokenizer.chat_template, Path(local_folder(str(path), revision)))
+    if parts:
+        _warn(
+            f"{folder}: transformers makes a {kind} of this checkpoint, which differs from its {FILE} in {', '.join(parts)}. "
+            "The file is followed here; wherever else the checkpoint or its exports are used, PreTrainedTokenizerFast does so"
+        )
+    tokenizer.chat_template = _chat_template(tokenizer.chat_template, folder)
     return tokenizer
 
 

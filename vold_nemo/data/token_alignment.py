@@ -7,6 +7,7 @@ ids stand side by side, and the trained span is marked.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from vold_nemo.data.templates import render_prompt
 HEAD, TAIL = 16, 8  # rows shown of a long run of equal ones
 LONGEST = 4_000  # tokens that are aligned: the alignment takes quadratic time at worst
 WIDTH = 40
+_NO_TEXT = "\ufffd"  # what a tokenizer writes for bytes that are no text
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,29 @@ class View:
     def of(cls, tokenizer, messages: Sequence[dict[str, Any]], response: Sequence[int], *, thinking: bool = False) -> View:
         prompt = render_prompt(tokenizer, messages, thinking=thinking)
         ids = [*prompt, *map(int, response)]
-        return cls(ids, len(prompt), [_visible(tokenizer.decode([i])) for i in ids])
+        return cls(ids, len(prompt), [_text(tokenizer, i) for i in ids])
+
+
+def _text(tokenizer, token: int) -> str:
+    """What ``token`` stands for; bytes (``\\xf0\\x9f``) where it is a piece of a character."""
+    text = tokenizer.decode([token])
+    if _NO_TEXT in text and (raw := _bytes_of(tokenizer.convert_ids_to_tokens(token))) is not None:
+        text = raw.decode("utf-8", "backslashreplace")
+    return _visible(text)
+
+
+def _bytes_of(token: str | None) -> bytes | None:
+    """The bytes of a token of a byte-level vocabulary, which writes each byte as one character; None of another's token."""
+    letters = _letters()
+    return bytes(letters[c] for c in token) if token and all(c in letters for c in token) else None
+
+
+@functools.cache
+def _letters() -> dict[str, int]:
+    """GPT-2's alphabet of bytes: those that print in Latin-1 stand for themselves, the others follow from U+0100 on."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(0x100) if byte not in own)
+    return {chr(byte): byte for byte in own} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 def _visible(text: str) -> str:

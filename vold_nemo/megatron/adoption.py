@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,11 @@ def adopt(student, rows: int, teacher) -> dict[int, tuple[int, ...]]:
         rows: of the student's embedding table.
 
     Returns:
-        Adopted id -> the ids that the student spelled the token with before, whose mean row it starts from: a row of its
-        own near its meaning (``<think>`` begins as the mean of ``<``, ``think``, ``>``), where a mean over the whole table
-        would be one and the same for all of them.  As an LM head it starts at the geometric mean of its parts'
-        probabilities, so it cannot take over.  Without a spelling (unknown pieces): no ids, and the mean of the table.
+        Adopted id -> the ids that the student spells the token's words and signs with, whose mean row it starts from: a row
+        of its own near its meaning (``<think>`` begins as the mean of ``<``, ``think``, ``>``; read in one go, Qwen2.5 makes
+        it ``<th``, ``ink``, ``>``, a table's head), where a mean over the whole table would be one and the same for all of
+        them.  As an LM head it starts at the geometric mean of its parts' probabilities, so it cannot take over.  Without a
+        spelling (unknown pieces): no ids, and the mean of the table.
 
     Raises:
         ConfigError: an id that means two different tokens; a token of the teacher that was learned with its vocabulary and
@@ -85,9 +87,15 @@ def adopt(student, rows: int, teacher) -> dict[int, tuple[int, ...]]:
             KEY, f"{len(extra)} tokens up to id {extra[-1]}", f"ids below {rows}, the rows of the student's embedding",
             f"set {KEY}=false, or resize the student's embedding first",
         )  # fmt: skip
-    spelled = {i: student(others[i], add_special_tokens=False)["input_ids"] for i in extra}
+    spelled = {i: tuple(_spelling(student, others[i])) for i in extra}
     student.add_tokens([added[i] for i in extra])
-    return {i: tuple(part for part in parts if part != student.unk_token_id) for i, parts in spelled.items()}
+    return spelled
+
+
+def _spelling(tokenizer, token: str) -> list[int]:
+    """Ids of the words of ``token`` and of the signs between them, without unknown ones."""
+    words = tokenizer(re.findall(r"\w+|\W+", token), add_special_tokens=False)["input_ids"]
+    return [part for word in words for part in word if part != tokenizer.unk_token_id]
 
 
 def tokens_of(folder: Path) -> list[dict[str, Any]]:
