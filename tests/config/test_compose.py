@@ -89,8 +89,8 @@ def test_all_overrides_that_cannot_be_meant_are_told_at_once():
 
 
 def test_what_is_meant_passes():
-    given = ["evaluate.text=null", "rollout.stop=[]", "data.instruction=''", "evaluate.models.1=x", "export.path=null",
-             "seed=3", "data.mixture={a/b: 1}", "student=miniature.yaml", "hydra.run.dir=.", "teachers.x={path: a}"]  # fmt: skip
+    given = ["evaluate.text=null", "rollout.stop=[]", "data.instruction=''", "evaluate.models.1=x", "export.path=null"]
+    given += ["seed=3", "data.mixture={a/b: 1}", "student=miniature.yaml", "hydra.run.dir=.", "teachers.x={path: a}"]
     config = compose(HydraArguments.parse(given).overrides)
     assert (config.evaluate.text, config.rollout.stop, config.data.instruction) == (None, [], "")
     assert (config.evaluate.models, config.data.mixture) == ({"1": "x"}, {"a/b": 1})

@@ -80,7 +80,8 @@ def _composition(message: str, overrides: Sequence[str]) -> ConfigError:
     named = re.search(r"'([^']*)'", message)
     if (wrong := re.search(r"Could not override '([^']*)'", message)) and message.startswith("In '"):
         mend = nearest(wrong[1], list(GROUPS), prefix="override /") or "name one of these groups"
-        return ConfigError(f"{named[1]}.yaml: defaults", f"override /{wrong[1]}", " | ".join(GROUPS), mend)
+        file = message.split("'")[1]
+        return ConfigError(f"{file}.yaml: defaults", f"override /{wrong[1]}", " | ".join(GROUPS), mend)
     if named and "Could not delete" in message:
         return ConfigError(f"~{named[1]}", "not there", "a name that is there", "leave it out: nothing has that name")
     name = named.group(1).lstrip("+~/") if named else first_line(message)

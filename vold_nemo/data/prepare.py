@@ -42,7 +42,9 @@ class Left:
 
 def evaluation_sets(config: Config) -> dict[str, DatasetConfig]:
     """Name: set, of everything that this configuration evaluates on."""
-    own = {"validation": config.vold.validation.data, "text": config.evaluate.text, "image": config.evaluate.image}
+    validation = config.vold.validation
+    own = {"validation": validation.data, "validation_text": validation.text}
+    own |= {"text": config.evaluate.text, "image": config.evaluate.image}
     return {name: dataset for name, dataset in {**own, **config.prepare.against}.items() if dataset is not None}
 
 

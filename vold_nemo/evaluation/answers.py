@@ -24,6 +24,7 @@ from vold_nemo.data.pictures import OPENED
 from vold_nemo.data.prompts import Prompt, question_text
 from vold_nemo.evaluation.answer_row import AnswerRow, as_lines, read_answers
 from vold_nemo.evaluation.benchmarks.question import Question
+from vold_nemo.megatron import forms, tensors
 
 if TYPE_CHECKING:  # the engine's module needs torch, which the report does without
     from vold_nemo.rollout.engine import RolloutEngine
@@ -50,12 +51,21 @@ class Settings:
 
 
 def model_fingerprint(path: str | Path) -> str:
-    """Hash over the bytes of the weights and of every file that decides how they answer."""
+    """Hash over the bytes of the weights and of every file that decides how they answer.
+
+    Raises:
+        ConfigError: no checkpoint; two sets of weights, an adapter, quantised weights: what training refuses, too.
+    """
     folder = Path(path)
     files = [folder / name for name in _DECIDING if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
         raise ConfigError("evaluate.models", str(path), "a folder with config.json and *.safetensors",
                           "run the recipe that writes this checkpoint, or take the arm out of evaluate.models")  # fmt: skip
+    try:
+        forms.whole_config(folder)
+        tensors.index(folder)
+    except ConfigError as error:
+        raise ConfigError(f"evaluate.models: {error.key}", error.value, error.allowed, error.mend) from error
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size} ".encode())

@@ -90,6 +90,39 @@ class Diagnosis:
         return "\n".join(lines)
 
 
+def dataset_of(config: Config) -> DatasetConfig:
+    """The file of answers, read as any data set is.
+
+    Raises:
+        ConfigError: none is named.
+    """
+    options = config.verify
+    if options.answers is None:
+        raise ConfigError("verify.answers", None, "a file of answers", "give verify.answers=rollouts/step_000010.jsonl")
+    return DatasetConfig(path=options.answers, split=options.split, limit=options.limit)
+
+
+def first_answers(config: Config, rejected: Rejected, count: int) -> int:
+    """How many of the first answers, ``count`` at most, could be judged; nothing is judged, and no process started.
+
+    Raises:
+        ConfigError: a column that they do not have, a verifier that does not exist, a file that cannot be read.
+    """
+    scorer = Scorer(config.reward)
+    scorer.check([None])
+    dataset = dataset_of(config)
+    usable = sum(1 for _ in islice(_answers(dataset, config.verify.fields, scorer, rejected), count))
+    if usable < count:  # these were all
+        _check(usable + rejected.count(), rejected, dataset)
+    return usable
+
+
+def _check(total: int, rejected: Rejected, dataset: DatasetConfig) -> None:
+    if total == 0:
+        raise ConfigError("verify.answers", dataset.path, "at least one row", "an empty file: correct the path")
+    rejected.check(total, dataset.path, fields="verify.fields")
+
+
 def verify(config: Config) -> Diagnosis:
     """Read, judge, write; shows one progress bar.
 
@@ -98,10 +131,7 @@ def verify(config: Config) -> Diagnosis:
     """
     from tqdm import tqdm
 
-    options, started = config.verify, time.monotonic()
-    if options.answers is None:
-        raise ConfigError("verify.answers", None, "a file of answers", "give verify.answers=rollouts/step_000010.jsonl")
-    dataset = DatasetConfig(path=options.answers, split=options.split, limit=options.limit)
+    options, started, dataset = config.verify, time.monotonic(), dataset_of(config)
     folder = Path(options.path)
     rejected = Rejected(folder / "rejected.jsonl", config.data.max_rejected_share, key="verify.path")
     scorer = Scorer(config.reward)
@@ -127,10 +157,7 @@ def verify(config: Config) -> Diagnosis:
     found.rejected, found.seconds = rejected.count(), time.monotonic() - started
     with writing("verify.path", folder):
         replace_text(folder / "diagnosis.json", json.dumps(asdict(found), indent=1) + "\n")
-    total = found.rejected + sum(found.reasons.values())
-    if total == 0:
-        raise ConfigError("verify.answers", options.answers, "at least one row", "an empty file: correct the path")
-    rejected.check(total, options.answers, fields="verify.fields")
+    _check(found.rejected + sum(found.reasons.values()), rejected, dataset)
     return found
 
 
