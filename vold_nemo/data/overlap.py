@@ -209,7 +209,7 @@ class EvaluationTable:
         return (OTHER_NUMBERS, share) if self.numbers == "any" and (long or plain >= self.share) else ("", 0.0)
 
     def _with_numbers(self, text: str, question: str, inside: bool) -> float:
-        """What is shared of the question when numbers count, too; with ``inside`` of the prompt, which stands in the question."""
+        """The share of the question when numbers count, too; with ``inside`` of the prompt, which stands in the question."""
         one, other = (numbered(text), numbered(question)) if inside else (numbered(question), numbered(text))
         there = {tuple(other[i : i + self.ngram]) for i in range(len(other) - self.ngram + 1)}
         covered = [False] * len(one)

@@ -84,6 +84,19 @@ def _prepare_data(config: Config) -> Iterator[Input]:
         yield opening.rows_of(config, key, dataset, opening.compared)
 
 
+def _inspect_data(config: Config) -> Iterator[Input]:
+    from vold_nemo.data.inspection import dataset_of, wanted
+
+    try:
+        key, dataset = dataset_of(config)
+    except ConfigError as error:
+        yield refused(error)
+        return
+    yield opening.rows_of(config, key, dataset, lambda: wanted(config, key))
+    if (path := config.inspect.tokenizer) is not None:
+        yield opening.tokenizer("inspect.tokenizer", path)
+
+
 def _generate_traces(config: Config) -> Iterator[Input]:
     own = config.traces.engine == "dataset"
     if not own:
@@ -310,7 +323,8 @@ def _nothing(config: Config) -> Iterator[Input]:
 
 
 INPUTS: dict[str, Callable[[Config], Iterator[Input]]] = {
-    "prepare_miniature": _nothing, "prepare_data": _prepare_data, "generate_traces": _generate_traces, "sft": _sft,
+    "prepare_miniature": _nothing, "prepare_data": _prepare_data, "inspect_data": _inspect_data,
+    "generate_traces": _generate_traces, "sft": _sft,
     "vold": _vold, "export_hf": _export_hf, "evaluate": _evaluate, "compare": _compare, "handoff": _handoff,
     "reproduce": _nothing, "report": _report, "plan": _plan, "rehearse": _rehearse, "teacher_drift": _teacher_drift,
     "prefetch": _prefetch, "verify": _verify, "stage_weights": _stage_weights, "doctor": _nothing, "chain": _chain,

@@ -84,6 +84,17 @@ def _weights(key: str, path: str) -> str:
     return f"{files} file{'s' * (files > 1)} of weights, {sum(entry.nbytes for entry in entries.values()) / 2**20:,.1f} MiB"
 
 
+def tokenizer(key: str, path: str) -> Input:
+    def look() -> str:
+        folder = Path(local_folder(path))
+        if not folder.is_dir():
+            raise missing(key, path, "a folder with tokenizer.json, or a hub id in the local cache", "correct the path")
+        under(key, lambda: _look_at_tokenizer(folder))
+        return "a tokenizer"
+
+    return Input(key, path, look)
+
+
 def _look_at_tokenizer(folder: Path) -> None:
     """Whether there is one that can be read, with a chat template; transformers is not asked, which takes seconds to import."""
     from tokenizers import Tokenizer
