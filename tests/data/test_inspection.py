@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vold_nemo.config import Config, ConfigError, DatasetConfig, InspectConfig, PromptFieldsConfig, RewardConfig, RolloutConfig
+from vold_nemo.config import (
+    Config,
+    ConfigError,
+    DatasetConfig,
+    InspectConfig,
+    PromptFieldsConfig,
+    RewardConfig,
+    RolloutConfig,
+)
 from vold_nemo.config.places import recipes
 from vold_nemo.data.inspection import inspect
 from vold_nemo.pages import inspection

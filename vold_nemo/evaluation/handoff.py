@@ -186,6 +186,8 @@ def answer_files(path: Path, tool: str) -> dict[str, Path]:
 def read_lmms_eval(file: Path) -> list[Answer]:
     answers = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
         where = f"{file}, line {number}"
         sample = read_json(line, where)
         index = _need(sample, "doc_id", where)
@@ -235,7 +237,7 @@ def _their_verdict(sample: dict[str, Any]) -> float | None:
 def read_vlmevalkit(file: Path) -> list[Answer]:
     if file.suffix == ".tsv":
         csv.field_size_limit(sys.maxsize)  # images in base64
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
             table = list(csv.DictReader(stream, delimiter="\t"))
     else:
         content = read_json(file.read_bytes(), str(file))

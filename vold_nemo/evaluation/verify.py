@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from vold_nemo.config import AnswerFieldsConfig, Config, ConfigError, DatasetConfig
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.data.rows import Absent, count_rows, pick, read_rows
+from vold_nemo.data.rows import Absent, count_rows, dataset_files, pick, read_rows
 from vold_nemo.rewards import Scorer, Verdict
 from vold_nemo.rewards.key_text import scalar_text, unwrapped
 
@@ -133,6 +134,8 @@ def verify(config: Config) -> Diagnosis:
 
     options, started, dataset = config.verify, time.monotonic(), dataset_of(config)
     folder = Path(options.path)
+    with _own_keys():
+        dataset_files(dataset)  # before processes are started
     rejected = Rejected(folder / "rejected.jsonl", config.data.max_rejected_share, key="verify.path")
     scorer = Scorer(config.reward)
     scorer.start(scorer.check([None]))
@@ -168,7 +171,7 @@ def _answers(
     known: dict[str, str | None] = {}  # verifier -> what is wrong with it
     must = {"response": fields.response, "truth": fields.truth}
     absent = Absent("verify.fields", str(dataset.path), must, {})
-    for number, row, _ in read_rows(dataset, rejected):
+    for number, row in _rows(dataset, rejected):
         absent.see(row)
         response, truth = pick(row, fields.response), pick(row, fields.truth)
         name = pick(row, fields.id) if fields.id else None
@@ -193,6 +196,21 @@ def _answers(
         key = key if ":" in str(verifier) else unwrapped(key)
         yield str(number if name is None else name), content, (response, key, str(verifier))
     absent.missed(must)
+
+
+def _rows(dataset: DatasetConfig, rejected: Rejected) -> Iterator[tuple[int, Any]]:
+    with _own_keys():
+        yield from ((number, row) for number, row, _ in read_rows(dataset, rejected))
+
+
+@contextlib.contextmanager
+def _own_keys() -> Iterator[None]:
+    """Errors of the file under this verb's keys."""
+    try:
+        yield
+    except ConfigError as error:
+        name = {"data path": "verify.answers", "data split": "verify.split"}.get(error.key, error.key)
+        raise ConfigError(name, error.value, error.allowed, error.mend) from error
 
 
 def _key(truth: Any) -> str | None:
