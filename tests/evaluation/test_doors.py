@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vold_nemo.config import Config, ConfigError, VerifyConfig
+from vold_nemo.config import Config, ConfigError, EvaluateConfig, VerifyConfig
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.evaluation.answers import model_fingerprint
+from vold_nemo.evaluation.benchmark import evaluate
 from vold_nemo.evaluation.benchmarks.load import _rows
 from vold_nemo.evaluation.handoff import read_lmms_eval, read_vlmevalkit
 from vold_nemo.evaluation.verify import first_answers, verify
@@ -64,12 +64,14 @@ def test_evaluate_refuses_what_training_refuses(tmp_path, name, content, said):
     (tmp_path / "config.json").write_text("{}")
     for file in ("model.safetensors", "model-00001-of-00001.safetensors")[: 1 + ("index" in name)]:
         save_file({"a": np.zeros(2, np.float32)}, tmp_path / file)
+    config = Config(device="cpu", evaluate=EvaluateConfig(models={"mine": str(tmp_path)}, path=str(tmp_path / "out")))
     if "index" not in name:
-        assert model_fingerprint(tmp_path)
+        with pytest.raises(ConfigError, match="at least one dataset"):
+            evaluate(config)
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=said) as caught:
-        model_fingerprint(tmp_path)
-    assert caught.value.key.startswith("evaluate.models")
+        evaluate(config)
+    assert caught.value.key.startswith("evaluate.models.mine")
 
 
 def test_verify_names_its_own_keys_and_the_columns_of_the_file(tmp_path):

@@ -51,21 +51,12 @@ class Settings:
 
 
 def model_fingerprint(path: str | Path) -> str:
-    """Hash over the bytes of the weights and of every file that decides how they answer.
-
-    Raises:
-        ConfigError: no checkpoint; two sets of weights, an adapter, quantised weights: what training refuses, too.
-    """
+    """Hash over the bytes of the weights and of every file that decides how they answer."""
     folder = Path(path)
     files = [folder / name for name in _DECIDING if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
         raise ConfigError("evaluate.models", str(path), "a folder with config.json and *.safetensors",
                           "run the recipe that writes this checkpoint, or take the arm out of evaluate.models")  # fmt: skip
-    try:
-        forms.whole_config(folder)
-        tensors.index(folder)
-    except ConfigError as error:
-        raise ConfigError(f"evaluate.models: {error.key}", error.value, error.allowed, error.mend) from error
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size} ".encode())
@@ -73,6 +64,21 @@ def model_fingerprint(path: str | Path) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def require_whole(arm: str, path: str | Path) -> None:
+    """The folder that an arm names holds one set of weights, in the model's own numbers, as training asks for.
+
+    Raises:
+        ConfigError: two sets of weights, an adapter, quantised weights, a broken header.
+    """
+    if not (Path(path) / "config.json").is_file():
+        return  # model_fingerprint says so
+    try:
+        forms.whole_config(Path(path))
+        tensors.index(Path(path))
+    except ConfigError as error:
+        raise ConfigError(f"evaluate.models.{arm}: {error.key}", error.value, error.allowed, error.mend) from error
 
 
 def questions_fingerprint(prompts: list[Prompt]) -> str:
