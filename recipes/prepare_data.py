@@ -6,9 +6,10 @@
     python recipes/sft.py experiment=paper_3b data=prepared                    reads what was written
 
 Reads ``data.prompts`` and ``data.trace_prompts`` and leaves out bad rows, questions that appear twice (the first one stays),
-and questions of the evaluation sets: ``evaluate.text``, ``evaluate.image``, ``vold.validation.data`` and all of
-``prepare.against``, by exact match and by ``prepare.ngram`` words in a row.  Writes ``<set>.jsonl``, ``report.json`` and
-``rejected.jsonl`` (each row that went, with its reason) under ``prepare.path``.  On a CPU, in one pass.
+and questions of the evaluation sets: ``evaluate.text``, ``evaluate.image``, ``vold.validation`` and all of
+``prepare.against``, by exact match and by the words that they share (docs/data.md).  Writes ``<set>.jsonl``, ``report.json``,
+``rejected.jsonl`` (each row that went, with its reason) and ``contamination.html`` (both texts side by side, the shared words
+marked) under ``prepare.path``.  On a CPU; the prompts are read twice, first for the phrases among them.
 """
 
 from vold_nemo.command import recipe
@@ -28,9 +29,13 @@ def show(config: Config) -> None:
 @recipe(reads=("prepare", "data", "evaluate", "vold", "reward", "traces"), plan=show)
 def main(config: Config) -> None:
     from vold_nemo.data.prepare import prepare, summary
+    from vold_nemo.pages import contamination
 
-    print(summary(prepare(config)))
-    print(f"\nreport: {config.prepare.path}/report.json, what went: {config.prepare.path}/rejected.jsonl")
+    report = prepare(config)
+    print(summary(report))
+    print("\n".join(contamination.in_words(config.prepare.path)))
+    print(f"both texts side by side: {contamination.write(config.prepare.path, report)}")
+    print(f"report: {config.prepare.path}/report.json, what went: {config.prepare.path}/rejected.jsonl")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,11 @@ what is there.  ``miniature.processes=1`` trains one model after the other.
 """
 
 from vold_nemo.command import recipe
-from vold_nemo.config import Config, ConfigError
+from vold_nemo.config import Config
 
 
-@recipe(reads=("miniature", "device"))
+@recipe(reads=("miniature",))
 def main(config: Config) -> None:
-    if config.device == "cuda":
-        mend = "leave the key out; what comes after may run on a GPU"
-        raise ConfigError("device", "cuda", "auto | cpu: this world is made on a CPU, wherever it is used", mend)
     from vold_nemo.miniature.world import prepare
 
     for piece, what in prepare(config.miniature).items():

@@ -16,7 +16,22 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=(
+def show(config: Config) -> None:
+    """The dry run: which arms are here, and what makes the others."""
+    from vold_nemo.config.compose import HydraArguments
+    from vold_nemo.pages.reproduce.targets import target
+    from vold_nemo.pages.reproduce.work import Reproduction
+
+    overrides = HydraArguments.parse(sys.argv[1:]).overrides
+    work = Reproduction(config, target(config.reproduce.target), config.reproduce.scale, overrides)
+    for arm in work.arms:
+        print(f"reads    {arm.name}: {work.checkpoint_of(arm)}: {'here' if work.finished(arm) else 'not here yet'}")
+    for arm in work.missing():
+        steps = "the world, or the student's checkpoint" if arm.name == "base" else ", ".join(s.recipe for s in work.steps(arm))
+        print(f"not here yet: {arm.name}: {steps}", file=sys.stderr)
+
+
+@recipe(plan=show, reads=(
     "reproduce", "student", "parallel", "cluster", "evaluate", "reward", "rollout", "data", "seed", "device",
     "precision",
 ))  # fmt: skip

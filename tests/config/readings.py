@@ -24,6 +24,7 @@ SECTIONS = {field.name for field in dataclasses.fields(Config) if field.default 
 FRAMEWORK = ("vold_nemo.config.", "vold_nemo.command.", "vold_nemo.planning.validity:findings")
 DYNAMIC = {
     "vold_nemo.planning.host:parts": {"sft", "vold"},  # getattr(config, stage)
+    "vold_nemo.data.inspection:dataset_of": {"evaluate", "vold"},  # value_at(config, config.inspect.set)
 }
 
 

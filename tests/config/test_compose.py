@@ -36,7 +36,34 @@ def refused(*overrides: str) -> ConfigError:
         ("student.path=???", "student.path", "student.path=..."),
         ("name=${nope}", "name", "nope"),
         ("sft={steps:3", "command line", "quote it"),
-        ("teacher=null", "command line", ""),
+        ("teacher=null", "teacher", "teacher=NAME"),
+        ("teacher=/etc/passwd", "teacher", "teacher=NAME"),
+        ("student=[a,b]", "student", "student=NAME"),
+        ("objective=", "objective", "objective=NAME"),
+        ("experiment=null", "experiment", "leave it out"),
+        ("+experiment=", "experiment", "leave it out"),
+        ("experiment=../foo", "experiment", "experiment=NAME"),
+        ("+student=miniature", "+student", "leave the + out"),
+        ("sft.steps=1,2", "sft.steps", "one process"),
+        ("seed=range(1,3)", "seed", "one process"),
+        ("data=orz_57k,miniature", "data", "one process"),
+        ("evaluate.benchmarks=mathvista,mmmu", "evaluate.benchmarks", "[mathvista,mmmu]"),
+        ("evaluate.benchmarks=mathvista", "evaluate.benchmarks", "[mathvista]"),
+        ("sft=null", "sft", "sft.run=VALUE"),
+        ("evaluate.text=[1]", "evaluate.text", "evaluate.text=null"),
+        ("data.prompts=mine.jsonl", "data.prompts", "data.prompts.path=VALUE"),
+        ("teachers.x.fp8=[1]", "teachers.x.fp8", "teachers.x.fp8.backend=VALUE"),
+        ("sft.steps=[1]", "sft.steps", "one value"),
+        ("teachers.3.path=x", "teachers: name", "teachers.one.path=x"),
+        ("prepare.against.1e3.path=x", "prepare.against: name", "another name"),
+        ("teachers.null.path=x", "teachers: name", "another name"),
+        ("evaluate.models.qwen2.5=x", "evaluate.models: name", "{qwen2.5: x}"),
+        ("evaluate.models={1: x}", "evaluate.models: name", "letter"),
+        ("sft.optimizer={schedule: [a]}", "sft.optimizer.schedule", "one value"),
+        ("~sft", "~sft", "leave sft"),
+        ("~evaluate.image", "~evaluate.image", "evaluate.image=null"),
+        ("~evaluate.models.nobody", "~evaluate.models.nobody", "leave it out"),
+        ("dry_run", "command line", "dry_run=VALUE"),
         ("--multirun", "--multirun", "one process"),
         ("--config-name=other", "--config-name", "--config-dir"),
     ],
@@ -44,9 +71,29 @@ def refused(*overrides: str) -> ConfigError:
 def test_a_bad_override_names_key_value_allowed_and_mend(override: str, key: str, mend: str):
     error = refused(override)
     assert error.key == key
-    assert error.value not in (None, "")
+    assert error.value is not None and (error.value or override.endswith("="))
     assert error.allowed
     assert mend in error.mend
+
+
+@pytest.mark.parametrize("key", ["name", "sft.steps", "export.path", "evaluate.text", "teachers.x.path", "rollout.stop"])
+def test_an_empty_value_is_a_variable_that_nobody_set(key):
+    error = refused(f"{key}=")
+    assert (error.key, error.value) == (key, "") and "variable of the shell" in error.mend
+
+
+def test_all_overrides_that_cannot_be_meant_are_told_at_once():
+    with pytest.raises(ExceptionGroup) as caught:
+        HydraArguments.parse(["sft.steps=1,2", "teacher=", "seed=3", "sft=null"])
+    assert [error.key for error in as_config_error(caught.value)] == ["sft.steps", "teacher", "sft"]
+
+
+def test_what_is_meant_passes():
+    given = ["evaluate.text=null", "rollout.stop=[]", "data.instruction=''", "evaluate.models.1=x", "export.path=null"]
+    given += ["seed=3", "data.mixture={a/b: 1}", "student=miniature.yaml", "hydra.run.dir=.", "teachers.x={path: a}"]
+    config = compose(HydraArguments.parse(given).overrides)
+    assert (config.evaluate.text, config.rollout.stop, config.data.instruction) == (None, [], "")
+    assert (config.evaluate.models, config.data.mixture) == ({"1": "x"}, {"a/b": 1})
 
 
 def test_a_wrong_option_lists_the_options():
@@ -93,6 +140,41 @@ def test_a_file_of_ones_own_that_cannot_be_read_is_named_with_its_line(tmp_path,
     monkeypatch.chdir(tmp_path)
     error = refused("experiment=mine")
     assert error.key.endswith(key) and said in error.allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value", "mend"),
+    [
+        ("sft: {stps: 3}", "sft.stps", 3, "did you mean sft.steps?"),
+        ("sft: {optimizer: {learning_rte: [1]}}", "sft.optimizer.learning_rte", [1], "sft.optimizer.learning_rate?"),
+        ("teachers: {a: {pth: x}}", "teachers.a.pth", "x", "did you mean teachers.a.path?"),
+        ("evaluate: {text: {pth: 3}}", "evaluate.text.pth", 3, "did you mean evaluate.text.path?"),
+        ("sft: {steps: many}", "sft.steps", "many", "type"),
+        ("sft: [1]", "sft", [1], "sft.run=VALUE"),
+        ("vold: {validation: {data: x.jsonl}}", "vold.validation.data", "x.jsonl", ""),
+        ("teachers: {3: {path: x}}", "teachers.3: name", 3, "'3'"),
+        ("evaluate: {models: {1: x}}", "evaluate.models: name", 1, "'1'"),
+        ("stdent: {path: x}", "stdent", {"path": "x"}, "did you mean student?"),
+        ("defaults: [override /studnt: x]", "experiment/mine.yaml: defaults", "override /studnt", "override /student?"),
+    ],
+)
+def test_a_wrong_key_inside_a_file_is_shown_with_the_value_that_stands_there(tmp_path, monkeypatch, text, key, value, mend):
+    file = tmp_path / "conf/experiment/mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"# @package _global_\n{text}\n")
+    monkeypatch.chdir(tmp_path)
+    error = refused("experiment=mine")
+    assert (error.key, error.value) == (key, value)
+    assert mend in error.mend and ("mine.yaml" in error.mend or "mine.yaml" in error.key)
+
+
+def test_a_wrong_key_in_a_file_of_a_group_is_shown_with_its_value(tmp_path, monkeypatch):
+    file = tmp_path / "conf/student/mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("student: {path: x}\n")
+    monkeypatch.chdir(tmp_path)
+    error = refused("student=mine")
+    assert (error.key, error.value) == ("student.student", {"path": "x"})
 
 
 def test_a_map_may_be_given_whole():

@@ -19,7 +19,7 @@ from vold_nemo.config import (
     TracesConfig,
 )
 from vold_nemo.config.compose import HydraArguments, compose
-from vold_nemo.data.overlap import EvaluationTable, Match, normalised, question_key, question_text
+from vold_nemo.data.overlap import EvaluationTable, normalised, question_key, question_text
 from vold_nemo.data.prepare import prepare, summary
 from vold_nemo.data.prompts import Prompt, Wanted, load_prompts, read_prompts
 from vold_nemo.data.rejected import Rejected
@@ -58,10 +58,10 @@ def brute_force(train: str, evaluation: str, n: int) -> bool:
 
 def test_a_shared_run_of_words_is_found_exactly_where_brute_force_finds_one():
     rng = random.Random(0)
-    vocabulary = [f"w{i}" for i in range(12)]
+    vocabulary = [f"w{name}" for name in "abcdefghijkl"]
     texts = [" ".join(rng.choices(vocabulary, k=rng.randint(3, 40))) for _ in range(160)]
     for n in (3, 5):
-        table = EvaluationTable(n, common=1000)
+        table = EvaluationTable(n, common=1000, share=1e-9)  # any run at all
         table.add("test", [ask(text) for text in texts[:6]])
         table.close()
         hits = [table.match(text, question_key(ask(text))) is not None for text in texts[6:]]
@@ -71,15 +71,14 @@ def test_a_shared_run_of_words_is_found_exactly_where_brute_force_finds_one():
 
 def test_a_phrase_of_many_evaluation_questions_gives_nothing_away():
     phrase = "round your answer to the nearest tenth if necessary and give no unit at all"
-    table = EvaluationTable(13, common=3)
-    table.add("test", [ask(f"question number {i} {phrase}") for i in range(4)])
+    table = EvaluationTable(13, common=3, share=0.5)
+    table.add("test", [ask(f"question number {name} {phrase}") for name in "abcd"])
     table.close()
     text = f"something else entirely {phrase}"
     assert table.match(text, question_key(ask(text))) is None and table.phrases > 0
-    text = f"a question number 2 {phrase}"  # with two words of the question itself, the run is rare
-    assert table.match(text, question_key(ask(text))) == Match(
-        "13-gram", "test", "0", "question number 2 " + " ".join(phrase.split()[:10])
-    )
+    text = f"a question number b {phrase}"  # with three words of the question itself, the run is rare
+    match = table.match(text, question_key(ask(text)))
+    assert (match.kind, match.id) == ("13-gram", "0") and match.words.startswith("question number b round your answer")
 
 
 def write(path, rows):
@@ -117,17 +116,18 @@ def test_what_stays_is_new_and_what_went_is_named_with_its_reason(config, tmp_pa
     report = prepare(config)
     left = report["sets"]["prompts"]
     assert (left["rows"], left["duplicates"], left["conflicting"], left["kept"]) == (8, 2, 1, 2)
-    assert left["contaminated"] == {"farm": {"13-gram": 1, "exact": 1}}
+    assert left["contaminated"] == {"farm": {"8-gram": 1, "exact": 1}}
     assert left["bad"] == {"answer: missing": 1, "answer: verifier boxed cannot parse it": 1}
     assert left["sources"] == {"sums": {"read": 3, "kept": 1}, "other": {"read": 3, "kept": 1}}
     assert report["evaluation"]["farm"] == {"questions": 2, "short": 1}
     assert json.loads((tmp_path / "clean" / "report.json").read_text()) == json.loads(json.dumps(report))
     went = [json.loads(line) for line in (tmp_path / "clean" / "rejected.jsonl").read_text().splitlines()]
     assert {line["row"]: line["reason"].split(":")[0] for line in went} == {
-        "b": "duplicate of a", "c": "duplicate of a", "e": "13-gram match with farm 0", "f": "exact match with farm 1",
+        "b": "duplicate of a", "c": "duplicate of a", "e": "8-gram match with farm 0 (72% of its words)",
+        "f": "exact match with farm 1",
         6: "answer", 7: "answer",
     }  # fmt: skip
-    assert "2 of farm: 13-gram 1, exact 1" in summary(report)
+    assert "2 of farm: 8-gram 1, exact 1" in summary(report)
 
 
 def test_what_was_written_is_read_by_data_prepared(config, tmp_path):

@@ -101,11 +101,9 @@ def _run(
         sys.argv[1:] = map(enter_open_sections, sys.argv[1:])
     else:
         config = with_local_folders(compose(arguments.overrides, arguments.config_dir))
-        _check(config, verb)
+        waiting = _check(config, verb)
         if config.dry_run:
-            if is_first_rank():
-                with until_nobody_reads():
-                    _print_plan(config, verb, plan)
+            _dry_run(config, verb, plan, waiting)
             return
         make_ready(verb, training)
         sys.argv[1:] = arguments.argv()
@@ -138,20 +136,36 @@ def _say_what_is_shadowed(folders: list[Path]) -> None:
             print(f"note: read from {folder}, not as shipped: {', '.join(names)}", file=sys.stderr, flush=True)
 
 
-def _check(config: Config, verb: str) -> None:
-    """Raise every finding about this configuration at once.
+def _check(config: Config, verb: str) -> list[ConfigError]:
+    """Raise every finding about this configuration at once; returns what is not here yet, where that only waits.
 
     A plan, a rehearsal and a dry run are made before anything is fetched, and what is not here yet only warns.
     """
     from vold_nemo.planning.validity import Pending, findings
 
-    errors = findings(config, verb)
+    errors, waiting = findings(config, verb), []
     if (verb == "plan" and not config.strict) or verb == "rehearse" or config.dry_run:
         waiting, errors = [e for e in errors if isinstance(e, Pending)], [e for e in errors if not isinstance(e, Pending)]
-        if config.dry_run and not errors and is_first_rank():  # a plan prints its own
-            print("".join(f"not here yet: {one}\n" for one in waiting), file=sys.stderr, end="", flush=True)
     if errors:
         raise ExceptionGroup("configuration", errors)
+    return waiting
+
+
+def _dry_run(
+    config: Config, verb: str, plan: Callable[[Config], None] | None, waiting: list[ConfigError]
+) -> None:
+    """Open what the verb will read, then say what would run.  Every rank looks, so that all leave with the same code."""
+    from vold_nemo.planning.dry_run import opened
+
+    found = opened(config, verb)
+    if found.errors:
+        raise ExceptionGroup("inputs", found.errors)
+    if not is_first_rank():
+        return
+    for one in {error.key: error for error in (*waiting, *found.waiting)}.values():
+        print(f"not here yet: {one}", file=sys.stderr, flush=True)
+    with until_nobody_reads():
+        _print_plan(config, verb, plan, found.said)
 
 
 def _check_gpus(config: Config, verb: str) -> None:
@@ -181,11 +195,11 @@ def until_nobody_reads() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_plan(config: Config, verb: str, plan: Callable[[Config], None] | None) -> None:
+def _print_plan(config: Config, verb: str, plan: Callable[[Config], None] | None, reads: list[str]) -> None:
     from vold_nemo.planning.resolved import describe
 
     print(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    print(describe(config, verb))
+    print("\n".join([*filter(None, [describe(config, verb)]), *reads]))
     if plan is not None:
         plan(config)
 

@@ -6,6 +6,7 @@ from vold_nemo.config.sections.cluster import ClusterConfig, GPUsConfig, LaunchC
 from vold_nemo.config.sections.data import (
     DataConfig,
     DatasetConfig,
+    InspectConfig,
     MiniatureConfig,
     PrefetchConfig,
     PrepareConfig,
@@ -41,7 +42,7 @@ from vold_nemo.config.sections.training import (
 __all__ = [
     "AnswerFieldsConfig", "BetaConfig", "CheckpointConfig", "ClusterConfig", "CompareConfig", "Config", "ConfigError",
     "CorrectionConfig", "DataConfig", "DatasetConfig", "DriftConfig", "EvaluateConfig", "ExportConfig", "FP8Config",
-    "GPUsConfig", "HandoffConfig", "JudgeConfig", "KLConfig", "LaunchConfig", "LimitsConfig", "LoggingConfig",
+    "GPUsConfig", "HandoffConfig", "InspectConfig", "JudgeConfig", "KLConfig", "LaunchConfig", "LimitsConfig", "LoggingConfig",
     "MiniatureConfig", "ObjectiveConfig", "OffloadConfig", "OptimizerConfig", "ParallelConfig", "PlanConfig",
     "PolicyConfig", "PrefetchConfig", "PrepareConfig", "PromptFieldsConfig", "ReportConfig", "ReproduceConfig",
     "RewardConfig", "RolloutConfig", "SFTConfig", "StagingConfig", "StudentConfig", "TeacherConfig", "TokenizerConfig",

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from vold_nemo.config.errors import ConfigError
+from vold_nemo.config.overrides import refusals
 from vold_nemo.config.own import own_folders, search_first
 from vold_nemo.config.places import conf
 from vold_nemo.config.schema import Config, to_config
@@ -36,7 +37,8 @@ class HydraArguments:
 
     @classmethod
     def parse(cls, argv: list[str]) -> HydraArguments:
-        """Read ``argv``; flags that would start several runs or swap the configuration for another are refused."""
+        """Read ``argv``; flags that would start several runs or swap the configuration for another are refused, and so is
+        every override that cannot be meant (:mod:`vold_nemo.config.overrides`)."""
         from hydra._internal.utils import get_args_parser
 
         everything = "--help=all" in argv  # Hydra's own --help takes no value
@@ -51,7 +53,12 @@ class HydraArguments:
             if value:
                 raise ConfigError(flag, value, "key=value overrides of conf/config.yaml", mend)
         inspects = bool(found.cfg or found.info or found.hydra_help or found.shell_completion)
-        overrides = [enter_open_sections(quote_text(override)) for override in found.overrides]
+        quoted = list(map(quote_text, found.overrides))
+        if not (everything or found.help or inspects):
+            errors = list(refusals(quoted, [*own_folders(found.config_dir), conf()]))
+            if errors:
+                raise ExceptionGroup("command line", errors)
+        overrides = list(map(enter_open_sections, quoted))
         return cls(overrides, "all" if everything else "verb" if found.help else None, inspects, found.config_dir)
 
     def argv(self) -> list[str]:

@@ -57,6 +57,11 @@ def search_first(folders: list[Path]) -> None:
     Plugins.instance().register(_plugin())
 
 
+def searched() -> tuple[Path, ...]:
+    """What :func:`search_first` was last given."""
+    return tuple(_FOLDERS)
+
+
 _FOLDERS: list[Path] = []  # what the plugin reads: Hydra makes a new instance of it for each composition
 
 

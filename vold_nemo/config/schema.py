@@ -16,7 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from vold_nemo.config.fields import SEED, key, section
 from vold_nemo.config.sections.cluster import ClusterConfig, PlanConfig, RehearseConfig, StagingConfig
-from vold_nemo.config.sections.data import DataConfig, MiniatureConfig, PrefetchConfig, PrepareConfig, TracesConfig
+from vold_nemo.config.sections.data import (
+    DataConfig,
+    InspectConfig,
+    MiniatureConfig,
+    PrefetchConfig,
+    PrepareConfig,
+    TracesConfig,
+)
 from vold_nemo.config.sections.evaluation import (
     CompareConfig,
     DriftConfig,
@@ -66,6 +73,7 @@ class Config:
     rollout: RolloutConfig = section(RolloutConfig)
     data: DataConfig = section(DataConfig)
     prepare: PrepareConfig = section(PrepareConfig)
+    inspect: InspectConfig = section(InspectConfig)
     traces: TracesConfig = section(TracesConfig)
     sft: SFTConfig = section(SFTConfig)
     vold: VOLDConfig = section(VOLDConfig)

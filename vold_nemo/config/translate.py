@@ -9,12 +9,14 @@ import operator
 import re
 import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from vold_nemo.config.errors import ConfigError
+from vold_nemo.config.own import searched
+from vold_nemo.config.places import conf
 from vold_nemo.config.schema import Config
 from vold_nemo.config.tree import hint_of, hints, section_of, words
 
@@ -38,16 +40,23 @@ def as_config_error(error: BaseException, overrides: Sequence[str] = ()) -> list
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a file of the configuration"
         return [ConfigError(where, error.problem or error.context, "YAML", "correct that line (or the one before)")]
     if isinstance(error, OverrideParseException):
-        reason = first_line(str(error))
-        return [ConfigError("command line", error.override, "key=value, group=option, ~key", f"quote it ({reason})")]
+        mend = f"quote it ({first_line(str(error))})"
+        if re.fullmatch(r"[+~]*[\w.]+", error.override):
+            mend = f"give it a value: {error.override}=VALUE"
+        return [ConfigError("command line", error.override, "key=value, group=option, ~key", mend)]
     if isinstance(error, MissingConfigException):
         return [_missing_option(error)]
     cause = (error.__cause__ or error.__context__) if isinstance(error, HydraException) else error
     if isinstance(cause, OmegaConfBaseException):
         found = _omegaconf(cause, overrides)
-        file = re.match(r"In '([^']+)'", str(error))
-        mend = f"{found.mend} (in {file.group(1)}.yaml)" if file else found.mend
-        return [ConfigError(found.key, found.value, found.allowed, mend)]
+        named = re.match(r"In '([^']+)'", str(error))
+        if not named:
+            return [found]
+        if found.key == "configuration":  # the whole file is merged at once, and nobody says where it fails
+            for misfit in misfits_in(named.group(1)):
+                return [ConfigError(misfit.key, misfit.value, misfit.allowed, f"{misfit.mend} (in {named.group(1)}.yaml)")]
+        value = in_file(named.group(1), found.key, found.value)
+        return [ConfigError(found.key, value, found.allowed, f"{found.mend} (in {named.group(1)}.yaml)")]
     if isinstance(error, ConfigCompositionException):
         return [_composition(str(error), overrides)]
     if isinstance(error, HydraException):
@@ -69,6 +78,12 @@ def no_such_option(group: str, option: str, options: list[str]) -> ConfigError:
 def _composition(message: str, overrides: Sequence[str]) -> ConfigError:
     """``studnet=miniature``: Hydra knows neither a key nor a group of that name."""
     named = re.search(r"'([^']*)'", message)
+    if (wrong := re.search(r"Could not override '([^']*)'", message)) and message.startswith("In '"):
+        mend = nearest(wrong[1], list(GROUPS), prefix="override /") or "name one of these groups"
+        file = message.split("'")[1]
+        return ConfigError(f"{file}.yaml: defaults", f"override /{wrong[1]}", " | ".join(GROUPS), mend)
+    if named and "Could not delete" in message:
+        return ConfigError(f"~{named[1]}", "not there", "a name that is there", "leave it out: nothing has that name")
     name = named.group(1).lstrip("+~/") if named else first_line(message)
     names = sorted({*GROUPS, *hints(Config)})
     mend = nearest(name.split("=")[0], names) or "see --help=all for every key"
@@ -85,6 +100,9 @@ def _omegaconf(error: OmegaConfBaseException, overrides: Sequence[str]) -> Confi
     owner, known = _owner(key)
     if known is None and isinstance(error, ConfigKeyError | ConfigAttributeError):
         return ConfigError(key, value, f"any name under {owner}, added with ++", f"++{key}={value}")
+    if re.match(r"Key .* is incompatible with", message):  # teachers: {3: ...}
+        mend = f"begin it with a letter, or write it in quotes: '{error.key}'"
+        return ConfigError(f"{owner}: name", error.key, "a name that is text", mend)
     if known is None:
         hint = hint_of(owner)
         if key == owner:
@@ -135,6 +153,36 @@ def _value(key: str, overrides: Sequence[str], otherwise: str) -> str:
             with contextlib.suppress(yaml.YAMLError, KeyError, TypeError):
                 return str(functools.reduce(operator.getitem, key[len(name) + 1 :].split("."), yaml.safe_load(value)))
     return first_line(otherwise)
+
+
+def in_file(name: str, key: str, otherwise: Any) -> Any:
+    """What ``key`` has in the configuration's file ``name`` (``experiment/mine``); ``otherwise`` where that is not seen."""
+    with contextlib.suppress(KeyError, TypeError, IndexError):
+        return functools.reduce(operator.getitem, key.split("."), _written(name))
+    return otherwise
+
+
+def misfits_in(name: str) -> list[ConfigError]:
+    """Sections, maps and lists of the file that were given something of another form."""
+    from vold_nemo.config.overrides import misfits
+
+    written = _written(name)
+    return [error for key, value in written.items() if (hint := hint_of(key)) for error in misfits(key, hint, value)]
+
+
+def _written(name: str) -> dict[str, Any]:
+    """The file ``name`` of the folder that Hydra took it from, as keys of the whole configuration."""
+    for folder in (*searched(), conf()):
+        file = folder / f"{name}.yaml"
+        if file.is_file():
+            with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+                text = file.read_text(encoding="utf-8")
+                content = yaml.safe_load(text)
+                content = content if isinstance(content, dict) else {}
+                whole = re.match(r"#\s*@package\s+_global_", text)
+                return content if whole else {name.split("/")[0]: content}
+            break
+    return {}
 
 
 def first_line(message: str | None) -> str:

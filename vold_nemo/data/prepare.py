@@ -4,24 +4,30 @@
                                                         response, with traces.engine=dataset); .parquet, if there are images
                    report.json                          counts by set, source, reason and evaluation set
                    rejected.jsonl                       every row that is not there, with its reason
+                   contaminated.jsonl                   of these, those that give an evaluation question away: both texts,
+                                                        and where the words are that they share (pages/contamination.py)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import Config, ConfigError, DatasetConfig
 from vold_nemo.config.writing import replace_text
-from vold_nemo.data.overlap import EvaluationTable, normalised, question_key, question_text
+from vold_nemo.data.messages import RowError, read_messages
+from vold_nemo.data.overlap import EvaluationTable, Match, normalised, question_key, question_text, said_by_user
 from vold_nemo.data.prompts import Prompt, Wanted, read_prompts
 from vold_nemo.data.rejected import Rejected
+from vold_nemo.data.rows import pick, read_rows
 
+CONTAMINATED = "contaminated.jsonl"
 SHOWN = 20  # evaluation questions named in the report, those that most prompts met
 
 
@@ -34,7 +40,8 @@ class Left:
     bad: dict[str, int] = field(default_factory=dict)  # reason -> rows
     duplicates: int = 0
     conflicting: int = 0  # of these, with another answer than the first: one of the two is wrong
-    contaminated: dict[str, dict[str, int]] = field(default_factory=dict)  # evaluation set -> exact, 13-gram -> rows
+    contaminated: dict[str, dict[str, int]] = field(default_factory=dict)  # evaluation set -> exact, 8-gram, ... -> rows
+    phrases: int = 0  # runs of words in so many of its prompts that they were not compared
     kept: int = 0
     sources: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> read, kept
     met: list[dict[str, Any]] = field(default_factory=list)  # evaluation questions that most rows met
@@ -42,7 +49,9 @@ class Left:
 
 def evaluation_sets(config: Config) -> dict[str, DatasetConfig]:
     """Name: set, of everything that this configuration evaluates on."""
-    own = {"validation": config.vold.validation.data, "text": config.evaluate.text, "image": config.evaluate.image}
+    validation = config.vold.validation
+    own = {"validation": validation.data, "validation_text": validation.text}
+    own |= {"text": config.evaluate.text, "image": config.evaluate.image}
     return {name: dataset for name, dataset in {**own, **config.prepare.against}.items() if dataset is not None}
 
 
@@ -74,23 +83,26 @@ def prepare(config: Config) -> dict[str, Any]:
     options, folder = config.prepare, Path(config.prepare.path)
     sets = training_sets(config)
     folder_rejected = Rejected(folder / "rejected.jsonl", config.data.max_rejected_share, key="prepare.path")
-    table = EvaluationTable(options.ngram, options.common)
+    table = EvaluationTable(options.ngram, options.common, options.share, options.numbers)
     for name, dataset in evaluation_sets(config).items():
         table.add(name, read_prompts(dataset, folder_rejected, Wanted(answers=False)))
     table.close()
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "evaluation": {name: asdict(found) for name, found in table.sets.items()},
-        "ngram": options.ngram, "common": options.common, "runs": table.runs, "phrases": table.phrases, "sets": {},
+        "ngram": options.ngram, "common": options.common, "share": options.share, "numbers": options.numbers,
+        "runs": table.runs, "phrases": table.phrases, "sets": {},
     }  # fmt: skip
+    pairs = folder / CONTAMINATED
+    pairs.unlink(missing_ok=True)
     for name, dataset in sets.items():
         traces = name == "trace_prompts"
         wanted = Wanted(
             answers=not traces, responses=traces and config.traces.engine == "dataset",
             refuse=None if traces else refusal(config.reward.verifier), verifier=config.reward.verifier,
         )  # fmt: skip
-        left = Left(str(dataset.path))
-        clean = _clean(dataset, wanted, table, folder_rejected, left, name)
+        left = Left(str(dataset.path), phrases=table.learn_phrases(_texts(dataset)) if table.runs else 0)
+        clean = _clean(dataset, wanted, table, folder_rejected, left, name, pairs)
         written = _write(clean, folder / name, images=dataset.fields.image is not None, responses=wanted.responses)
         left.bad = dict(folder_rejected.reasons.get(left.path, {}))
         left.rows += sum(left.bad.values())
@@ -100,7 +112,7 @@ def prepare(config: Config) -> dict[str, Any]:
 
 
 def _clean(
-    dataset: DatasetConfig, wanted: Wanted, table: EvaluationTable, rejected: Rejected, left: Left, name: str
+    dataset: DatasetConfig, wanted: Wanted, table: EvaluationTable, rejected: Rejected, left: Left, name: str, pairs: Path
 ) -> Iterable[Prompt]:
     """The rows that stay; ``left`` is filled on the way."""
     from tqdm import tqdm
@@ -129,17 +141,41 @@ def _clean(
             if (match := table.match(text, question)) is not None:
                 kinds = left.contaminated.setdefault(match.set, {})
                 kinds[match.kind] = kinds.get(match.kind, 0) + 1
-                met[match.set, match.id, match.words] += 1
-                reason = f"{match.kind} match with {match.set} {match.id}" + (f": {match.words}" if match.words else "")
+                met[match.set, match.id, match.question[:200]] += 1
+                reason = f"{match.kind} match with {match.set} {match.id}"
+                if match.kind != "exact":
+                    reason += f" ({match.share:.0%} of its words): {match.words[:200]}"
+                _keep_pair(pairs, name, prompt.id, text, match)
                 rejected.add(prompt.id, reason, text, left.path, bad=False)
                 continue
             left.kept += 1
             counts["kept"] += 1
             yield prompt
     left.met = [
-        {"set": name, "id": number, "words": words, "rows": rows}
-        for (name, number, words), rows in met.most_common(SHOWN)
+        {"set": name, "id": number, "question": question, "rows": rows}
+        for (name, number, question), rows in met.most_common(SHOWN)
     ]
+
+
+def _texts(dataset: DatasetConfig) -> Iterator[str]:
+    """What the rows ask: a first reading, for the phrases among them, that opens no picture and judges no row."""
+    fields, unseen = dataset.fields, Rejected(None, 1.0)
+    for _, row, _ in read_rows(dataset, unseen):
+        shown = pick(row, fields.image) if fields.image is not None else None
+        images = len(shown) if isinstance(shown, list) else int(shown is not None)
+        with contextlib.suppress(RowError):
+            messages, _ = read_messages(pick(row, fields.prompt), images, column=fields.image is not None)
+            yield said_by_user(messages)
+
+
+def _keep_pair(file: Path, name: str, row: str, text: str, match: Match) -> None:
+    line = {
+        "set": name, "id": row, "kind": match.kind, "evaluation": match.set, "question_id": match.id,
+        "share": round(match.share, 4), "prompt": text, "question": match.question,
+        "in_prompt": match.in_prompt, "in_question": match.in_question,
+    }  # fmt: skip
+    with file.open("a", encoding="ascii") as lines:  # ASCII escapes: a text may hold lone surrogates
+        lines.write(json.dumps(line) + "\n")
 
 
 def _write(prompts: Iterable[Prompt], path: Path, *, images: bool, responses: bool) -> Path:
@@ -204,7 +240,7 @@ def summary(report: dict[str, Any]) -> str:
         short = f", {found['short']:,} of them too short for {report['ngram']}-grams" if found["short"] else ""
         lines.append(f"against {name}: {found['questions']:,} questions{short}")
     if lines:
-        lines.append(f"{report['runs']:,} {report['ngram']}-grams; {report['phrases']:,} common ones were not compared")
+        lines.append(f"{report['runs']:,} {report['ngram']}-grams; {report['phrases']:,} in many of them were not compared")
     else:
         lines = ["no evaluation set is configured: nothing was compared (prepare.against, evaluate.*, vold.validation.data)"]
     for name, left in report["sets"].items():
@@ -213,6 +249,8 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"  {bad:,} bad" + (f" ({', '.join(f'{k} {v:,}' for k, v in left['bad'].items())})" if bad else ""))
         conflict = f" ({left['conflicting']:,} with another answer)" if left["conflicting"] else ""
         lines.append(f"  {left['duplicates']:,} duplicates{conflict}")
+        if left["phrases"]:
+            lines.append(f"  {left['phrases']:,} {report['ngram']}-grams are phrases of its prompts and did not count")
         for evaluation, kinds in left["contaminated"].items():
             lines.append(f"  {sum(kinds.values()):,} of {evaluation}: {', '.join(f'{k} {v:,}' for k, v in kinds.items())}")
         if len(left["sources"]) > 1:

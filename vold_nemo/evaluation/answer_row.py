@@ -56,6 +56,8 @@ def read_answers(file: Path, *, torn: bool = False) -> list[AnswerRow]:
     """
     rows = []
     for number, line in enumerate(file.read_bytes().splitlines() if file.is_file() else [], start=1):
+        if not line.strip():
+            continue
         try:
             data = read_json(line, f"{file}, line {number}")
         except ConfigError:

@@ -24,6 +24,7 @@ from vold_nemo.data.pictures import OPENED
 from vold_nemo.data.prompts import Prompt, question_text
 from vold_nemo.evaluation.answer_row import AnswerRow, as_lines, read_answers
 from vold_nemo.evaluation.benchmarks.question import Question
+from vold_nemo.megatron import forms, tensors
 
 if TYPE_CHECKING:  # the engine's module needs torch, which the report does without
     from vold_nemo.rollout.engine import RolloutEngine
@@ -63,6 +64,21 @@ def model_fingerprint(path: str | Path) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def require_whole(arm: str, path: str | Path) -> None:
+    """The folder that an arm names holds one set of weights, in the model's own numbers, as training asks for.
+
+    Raises:
+        ConfigError: two sets of weights, an adapter, quantised weights, a broken header.
+    """
+    if not (Path(path) / "config.json").is_file():
+        return  # model_fingerprint says so
+    try:
+        forms.whole_config(Path(path))
+        tensors.index(Path(path))
+    except ConfigError as error:
+        raise ConfigError(f"evaluate.models.{arm}: {error.key}", error.value, error.allowed, error.mend) from error
 
 
 def questions_fingerprint(prompts: list[Prompt]) -> str:

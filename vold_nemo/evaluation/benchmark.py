@@ -25,6 +25,7 @@ from vold_nemo.evaluation.answers import (
     keep,
     model_fingerprint,
     questions_fingerprint,
+    require_whole,
 )
 from vold_nemo.evaluation.askable import askable
 from vold_nemo.evaluation.benchmarks.load import load_benchmark
@@ -101,7 +102,9 @@ def evaluate(config: Config) -> Results | None:
         from vold_nemo.rollout.vllm_setup import require_vllm
 
         require_vllm("evaluate.engine")
-    # a missing checkpoint is found before the first arm has answered for an hour
+    # a missing checkpoint, or one that is two, is found before the first arm has answered for an hour
+    for arm, path in options.models.items():
+        require_whole(arm, path)
     weights = {arm: model_fingerprint(path) for arm, path in options.models.items()}
     part = part_of(config)
     first = part[0] == 0

@@ -139,7 +139,7 @@ def bring_in(config: Config) -> Results:
     the benchmark's published file by their place, and only where the truth is the same; without the file they keep their index.
     """
     options = config.handoff
-    files = _files(Path(options.bring), options.tool)
+    files = answer_files(Path(options.bring), options.tool)
     rows, used = [], {}
     for name, file in files.items():
         answers = (read_lmms_eval if options.tool == "lmms_eval" else read_vlmevalkit)(file)
@@ -157,8 +157,12 @@ def bring_in(config: Config) -> Results:
     return results
 
 
-def _files(path: Path, tool: str) -> dict[str, Path]:
-    """Benchmark -> the newest of the tool's files for it; of VLMEvalKit's the judged ones before the plain predictions."""
+def answer_files(path: Path, tool: str) -> dict[str, Path]:
+    """Benchmark -> the newest of the tool's files for it; of VLMEvalKit's the judged ones before the plain predictions.
+
+    Raises:
+        ConfigError: there is none.
+    """
     candidates = [path] if path.is_file() else sorted(path.rglob("*"), key=lambda file: file.stat().st_mtime)
     found: dict[str, tuple[bool, Path]] = {}
     for file in candidates:
@@ -182,6 +186,8 @@ def _files(path: Path, tool: str) -> dict[str, Path]:
 def read_lmms_eval(file: Path) -> list[Answer]:
     answers = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
         where = f"{file}, line {number}"
         sample = read_json(line, where)
         index = _need(sample, "doc_id", where)
@@ -231,7 +237,7 @@ def _their_verdict(sample: dict[str, Any]) -> float | None:
 def read_vlmevalkit(file: Path) -> list[Answer]:
     if file.suffix == ".tsv":
         csv.field_size_limit(sys.maxsize)  # images in base64
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
             table = list(csv.DictReader(stream, delimiter="\t"))
     else:
         content = read_json(file.read_bytes(), str(file))

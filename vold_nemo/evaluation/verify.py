@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from vold_nemo.config import AnswerFieldsConfig, Config, ConfigError, DatasetConfig
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.data.rejected import Rejected
-from vold_nemo.data.rows import Absent, count_rows, pick, read_rows
+from vold_nemo.data.rows import Absent, count_rows, dataset_files, pick, read_rows
 from vold_nemo.rewards import Scorer, Verdict
 from vold_nemo.rewards.key_text import scalar_text, unwrapped
 
@@ -90,6 +91,39 @@ class Diagnosis:
         return "\n".join(lines)
 
 
+def dataset_of(config: Config) -> DatasetConfig:
+    """The file of answers, read as any data set is.
+
+    Raises:
+        ConfigError: none is named.
+    """
+    options = config.verify
+    if options.answers is None:
+        raise ConfigError("verify.answers", None, "a file of answers", "give verify.answers=rollouts/step_000010.jsonl")
+    return DatasetConfig(path=options.answers, split=options.split, limit=options.limit)
+
+
+def first_answers(config: Config, rejected: Rejected, count: int) -> int:
+    """How many of the first answers, ``count`` at most, could be judged; nothing is judged, and no process started.
+
+    Raises:
+        ConfigError: a column that they do not have, a verifier that does not exist, a file that cannot be read.
+    """
+    scorer = Scorer(config.reward)
+    scorer.check([None])
+    dataset = dataset_of(config)
+    usable = sum(1 for _ in islice(_answers(dataset, config.verify.fields, scorer, rejected), count))
+    if usable < count:  # these were all
+        _check(usable + rejected.count(), rejected, dataset)
+    return usable
+
+
+def _check(total: int, rejected: Rejected, dataset: DatasetConfig) -> None:
+    if total == 0:
+        raise ConfigError("verify.answers", dataset.path, "at least one row", "an empty file: correct the path")
+    rejected.check(total, dataset.path, fields="verify.fields")
+
+
 def verify(config: Config) -> Diagnosis:
     """Read, judge, write; shows one progress bar.
 
@@ -98,11 +132,10 @@ def verify(config: Config) -> Diagnosis:
     """
     from tqdm import tqdm
 
-    options, started = config.verify, time.monotonic()
-    if options.answers is None:
-        raise ConfigError("verify.answers", None, "a file of answers", "give verify.answers=rollouts/step_000010.jsonl")
-    dataset = DatasetConfig(path=options.answers, split=options.split, limit=options.limit)
+    options, started, dataset = config.verify, time.monotonic(), dataset_of(config)
     folder = Path(options.path)
+    with _own_keys():
+        dataset_files(dataset)  # before processes are started
     rejected = Rejected(folder / "rejected.jsonl", config.data.max_rejected_share, key="verify.path")
     scorer = Scorer(config.reward)
     scorer.start(scorer.check([None]))
@@ -127,10 +160,7 @@ def verify(config: Config) -> Diagnosis:
     found.rejected, found.seconds = rejected.count(), time.monotonic() - started
     with writing("verify.path", folder):
         replace_text(folder / "diagnosis.json", json.dumps(asdict(found), indent=1) + "\n")
-    total = found.rejected + sum(found.reasons.values())
-    if total == 0:
-        raise ConfigError("verify.answers", options.answers, "at least one row", "an empty file: correct the path")
-    rejected.check(total, options.answers, fields="verify.fields")
+    _check(found.rejected + sum(found.reasons.values()), rejected, dataset)
     return found
 
 
@@ -141,7 +171,7 @@ def _answers(
     known: dict[str, str | None] = {}  # verifier -> what is wrong with it
     must = {"response": fields.response, "truth": fields.truth}
     absent = Absent("verify.fields", str(dataset.path), must, {})
-    for number, row, _ in read_rows(dataset, rejected):
+    for number, row in _rows(dataset, rejected):
         absent.see(row)
         response, truth = pick(row, fields.response), pick(row, fields.truth)
         name = pick(row, fields.id) if fields.id else None
@@ -166,6 +196,21 @@ def _answers(
         key = key if ":" in str(verifier) else unwrapped(key)
         yield str(number if name is None else name), content, (response, key, str(verifier))
     absent.missed(must)
+
+
+def _rows(dataset: DatasetConfig, rejected: Rejected) -> Iterator[tuple[int, Any]]:
+    with _own_keys():
+        yield from ((number, row) for number, row, _ in read_rows(dataset, rejected))
+
+
+@contextlib.contextmanager
+def _own_keys() -> Iterator[None]:
+    """Errors of the file under this verb's keys."""
+    try:
+        yield
+    except ConfigError as error:
+        name = {"data path": "verify.answers", "data split": "verify.split"}.get(error.key, error.key)
+        raise ConfigError(name, error.value, error.allowed, error.mend) from error
 
 
 def _key(truth: Any) -> str | None:

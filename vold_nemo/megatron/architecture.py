@@ -19,7 +19,6 @@ from typing import Any
 
 from vold_nemo.config import ConfigError, ParallelConfig
 from vold_nemo.config.check import check
-from vold_nemo.config.json_files import read_object
 from vold_nemo.megatron import forms, tensors
 from vold_nemo.megatron.hf_config import OWN, UNBUILT, TextConfig
 
@@ -211,12 +210,7 @@ def read(path: str | Path) -> Architecture:
     if known := published_config(path):
         return _published(known, str(path))
     folder = Path(path)
-    file = folder / "config.json"
-    forms.refuse_adapter(folder)
-    if not file.is_file():
-        raise ConfigError("checkpoint", str(path), "a folder with config.json", "give a Hugging Face checkpoint folder")
-    config = read_object(file, "download the checkpoint again")
-    forms.refuse_quantised(folder, config)
+    file, config = folder / "config.json", forms.whole_config(folder)
     arch = Architecture.from_hf(config, source=str(file))
     names = tensors.listing(folder)
     for prefix in TEXT_PREFIXES:

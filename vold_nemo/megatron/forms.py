@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vold_nemo.config import ConfigError
+from vold_nemo.config.json_files import read_object
 
 # What tools write beside the weights that they have packed; `quantization_config` in config.json is transformers' form.
 QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -35,3 +36,17 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
         if (folder / name).is_file():
             mend = f"{_ORIGINAL}; if the weights are not quantised, move {name} away"
             raise ConfigError(str(folder), name, "an unquantised checkpoint", mend)
+
+
+def whole_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder with a whole model in its own numbers.
+
+    :raises ConfigError: an adapter, a quantised checkpoint, no such file or a broken one.
+    """
+    refuse_adapter(folder)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError("checkpoint", str(folder), "a folder with config.json", "give a Hugging Face checkpoint folder")
+    config = read_object(file, "download the checkpoint again")
+    refuse_quantised(folder, config)
+    return config

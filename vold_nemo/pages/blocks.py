@@ -98,6 +98,25 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Two texts side by side; ``pieces`` of each are (text, whether it is marked)."""
+
+    kind: ClassVar = "texts"
+    titles: tuple[str, str]
+    inside: tuple[Sequence[tuple[str, bool]], Sequence[tuple[str, bool]]]
+    note: str = ""
+
+
+def marked(text: str, spans: Sequence[Sequence[int]]) -> list[tuple[str, bool]]:
+    """``text`` in pieces, those in ``spans`` (first character, the one behind the last) marked."""
+    found, at = [], 0
+    for start, end in spans:
+        found += [(text[at:start], False), (text[start:end], True)]
+        at = end
+    return [piece for piece in (*found, (text[at:], False)) if piece[0]]
+
+
+@dataclass(frozen=True)
 class Section:
     """Left out where it was given blocks and all are empty.  A text among the blocks is small print."""
 

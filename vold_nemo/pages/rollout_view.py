@@ -87,7 +87,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line.decode())
+            row = json.loads(line.decode("utf-8-sig"))
             row["reward"], row["response_tokens"], row["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from vold_nemo.config import Config, OptimizerConfig
+from vold_nemo.config import Config, ConfigError, OptimizerConfig
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.megatron.architecture import Architecture
 from vold_nemo.megatron.architecture import read as architecture_of
 from vold_nemo.planning.allocation import parameter_count
 from vold_nemo.planning.memory import teacher_precision
 from vold_nemo.planning.validity import STAGES, planned_world, submitted_world
+
+ABSENT = "not here yet, its shapes are not known"
 
 
 def describe(config: Config, verb: str) -> str:
@@ -21,23 +24,34 @@ def describe(config: Config, verb: str) -> str:
     stages = STAGES.get(verb, ())
     if not stages:
         return ""
-    student = architecture_of(config.student.path)
-    lines = [f"student  {config.student.path}: {_model(student)}"]
+    student = _known(config.student.path)
+    lines = [f"student  {config.student.path}: {_model(student) if student is not None else ABSENT}"]
     if "vold" in stages:
         if not config.objective.kl.enabled:
             lines.append("teacher  none (objective.kl.enabled=false)")
         for name, one in {"": config.teacher, **config.teachers}.items() if config.objective.kl.enabled else ():
-            arch = architecture_of(one.path)
-            said = f"{one.path}: {_model(arch)}, frozen"
+            arch = _known(one.path)
+            said = f"{one.path}: {_model(arch) if arch is not None else ABSENT}, frozen"
             said += f", for prompts that name {name}" if name else ""
             lines.append(f"teacher  {said}" + (f", in turn on the device (else {one.offload_to})" if one.offload else ""))
-            lines.append(f"         {teacher_precision(config, one, arch).describe()}")
+            if arch is not None:
+                lines.append(f"         {teacher_precision(config, one, arch).describe()}")
     for stage, described in (("sft", _sft), ("vold", _vold)):
         if stage in stages:
             world = submitted_world(config, stage) if verb == "plan" else planned_world(config, verb)
             lines.extend(_layout(config, student, world))
             lines.extend(described(config, world // config.parallel.model_ranks))
     return "\n".join(lines)
+
+
+def _known(path: str) -> Architecture | None:
+    """None where the shapes are not known: a dry run is made before anything is fetched or trained."""
+    try:
+        return architecture_of(path)
+    except ConfigError:
+        if Path(path).is_dir():
+            raise
+        return None
 
 
 def _model(arch: Architecture) -> str:
@@ -48,15 +62,16 @@ def _model(arch: Architecture) -> str:
     )
 
 
-def _layout(config: Config, student: Architecture, world: int) -> Iterator[str]:
+def _layout(config: Config, student: Architecture | None, world: int) -> Iterator[str]:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     context = f" x context {config.parallel.context}" if config.parallel.context > 1 else ""
     data = world // config.parallel.model_ranks
     launched = "launched" if launched_world() is not None else "not launched"
     yield f"layout   {world} ranks = tensor {tensor} x pipeline {pipeline}{context} x data {data} ({launched})"
     split = ", activations split along the sequence" if config.parallel.sequence else ""
-    layers = " or ".join(map(str, sorted(set(student.stages(pipeline)))))
-    yield f"         {layers} student layers and {student.heads // tensor} heads on a rank{split}"
+    if student is not None:
+        layers = " or ".join(map(str, sorted(set(student.stages(pipeline)))))
+        yield f"         {layers} student layers and {student.heads // tensor} heads on a rank{split}"
     if config.parallel.virtual > 1:
         yield f"         {config.parallel.virtual} virtual stages on a rank: micro-batches in groups of {pipeline}"
     if config.parallel.recompute != "none":

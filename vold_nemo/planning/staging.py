@@ -56,7 +56,7 @@ def wanted(config: Config, verb: str, node: Node | None) -> list[Wanted]:
         ConfigError: a checkpoint that is not here.
     """
     found = []
-    for key, path, whole in _models(config, verb):
+    for key, path, whole in models(config, verb):
         folder = Path(path)
         if not folder.is_dir():
             mend = "fetch it first (recipes/prefetch.py), or run the recipe that writes it"
@@ -72,7 +72,7 @@ def wanted(config: Config, verb: str, node: Node | None) -> list[Wanted]:
     return found
 
 
-def _models(config: Config, verb: str) -> Iterator[tuple[str, str, bool]]:
+def models(config: Config, verb: str) -> Iterator[tuple[str, str, bool]]:
     """(key, path, whether all of it is read on each node), each path once."""
     teachers: dict[str, TeacherConfig] = {"teacher": config.teacher}
     teachers |= {f"teachers.{name}": one for name, one in config.teachers.items()}

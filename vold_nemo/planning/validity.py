@@ -16,7 +16,7 @@ from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
 from vold_nemo.config.check import check
 from vold_nemo.config.launcher import launched_world
 from vold_nemo.config.sections.objective import ESTIMATORS, EXACT
-from vold_nemo.config.sources import local_folder
+from vold_nemo.config.sources import is_hub_id, local_folder
 from vold_nemo.config.tree import value_at
 from vold_nemo.data.traces import trace_files
 from vold_nemo.megatron import architecture, precision
@@ -49,7 +49,7 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
     ranks = planned_world(config, verb) if world is None else world
     stages = STAGES.get(verb, ()) if verb != "rehearse" else _rehearsed(config)
     errors += [error for error in _find(config, stages, ranks, wrong) if error.key not in wrong]
-    if verb == "rehearse":
+    if verb == "rehearse" and not config.dry_run:  # which opens them itself
         errors += _shapes(config, stages)
     if verb in ("vold", "teacher_drift") and not Path(config.vold.start).is_dir():
         mend = "run recipes/sft.py and recipes/export_hf.py first, or give vold.start=CHECKPOINT"
@@ -57,8 +57,11 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
     if verb == "sft":
         try:
             trace_files(config.traces.path)
-        except ConfigError as error:
-            errors.append(Pending.of(error))
+        except ConfigError as error:  # a whole file beside shards is wrong, and none is not here yet
+            errors.append(error if Path(config.traces.path).is_file() else Pending.of(error))
+    if verb == "prepare_miniature" and config.device == "cuda":
+        mend = "leave the key out; what comes after may run on a GPU"
+        errors.append(ConfigError("device", "cuda", "auto | cpu: this world is made on a CPU, wherever it is used", mend))
     if verb == "export_hf" and config.export.push is not None:
         errors += _push(config.export.push)
     return errors
@@ -343,15 +346,20 @@ def precision_findings(config: Config, section: str, arch: architecture.Architec
     return []
 
 
+def missing_model(key: str, path: str, miniature: str) -> Pending:
+    """A checkpoint that is no folder here."""
+    mend = "correct the path, or make the folder first"
+    if Path(path).is_relative_to(miniature):
+        mend = "make it: recipes/prepare_miniature.py with the same experiment"
+    elif is_hub_id(path):
+        mend = f"correct the path, or fetch it where there is a network: hf download {path}"
+    return Pending(key, path, "a checkpoint folder, or a hub id that is in the local cache", mend)
+
+
 def _read(key: str, path: str, miniature: str) -> architecture.Architecture | ConfigError:
     if not Path(path).is_dir():
-        mend = f"correct the path, or fetch it where there is a network: hf download {path}"
-        if Path(path).is_relative_to(miniature):
-            mend = "make it: recipes/prepare_miniature.py with the same experiment"
-        kind = ConfigError if Path(path).is_absolute() and not Path(path).is_relative_to(miniature) else Pending
-        return kind(key, path, "a checkpoint folder, or a hub id that is in the local cache", mend)
+        return missing_model(key, path, miniature)
     try:
         return architecture.read(path)
     except ConfigError as error:
         return ConfigError(f"{key}: {error.key}", error.value, error.allowed, error.mend)
-

@@ -58,11 +58,27 @@ class PrepareConfig:
     """recipes/prepare_data.py: duplicates and the questions of evaluation sets out of the training prompts."""
 
     sets: list[str] = key(["prompts", "trace_prompts"], "which of data.*", choices=("prompts", "trace_prompts"))
-    against: dict[str, DatasetConfig] = key({}, "name: set, besides evaluate.* and vold.validation.data")
-    ngram: int = key(13, "a prompt that shares so many words in a row with an evaluation question is left out", bound=POSITIVE)
-    common: int = key(10, "ours: word sequences in more evaluation questions than this are phrases and give nothing away",
+    against: dict[str, DatasetConfig] = key({}, "name: set, besides evaluate.* and vold.validation")
+    ngram: int = key(8, "words in a row that are compared with the evaluation questions; numbers are one word", bound=POSITIVE)
+    share: float = key(0.5, "a prompt whose shared runs cover as much of an evaluation question is left out", bound=PART)
+    common: int = key(10, "ours: runs in more evaluation questions, or in more prompts, are phrases and do not count",
                       bound=POSITIVE)  # fmt: skip
-    path: str = key("${outputs}/${name}/data", "<set>.jsonl (.parquet with images), report.json, rejected.jsonl")
+    numbers: str = key("any", "ours: a long question with any other numbers is the same one, too; same = with its own alone",
+                       choices=("any", "same"))  # fmt: skip
+    path: str = key("${outputs}/${name}/data", "<set>.jsonl (.parquet with images), report.json, what went, contamination.html")
+
+
+@dataclass
+class InspectConfig:
+    """recipes/inspect_data.py: what a set holds, as a run would read it."""
+
+    set: str = key("data.prompts", "which of the configured sets", choices=(
+        "data.prompts", "data.trace_prompts", "evaluate.text", "evaluate.image", "vold.validation.data", "vold.validation.text",
+    ))  # fmt: skip
+    data: DatasetConfig | None = key(None, "another set in its place, read like data.prompts")
+    tokenizer: str | None = key(None, "folder or hub id: lengths in tokens, and what its model could not be asked")
+    examples: int = key(4, "rows shown whole", bound=COUNT)
+    path: str = key("${outputs}/${name}/inspection", "inspection.html, inspection.json, rejected.jsonl")
 
 
 @dataclass

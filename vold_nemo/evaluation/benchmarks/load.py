@@ -105,11 +105,11 @@ def _rows(file: Path, rejected: Rejected) -> Iterator[tuple[int, Any]]:
     """Rows of a file; LogicVista's ``dataset.json`` is an object of rows by id."""
     if file.suffix == ".json":
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError("data path", str(file), "JSON", f"fetch the file again: {error}") from error
-        rows = [{"id": name, **row} for name, row in content.items()] if isinstance(content, dict) else content
-        yield from enumerate(rows)
-    else:
-        for place, row, _ in read_rows(DatasetConfig(path=str(file)), rejected):
-            yield place, row
+            content = json.loads(file.read_bytes())  # bytes: with a byte order mark, or in UTF-16
+        except (ValueError, RecursionError):
+            content = None  # JSON lines, or nothing that can be read: rows.py tells them apart
+        if isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
+            yield from enumerate({"id": name, **row} for name, row in content.items())
+            return
+    for place, row, _ in read_rows(DatasetConfig(path=str(file)), rejected):
+        yield place, row
