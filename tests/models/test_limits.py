@@ -131,3 +131,44 @@ def test_a_clock_that_is_set_back_changes_nothing(alone, monkeypatch):
     with stopping.Stop(budget=100) as stop:
         alone[0] += 10
         assert not stop.agreed("cpu")
+
+
+INTERRUPTED_PROGRAM = """
+import sys, time
+from vold_nemo.models import stopping
+
+class OneRank:
+    class ReduceOp:
+        MAX = "max"
+    @staticmethod
+    def all_reduce(flag, op):
+        pass
+
+stopping.dist, stopping.SAME = OneRank, 0.2
+with stopping.Stop() as stop:
+    print("ready", flush=True)
+    deadline = time.monotonic() + float(sys.argv[1])
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    print("agreed" if stop.agreed("cpu") else "not asked", stop.reason, flush=True)
+"""
+
+
+def interrupted(seconds: float, *pauses: float) -> tuple[int, str, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_PROGRAM, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    for pause in pauses:
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    return process.returncode, out, error
+
+
+def test_the_first_ctrl_c_ends_the_step_and_the_second_at_once():
+    code, out, error = interrupted(2.0, 0.1, 0.02)  # a launcher passes the terminal's own on: the same one, twice
+    assert (code, out) == (0, "agreed Ctrl-C\n") and "this step is finished" in error
+    code, out, error = interrupted(60.0, 0.1, 0.6)
+    assert (code, out) == (130, "") and "left at once" in error

@@ -143,25 +143,58 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_85(world, tm
 
 def goes_on_with(world: Path, outputs: Path, *overrides: str) -> str:
     """One step of stage 1, then a second start under ``overrides``: what it says."""
+    assert goes_on(world, outputs, 1) == ""
+    return goes_on(world, outputs, 2, *overrides)
+
+
+def test_a_run_that_would_become_another_one_is_refused_until_it_is_asked_for(world, tmp_path, gloo):
+    decay = "sft.optimizer.weight_decay=0.5"
+    (said,) = gloo(1).run(goes_on_with, world, tmp_path, decay)
+    assert "checkpoint.accept=[sft.optimizer.weight_decay]" in said and "0.01 -> 0.5" in said
+    assert "weight_decay: 0.01" in (tmp_path / "run/config.yaml").read_text()  # the refused one left nothing
+    assert not (tmp_path / "run/attempts/attempt_2.json").exists()
+    assert gloo(1).run(goes_on, world, tmp_path, 2, decay, "checkpoint.accept=[sft.optimizer]") == [""]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 2)]
+    (said,) = gloo(1).run(goes_on, world, tmp_path, 3, "precision=bf16")
+    assert "another form" in said and "KeyError" not in said
+
+
+def test_an_archive_of_an_earlier_step_is_written_again(world, tmp_path, gloo):
+    from vold_nemo.checkpoint import archive_file
+
+    assert gloo(1).run(goes_on, world, tmp_path, 1) == [""]
+    old = (tmp_path / "run/student.nemo").read_bytes()
+    assert archive_file.about(tmp_path / "run/student.nemo")["step"] == 1
+    assert gloo(1).run(goes_on, world, tmp_path, 2) == [""]
+    new = archive_file.about(tmp_path / "run/student.nemo")
+    assert (new["step"], new["attempt"]) == (2, 2)
+    for left in (old, old[:1000], b""):  # killed between step 2 and its archive; torn; emptied
+        (tmp_path / "run/student.nemo").write_bytes(left)
+        assert gloo(1).run(goes_on, world, tmp_path, 2) == [""]
+        assert archive_file.about(tmp_path / "run/student.nemo")["checkpoint"] == new["checkpoint"]
+
+
+def goes_on(world: Path, outputs: Path, steps: int, *overrides: str) -> str:
+    """A start of stage 1 up to ``steps``: what it says if it is refused."""
     from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.config import ConfigError
     from vold_nemo.megatron import parallel
 
     said = ""
-    for steps, more in ((1, ()), (2, overrides)):
-        config = configuration(world, f"outputs={outputs}", "sft.max_length=64", f"sft.steps={steps}", *more)
-        layout_of(config)
-        model = build_sft(config)
-        try:
-            model.fit(Run(outputs / "run", rank=0, config=config))
-        except ConfigError as error:
-            said = str(error)
-        parallel.destroy()
+    config = configuration(world, f"outputs={outputs}", "sft.max_length=64", f"sft.steps={steps}", *overrides)
+    layout_of(config)
+    model = build_sft(config)
+    try:
+        model.fit(Run(outputs / "run", rank=0, config=config))
+    except ConfigError as error:
+        said = str(error)
+    parallel.destroy()
     return said
 
 
 def test_a_position_in_other_data_is_refused(world, tmp_path, gloo):
-    assert gloo(1).run(goes_on_with, world, tmp_path / "same", "sft.packing=true", "sft.micro_batch=1") == [""]
+    assert gloo(1).run(goes_on_with, world, tmp_path / "same", "sft.micro_batch=1") == [""]
     for number, change in enumerate(("seed=2", "sft.batch=4")):
         (said,) = gloo(1).run(goes_on_with, world, tmp_path / str(number), change)
         assert "the same rows, seed, batch size and mixture" in said, change

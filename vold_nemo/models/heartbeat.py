@@ -26,6 +26,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from vold_nemo.config.launcher import STUCK
+from vold_nemo.config.writing import writing
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ class Heartbeat:
 
     def __enter__(self) -> Heartbeat:
         global _current
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.stacks.mkdir(parents=True, exist_ok=True)
+        with writing("outputs", self.file.parent):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.stacks.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:  # a former attempt's stacks are evidence, but no alarm of this attempt's
             for path in self._stack_files():
                 path.rename(path.with_suffix(".before"))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vold_nemo.checkpoint import hub
+from vold_nemo.checkpoint.attempts import check_accept
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
 from vold_nemo.config.check import check
 from vold_nemo.config.launcher import launched_world
@@ -59,6 +60,7 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
             trace_files(config.traces.path)
         except ConfigError as error:
             errors.append(Pending.of(error))
+    errors += check_accept(config.checkpoint.accept) if stages else ()
     if verb == "export_hf" and config.export.push is not None:
         errors += _push(config.export.push)
     return errors
