@@ -47,7 +47,7 @@ CHANGES = {  # what was changed in silence once, and what comes near it
     "vold": [
         "vold.optimizer.weight_decay=0.5", "vold.optimizer.epsilon=1e-3", "vold.optimizer.beta2=0.5",
         "vold.optimizer.clip_grad=9", "vold.optimizer.learning_rate=0.1", "objective=grpo", "objective.kl.estimator=k3",
-        "objective.kl.beta.value=0.5", "rollout.temperature=0.5", "reward.verifier=math", "rollout.samples_per_prompt=7",
+        "objective.kl.beta.value=0.25", "rollout.temperature=0.5", "reward.verifier=math", "rollout.samples_per_prompt=7",
         "vold.updates_per_step=3", "rollout.max_tokens=5", "rollout.overlong=mask_all", "reward.seconds=9",
         "teacher.precision=fp32", "teacher.thinking=true", "data.system_prompt=Think", "vold.prompts_per_step=5", "seed=9",
         "objective.policy.clip_high=0.5", "tokenizer.adopt_teacher_tokens=true", "+data.mixture={a: 1.0}",
