@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -104,6 +105,14 @@ def test_the_common_part_is_data_whatever_the_environment_says(tmp_path, monkeyp
             sharded.read_data(tmp_path / "common.pt")
     (tmp_path / "common.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ConfigError, match="tensors and plain values"):
+        sharded.read_data(tmp_path / "common.pt")
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "whole.pt")
+    assert len(sharded.read_data(tmp_path / "whole.pt")["a"]) == 100_000
+    bomb = zipfile.ZipFile(tmp_path / "common.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    with pytest.raises(ConfigError, match="it is packed"):
         sharded.read_data(tmp_path / "common.pt")
     (tmp_path / "common.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="tensors and plain values"):

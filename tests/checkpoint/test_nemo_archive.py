@@ -1,6 +1,7 @@
 """A .nemo archive holds every rank's weights and loads in any layout; NeMo's own holds rank 0's."""
 
 import json
+import re
 import tarfile
 
 import pytest
@@ -98,11 +99,17 @@ def test_a_run_folder_has_tensorboard_and_no_checkpoints_of_lightning(tmp_path, 
     assert {event.step for event in scalars} == {1, 2, 3, 4}
 
 
-def test_a_logger_that_fails_is_said_once_and_the_run_goes_on(tmp_path, gloo):
+def test_a_logger_that_fails_is_said_once_and_catches_up(tmp_path, gloo):
     before, after, said, lines, steps = gloo(1).run(_job, "log_where_the_folder_goes", tmp_path, timeout=SLOW)[0]
     assert (before, after) == (1, 0) and lines == steps
-    (warning,) = said
-    assert "FileNotFoundError" in warning and "goes on without it" in warning
+    warning, caught_up = said
+    assert "FileNotFoundError" in warning and "goes on without it" in warning and "has caught up" in caught_up
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (first,) = re.findall(r"from step (\d+)", caught_up)
+    (folder,) = (tmp_path / "board").glob("*/version_0")
+    scalars = EventAccumulator(str(folder)).Reload().Scalars("reward")
+    assert [event.step for event in scalars] == list(range(int(first), steps + 1))
 
 
 def test_the_trainer_behind_the_loggers_knows_nothing_of_slurm_and_saves_nothing(tmp_path, gloo):

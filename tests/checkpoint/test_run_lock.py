@@ -102,6 +102,7 @@ def test_a_job_that_was_requeued_follows_itself_at_once(tmp_path, monkeypatch, c
      ("echo RUNNING", False), ("echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1", False)],
 )  # fmt: skip
 def test_slurm_is_asked_about_jobs_of_other_nodes(answer, dead, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.05)
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -115,7 +116,8 @@ def test_slurm_is_asked_about_jobs_of_other_nodes(answer, dead, tmp_path, monkey
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"restart": "x"}', '{"process": "x"}'])
-def test_a_lock_that_says_nothing_is_waited_for_and_followed(content, tmp_path, caplog):
+def test_a_lock_that_says_nothing_is_waited_for_and_followed(content, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.05)
     (tmp_path / "run.lock").write_text(content)
     lock = Lock(tmp_path)
     lock.take()

@@ -110,7 +110,7 @@ def test_a_damaged_cache_is_made_again_aloud(tmp_path, gloo):
     (folder,) = cache.iterdir()
     for file in sorted(folder.iterdir()):
         content = file.read_bytes()
-        for other in (b"", content[:-1], content[:5] + bytes([content[5] ^ 1]) + content[6:], None):
+        for other in (b"", content[:-2], content[:5] + bytes([content[5] ^ 1]) + content[6:], None):
             file.unlink() if other is None else file.write_bytes(other)
             ((made, found, said),) = gloo(1).run(alone, cache, source)
             assert (len(made), found) == (1, whole) and "is damaged and is made again" in said and file.name in said

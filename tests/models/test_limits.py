@@ -133,42 +133,31 @@ def test_a_clock_that_is_set_back_changes_nothing(alone, monkeypatch):
         assert not stop.agreed("cpu")
 
 
-INTERRUPTED_PROGRAM = """
-import sys, time
-from vold_nemo.models import stopping
-
-class OneRank:
-    class ReduceOp:
-        MAX = "max"
-    @staticmethod
-    def all_reduce(flag, op):
-        pass
-
-stopping.dist, stopping.SAME = OneRank, 0.2
-with stopping.Stop() as stop:
-    print("ready", flush=True)
-    deadline = time.monotonic() + float(sys.argv[1])
-    while time.monotonic() < deadline:
-        time.sleep(0.01)
-    print("agreed" if stop.agreed("cpu") else "not asked", stop.reason, flush=True)
-"""
-
-
-def interrupted(seconds: float, *pauses: float) -> tuple[int, str, str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED_PROGRAM, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
+def interrupted(folder: Path, seconds: float, *pauses: float) -> tuple[int, str]:
+    """Exit code and words of a step of so many seconds that gets a Ctrl-C after each pause."""
+    said = folder / "said"
+    ready, waiting = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        stopping.dist = OneRank
+        with stopping.Stop() as stop:
+            os.write(waiting, b"1")
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                time.sleep(0.01)
+            os.write(2, f"agreed: {stop.agreed('cpu')}, {stop.reason}".encode())
+        os._exit(0)
+    os.read(ready, 1)
     for pause in pauses:
         time.sleep(pause)
-        process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    return process.returncode, out, error
+        os.kill(child, signal.SIGINT)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
 
 
-def test_the_first_ctrl_c_ends_the_step_and_the_second_at_once():
-    code, out, error = interrupted(2.0, 0.1, 0.02)  # a launcher passes the terminal's own on: the same one, twice
-    assert (code, out) == (0, "agreed Ctrl-C\n") and "this step is finished" in error
-    code, out, error = interrupted(60.0, 0.1, 0.6)
-    assert (code, out) == (130, "") and "left at once" in error
+def test_the_first_ctrl_c_ends_the_step_and_the_second_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "SAME", 0.3)
+    code, said = interrupted(tmp_path, 1.0, 0.0, 0.01)  # a launcher passes the terminal's own on: the same one, twice
+    assert code == 0 and "this step is finished" in said and "agreed: True, Ctrl-C" in said
+    code, said = interrupted(tmp_path, 60.0, 0.0, 0.6)
+    assert code == 130 and "left at once" in said and "agreed" not in said

@@ -147,32 +147,73 @@ def goes_on_with(world: Path, outputs: Path, *overrides: str) -> str:
     return goes_on(world, outputs, 2, *overrides)
 
 
-def test_a_run_that_would_become_another_one_is_refused_until_it_is_asked_for(world, tmp_path, gloo):
-    decay = "sft.optimizer.weight_decay=0.5"
-    (said,) = gloo(1).run(goes_on_with, world, tmp_path, decay)
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_second_run_in_the_folder_is_refused_and_ctrl_c_keeps_what_was_done(world, tmp_path):
+    arguments = command(world, "sft", 1, tmp_path, "sft.steps=5000", "checkpoint.every=10000")
+    first = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline, metrics = time.monotonic() + 400, tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    second = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=400)
+    assert second.returncode == 2 and f"process {first.pid} on " in second.stderr and "run.lock" in second.stderr
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=200)
+    assert first.returncode == 85, said[-3000:]
+    assert "this step is finished" in said and "the same command again (python " in said
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1)) and (tmp_path / f"run/checkpoints/step_{len(steps)}").is_dir()
+    assert not (tmp_path / "run/run.lock").exists()
+    for file in (tmp_path / "run/checkpoints").glob("step_*/shards/*.distcp"):
+        os.truncate(file, 100)
+    third = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=400)
+    assert third.returncode == 2 and f"step_{len(steps)}: shards/" in third.stderr and "resume=never" in third.stderr
+    assert len(metrics.read_text().splitlines()) == len(steps)
+
+
+def test_a_run_goes_on_as_itself_unless_another_is_asked_for_and_its_archive_is_of_its_last_step(world, tmp_path, gloo):
+    from vold_nemo.checkpoint import archive_file
+
+    def start(*arguments) -> str:
+        return gloo(1).run(goes_on, world, tmp_path, *arguments)[0]
+
+    decay, accept = "sft.optimizer.weight_decay=0.5", "checkpoint.accept=[sft.optimizer]"
+    archive = tmp_path / "run/student.nemo"
+    assert start(1) == "" and archive_file.about(archive)["step"] == 1
+    old = archive.read_bytes()
+    said = start(2, decay)
     assert "checkpoint.accept=[sft.optimizer.weight_decay]" in said and "0.01 -> 0.5" in said
     assert "weight_decay: 0.01" in (tmp_path / "run/config.yaml").read_text()  # the refused one left nothing
     assert not (tmp_path / "run/attempts/attempt_2.json").exists()
-    assert gloo(1).run(goes_on, world, tmp_path, 2, decay, "checkpoint.accept=[sft.optimizer]") == [""]
+    assert start(2, decay, accept) == ""
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 2)]
-    (said,) = gloo(1).run(goes_on, world, tmp_path, 3, "precision=bf16")
+    new = archive_file.about(archive)
+    assert (new["step"], new["attempt"]) == (2, 2)
+    archive.write_bytes(old)  # killed between step 2 and its archive
+    assert start(2, decay) == "" and archive_file.about(archive)["checkpoint"] == new["checkpoint"]
+    said = start(3, decay, "precision=bf16")
     assert "another form" in said and "KeyError" not in said
 
 
-def test_an_archive_of_an_earlier_step_is_written_again(world, tmp_path, gloo):
+@pytest.mark.parametrize("harm", [lambda content: content[:700], lambda content: b"", lambda content: b"\x1f\x8b" + content])
+def test_an_archive_that_cannot_be_read_is_of_no_step(harm, tmp_path):
     from vold_nemo.checkpoint import archive_file
+    from vold_nemo.checkpoint.run_folder import Run
+    from vold_nemo.config import manifest
+    from vold_nemo.models import resuming
 
-    assert gloo(1).run(goes_on, world, tmp_path, 1) == [""]
-    old = (tmp_path / "run/student.nemo").read_bytes()
-    assert archive_file.about(tmp_path / "run/student.nemo")["step"] == 1
-    assert gloo(1).run(goes_on, world, tmp_path, 2) == [""]
-    new = archive_file.about(tmp_path / "run/student.nemo")
-    assert (new["step"], new["attempt"]) == (2, 2)
-    for left in (old, old[:1000], b""):  # killed between step 2 and its archive; torn; emptied
-        (tmp_path / "run/student.nemo").write_bytes(left)
-        assert gloo(1).run(goes_on, world, tmp_path, 2) == [""]
-        assert archive_file.about(tmp_path / "run/student.nemo")["checkpoint"] == new["checkpoint"]
+    run, stage = Run(tmp_path, rank=0), tmp_path / "stage"
+    stage.mkdir()
+    (run.checkpoints / "step_2").mkdir(parents=True)
+    said = manifest.sealed({"format": manifest.FORMAT, "step": 2, "layout": {}, "files": {}})
+    (run.checkpoints / "step_2" / "manifest.json").write_text(json.dumps(said))
+    archive_file.pack(stage, tmp_path / "student.nemo", {"step": 2, "checkpoint": said["digest"]})
+    assert resuming.archive_is_of(run, 2) and not resuming.archive_is_of(run, 1)
+    (tmp_path / "student.nemo").write_bytes(harm((tmp_path / "student.nemo").read_bytes()))
+    assert not resuming.archive_is_of(run, 2)
 
 
 def goes_on(world: Path, outputs: Path, steps: int, *overrides: str) -> str:

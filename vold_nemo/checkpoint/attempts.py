@@ -25,7 +25,7 @@ from vold_nemo.config import Config, ConfigError
 from vold_nemo.config.installed import version
 from vold_nemo.config.json_files import read_object
 from vold_nemo.config.reads import reads_of
-from vold_nemo.config.tree import hint_of, values
+from vold_nemo.config.tree import hint_of, value_at, values
 from vold_nemo.config.writing import replace_text, writing
 
 IN_CHECKPOINT = "attempt.json"
@@ -91,11 +91,10 @@ def versions() -> dict[str, str]:
 
 def _weights(config: Config, stage: str) -> Iterator[tuple[str, str]]:
     """(key, folder) of the weights that a stage starts from and learns from."""
-    yield ("student.path", config.student.path) if stage == "sft" else ("vold.start", config.vold.start)
-    if stage == "vold" and config.objective.kl.enabled:
-        yield "teacher.path", config.teacher.path
-        for name, one in config.teachers.items():
-            yield f"teachers.{name}.path", one.path
+    keys = {"sft": ["student.path"], "vold": ["vold.start"]}[stage]
+    if stage == "vold" and value_at(config, "objective.kl.enabled"):
+        keys += ["teacher.path", *(f"teachers.{name}.path" for name in value_at(config, "teachers"))]
+    yield from ((key, value_at(config, key)) for key in keys)
 
 
 def digest(folder: str | Path) -> str | None:

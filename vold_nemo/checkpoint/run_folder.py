@@ -35,7 +35,10 @@ logger = log.getLogger(__name__)
 
 MISSED = "missed_metrics.jsonl"  # in a checkpoint: lines that found no room in the run's own file
 _RETRY = 30.0  # seconds between two tries to begin a logger again
-_LEFT_OVER = re.compile(r".*\.\d+")  # of replace_text, in a process that was killed
+# Of replace_text, and of rollouts, in a process that was killed
+_LEFT_OVER = re.compile(
+    r"(latest|config\.yaml|metrics\.jsonl|lineage\.json|data_rows\.json|attempt_\d+\.json|step_\d+\.jsonl)\.\d+"
+)
 
 
 class Run:
@@ -72,7 +75,7 @@ class Run:
         with writing("outputs", self.folder):
             if self._config is not None:
                 _dump(self._config, self.folder / "config.yaml")
-            for folder in (self.folder, self.checkpoints, self.folder / "rollouts"):
+            for folder in (self.folder, self.checkpoints, self.folder / "rollouts", self.folder / attempts.FOLDER):
                 for left in folder.glob("*"):
                     if _LEFT_OVER.fullmatch(left.name) and left.is_file():
                         left.unlink()

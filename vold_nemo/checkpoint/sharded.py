@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,15 @@ def _check_common(folder: Path) -> None:
 def read_data(path: Path) -> Any:
     """What ``torch.save`` wrote, of tensors and plain Python values alone.
 
-    :raises ConfigError: it cannot be read, or names anything that could run.
+    :raises ConfigError: it cannot be read, names anything that could run, or is packed: what torch writes is as long as it is.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as members:
+                if sum(member.file_size for member in members.infolist()) > path.stat().st_size:
+                    raise ValueError("it is packed")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ConfigError(
             "checkpoint", f"{path}: {(str(error).strip() or repr(error)).splitlines()[0][:200]}", "tensors and plain values",
             "this file was not written by vold_nemo or has been changed since: do not load it",
