@@ -121,6 +121,15 @@ class Run:
         if written and self._lost:
             self._catch_up()
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None or issubclass(kind, SystemExit):
+            self.close()
+        elif self.rank == 0:
+            self._journal.close()  # what waits for room is kept somewhere, whatever ended the run
+
     def close(self) -> None:
         if self.rank == 0:
             self._journal.close()

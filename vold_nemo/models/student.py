@@ -182,7 +182,7 @@ class MegatronStudent(ModelPT):
         beat = Heartbeat(
             run.folder, rank=self.layout.rank, world=self.layout.world, limit=stuck, total=self.total_steps
         )
-        with Profiler(self.config.profile, run.folder, self.layout) as profiler, beat as heart:
+        with Profiler(self.config.profile, run.folder, self.layout) as profiler, beat as heart, run:
             heart.note("resume")
             start = self.resume(run)
             run.keep(self.lineage)
@@ -221,13 +221,9 @@ class MegatronStudent(ModelPT):
                         if first:
                             reason = stop.reason or "another rank's signal"
                             logger.warning("stopped (%s) after step %d; to go on: %s", reason, done, resuming.command())
-                        run.close()
                         raise SystemExit(STOPPED_BY_SIGNAL)
             heart.note("export")
-            try:
-                self.save_archive(run, self.total_steps)
-            finally:
-                run.close()
+            self.save_archive(run, self.total_steps)
 
     def _nothing_to_do(self, run: Run, heart: Heartbeat, done: int) -> None:
         if self.layout.rank == 0:
@@ -237,7 +233,6 @@ class MegatronStudent(ModelPT):
         if not there[0]:
             heart.note("export")
             self.save_archive(run, done)
-        run.close()
 
     def save_archive(self, run: Run, done: int) -> None:
         """``student.nemo`` of the checkpoint after ``done`` steps, whose weights are the model's.  Collective."""
