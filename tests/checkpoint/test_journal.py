@@ -101,6 +101,28 @@ def test_rollouts_that_cannot_be_written_leave_nothing_behind(tmp_path):
     assert write(step, tmp_path / "rollouts" / "step_1.jsonl").exists()
 
 
+def test_rejected_rows_that_find_no_room_are_counted(tmp_path, capsys):
+    from vold_nemo.data.rejected import Rejected
+
+    rejected = Rejected(tmp_path / "rejected.jsonl", 1.0)
+    with no_file_above(10):
+        for row in range(3):
+            rejected.add(row, "no answer", "text")
+    assert rejected.count() == 3 and capsys.readouterr().err.count("rows are counted only") == 1
+
+
+def test_a_run_that_fails_keeps_the_lines_that_wait(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = Run(tmp_path / "run", rank=0)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").mkdir()  # nothing can be written there
+    with pytest.raises(RuntimeError), run:
+        run.log(1, {"loss": 1.0})
+        raise RuntimeError("a step")
+    (kept,) = tmp_path.glob("metrics-*.jsonl")
+    assert json.loads(kept.read_text()) == {"step": 1, "loss": 1.0}
+
+
 def test_metrics_say_which_attempt_wrote_them_and_config_is_that_of_the_newest_that_began(tmp_path):
     first = Run(tmp_path, rank=0, config={"a": 1})
     first.begin({"attempt": 1, "settings": {"a": 1}})

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.megatron import tiny
+from vold_nemo.checkpoint import nemo_archive
+from vold_nemo.config import ConfigError
 
 pytestmark = pytest.mark.timeout(300)  # each worker imports NeMo once
 SLOW = 240.0
@@ -82,6 +84,19 @@ def test_the_archive_holds_configuration_weights_of_all_ranks_and_small_files(ar
     assert not any("ckpt" in name or "safetensors" in name for name in names)
     config = gloo(1).run(_job, "config_of", file, timeout=SLOW)[0]
     assert config["architecture"]["family"] == "qwen3" and "target" not in config
+
+
+def test_what_an_archives_configuration_says_is_text_and_stays_inside(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "s3cret")
+    config = tmp_path / "model_config.yaml"
+    config.write_text("path: ${oc.env:SECRET}\nstudent: {path: nemo:folders/student.path}\ntarget: os.system\n")
+    found = nemo_archive._config_in(tmp_path, None)
+    assert found.path == "${oc.env:SECRET}" and found.student.path == f"{tmp_path}/folders/student.path"
+    assert "target" not in found
+    for outside in ("nemo:folders/../../x", "nemo:/etc", "nemo:folders//etc", "nemo:../x", "nemo:weights", "nemo:"):
+        config.write_text(f"student: {{path: '{outside}'}}\n")
+        with pytest.raises(ConfigError, match=r"student\.path"):
+            nemo_archive._config_in(tmp_path, None)
 
 
 def test_a_run_folder_has_tensorboard_and_no_checkpoints_of_lightning(tmp_path, gloo):

@@ -151,7 +151,7 @@ def goes_on_with(world: Path, outputs: Path, *overrides: str) -> str:
 @pytest.mark.timeout(900)
 def test_a_second_run_in_the_folder_is_refused_and_ctrl_c_keeps_what_was_done(world, tmp_path):
     arguments = command(world, "sft", 1, tmp_path, "sft.steps=5000", "checkpoint.every=10000")
-    first = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline, metrics = time.monotonic() + 400, tmp_path / "run/metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert first.poll() is None and time.monotonic() < deadline
@@ -160,7 +160,7 @@ def test_a_second_run_in_the_folder_is_refused_and_ctrl_c_keeps_what_was_done(wo
     assert second.returncode == 2 and f"process {first.pid} on " in second.stderr and "run.lock" in second.stderr
     assert first.poll() is None
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=200)
+    said, _ = first.communicate(timeout=200)
     assert first.returncode == 85, said[-3000:]
     assert "this step is finished" in said and "the same command again (python " in said
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
