@@ -69,7 +69,8 @@ class Heartbeat:
         if dist.is_initialized():
             dist.barrier()
         if self.limit:
-            self._last_resort = (self.stacks / f"rank_{self.rank}.last_resort").open("w")
+            with writing("outputs", self.stacks):
+                self._last_resort = (self.stacks / f"rank_{self.rank}.last_resort").open("w")
         self.note("start")
         self._thread.start()
         _current = self
