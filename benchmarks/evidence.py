@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from omegaconf import OmegaConf  # noqa: E402
 
 from vold_nemo.config.compose import compose  # noqa: E402
+from vold_nemo.config.literal import literal, read_yaml  # noqa: E402
 from vold_nemo.config.places import conf  # noqa: E402
 from vold_nemo.config.tree import values  # noqa: E402
 
@@ -111,7 +112,7 @@ def demo(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     day = datetime.fromtimestamp(results.stat().st_mtime, UTC).date().isoformat()
     base = folder.name.rpartition("_")[0]
     for name, arm in ((base, "sft_vold"), (f"{base}_grpo", "sft_grpo")):
-        ran = OmegaConf.load(folder / arm / "config.yaml")
+        ran = OmegaConf.create(literal(read_yaml(folder / arm / "config.yaml")))
         asked = sets(name, f"outputs={ran.outputs}")
         other = [key for key, value in asked.items() if OmegaConf.select(ran, key) != value]
         if other:

@@ -4,7 +4,8 @@
     python recipes/export_hf.py experiment=miniature export.run=student.nemo export.path=my_student
     torchrun --nproc-per-node 8 recipes/export_hf.py ... parallel.tensor=8        on GPUs, a model too large for one
 
-``export.run`` is a run folder under ``outputs`` (its newest whole checkpoint, else its ``student.nemo``) or a ``.nemo`` file.
+``export.run`` is a run folder under ``outputs`` (its newest checkpoint, else its ``student.nemo``) or a ``.nemo`` file.
+If the newest is damaged, that is an error; ``export.step=N`` takes another one.
 The trained language model is written over ``export.source``'s; vision tower, projector, tokenizer, processor and chat template
 are carried from there byte for byte (adopted tokens are appended to the tokenizer's files); README.md says how the model was
 made, vold_lineage.json where it comes from.  Any layout reads what any layout wrote; one process (a login node, device=cpu)
@@ -60,7 +61,7 @@ def main(config: Config) -> None:
         sharded.load_model(model, folder)
         return model
 
-    with trained_weights(run) as (folder, said):
+    with trained_weights(run, options.step) as (folder, said):
         if layout.world == 1:
             stream = stream_shards(folder, arch, layout, dtype)
         else:
@@ -102,16 +103,17 @@ def run_path(config: Config) -> Path:
                       "train first, or correct export.run")  # fmt: skip
 
 
-def trained_weights(run: Path):
-    """Context manager: (folder of sharded weights, what it is in words)."""
+def trained_weights(run: Path, step: int | None = None):
+    """Context manager: (folder of sharded weights, what it is in words); ``step``: of which checkpoint, None = the newest."""
     import contextlib
     import tempfile
 
-    from vold_nemo.checkpoint.loading import find_latest
+    from vold_nemo.checkpoint.archive_file import unpack
+    from vold_nemo.checkpoint.loading import chosen
 
     @contextlib.contextmanager
     def opened():
-        found = find_latest(run / "checkpoints") if run.is_dir() else None
+        found = chosen(run / "checkpoints", step) if run.is_dir() else None
         if found is not None:
             yield found / "shards", str(found)
             return
@@ -120,13 +122,8 @@ def trained_weights(run: Path):
             raise ConfigError(
                 "export.run", str(run), "a folder with checkpoints/ or student.nemo", "train this run first"
             )
-        from vold_nemo.checkpoint.nemo_archive import (  # brings NeMo: seconds that a run folder does not need
-            WEIGHTS,
-            unpack,
-        )
-
         with tempfile.TemporaryDirectory() as folder:  # every rank unpacks its own: ranks may be on several nodes
-            yield unpack(archive, folder) / WEIGHTS, str(archive)
+            yield unpack(archive, folder) / "weights", str(archive)
 
     return opened()
 

@@ -6,7 +6,8 @@
 
 Reads ``traces.path`` (written by recipes/generate_traces.py) and the student's Hugging Face checkpoint; writes the run folder
 ``<outputs>/<sft.run>``: checkpoints, metrics.jsonl, TensorBoard, and ``student.nemo`` at the end.  Started again, it goes on
-from the newest whole checkpoint (``checkpoint.resume``).  Export with recipes/export_hf.py.
+from the newest whole checkpoint (``checkpoint.resume``); what would make it another run is refused (``checkpoint.accept``).
+Export with recipes/export_hf.py.
 """
 
 from vold_nemo.command import recipe

@@ -7,7 +7,8 @@
 
 Starts from the Hugging Face checkpoint ``vold.start`` (stage 1, exported) and writes the run folder ``<outputs>/<vold.run>``:
 checkpoints, metrics.jsonl, TensorBoard, rollouts, and ``student.nemo`` at the end.  Started again, it goes on from the newest
-whole checkpoint (``checkpoint.resume``).  Export with recipes/export_hf.py.
+whole checkpoint (``checkpoint.resume``); what would make it another run is refused (``checkpoint.accept``).  Export with
+recipes/export_hf.py.
 """
 
 from vold_nemo.command import recipe

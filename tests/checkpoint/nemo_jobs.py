@@ -188,10 +188,11 @@ def log_where_the_folder_goes(folder):
             run.log(step, {"reward": 0.0})
             time.sleep(0.01)
         run.log(step + 1, {"reward": 1.0})
+        left = len(run.loggers)
         run.close()
     finally:
         run_folder.logger.removeHandler(listener)
-    return before, len(run.loggers), said, len(run.metrics.read_text().splitlines()), step + 1
+    return before, left, said, len(run.metrics.read_text().splitlines()), step + 1
 
 
 def trainer_of_a_run(folder):

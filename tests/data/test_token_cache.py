@@ -93,6 +93,59 @@ def test_one_rank_tokenises_for_all_and_once_and_all_leave_with_its_error(tmp_pa
     assert said == heard and "rows rejected" in said[0]
 
 
+def alone(folder, source):
+    """What one process gets from the cache, and what it printed."""
+    import contextlib
+    import io
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        made, found = share(folder, source)
+    return made, found[-1], said.getvalue()
+
+
+def test_a_damaged_cache_is_made_again_aloud(tmp_path, gloo):
+    source, cache = write(tmp_path / "good.jsonl", *lines()), tmp_path / "cache"
+    ((made, whole, said),) = gloo(1).run(alone, cache, source)
+    assert len(made) == 1 and said == ""
+    (folder,) = cache.iterdir()
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for other in (b"", content[:-2], content[:5] + bytes([content[5] ^ 1]) + content[6:], None):
+            file.unlink() if other is None else file.write_bytes(other)
+            ((made, found, said),) = gloo(1).run(alone, cache, source)
+            assert (len(made), found) == (1, whole) and "is damaged and is made again" in said and file.name in said
+            assert list(cache.iterdir()) == [folder]  # nothing left beside it
+    for left in folder.iterdir():
+        left.unlink()
+    ((made, found, said),) = gloo(1).run(alone, cache, source)
+    assert (len(made), found) == (1, whole) and "manifest.json" in said
+    folder.rename(cache / "another")
+    (cache / "another").rename(folder.with_name(folder.name[::-1]))
+    assert "of '" in token_cache.damage(folder.with_name(folder.name[::-1]))
+
+
+def without_room(folder, source, temporary):
+    import tempfile
+
+    before, tempfile.tempdir = tempfile.tempdir, str(temporary)
+    try:
+        return alone(folder, source)
+    finally:
+        tempfile.tempdir = before
+
+
+def test_a_cache_without_room_is_kept_by_each_node(tmp_path, gloo):
+    source, file = write(tmp_path / "good.jsonl", *lines()), tmp_path / "file"
+    file.write_text("")  # no folder can be made below it, by nobody
+    (tmp_path / "tmp").mkdir()
+    ((made, found, said),) = gloo(1).run(without_room, file / "cache", source, tmp_path / "tmp")
+    assert len(found) == 3 and "cannot be written" in said and f"{tmp_path}/tmp" in said
+    ((made, again, _),) = gloo(1).run(without_room, file / "cache", source, tmp_path / "tmp")
+    assert made[-1:] and again == found
+    ((_, refused, _),) = gloo(1).run(without_room, file / "cache", source, file)
+    assert "data.cache" in refused and "room" in refused
+
+
 @pytest.mark.parametrize("response", [None, "", 7, "\ud800"])
 def test_a_trace_without_ids_or_text_is_rejected(tmp_path, response):
     path = write(tmp_path / "t.jsonl", trace(), trace("b", response_ids=None, response=response))

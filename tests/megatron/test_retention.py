@@ -1,6 +1,5 @@
 """Which checkpoints stay, and what happens when one cannot be written."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from tests.megatron import steps, tiny
 from tests.megatron.limited import little_room
 from vold_nemo.checkpoint import loading, saving
+from vold_nemo.config import manifest
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,9 @@ def written(folder: Path, metrics: dict[int, object]) -> list[Path]:
     """Checkpoint folders with nothing but a manifest, newest first."""
     for step, metric in metrics.items():
         (folder / f"step_{step}").mkdir()
-        (folder / f"step_{step}" / "manifest.json").write_text(json.dumps({"step": step, "metric": metric}))
+        (folder / f"step_{step}" / "manifest.json").write_text(
+            manifest.text({"format": manifest.FORMAT, "step": step, "layout": {}, "metric": metric, "files": {}})
+        )
     return [folder / f"step_{step}" for step in sorted(metrics, reverse=True)]
 
 

@@ -131,3 +131,33 @@ def test_a_clock_that_is_set_back_changes_nothing(alone, monkeypatch):
     with stopping.Stop(budget=100) as stop:
         alone[0] += 10
         assert not stop.agreed("cpu")
+
+
+def interrupted(folder: Path, seconds: float, *pauses: float) -> tuple[int, str]:
+    """Exit code and words of a step of so many seconds that gets a Ctrl-C after each pause."""
+    said = folder / "said"
+    ready, waiting = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        stopping.dist = OneRank
+        with stopping.Stop() as stop:
+            os.write(waiting, b"1")
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                time.sleep(0.01)
+            os.write(2, f"agreed: {stop.agreed('cpu')}, {stop.reason}".encode())
+        os._exit(0)
+    os.read(ready, 1)
+    for pause in pauses:
+        time.sleep(pause)
+        os.kill(child, signal.SIGINT)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
+
+
+def test_the_first_ctrl_c_ends_the_step_and_the_second_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "SAME", 0.3)
+    code, said = interrupted(tmp_path, 1.0, 0.0, 0.01)  # a launcher passes the terminal's own on: the same one, twice
+    assert code == 0 and "this step is finished" in said and "agreed: True, Ctrl-C" in said
+    code, said = interrupted(tmp_path, 60.0, 0.0, 0.6)
+    assert code == 130 and "left at once" in said and "agreed" not in said

@@ -143,25 +143,97 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_85(world, tm
 
 def goes_on_with(world: Path, outputs: Path, *overrides: str) -> str:
     """One step of stage 1, then a second start under ``overrides``: what it says."""
+    assert goes_on(world, outputs, 1) == ""
+    return goes_on(world, outputs, 2, *overrides)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_second_run_in_the_folder_is_refused_and_ctrl_c_keeps_what_was_done(world, tmp_path):
+    arguments = command(world, "sft", 1, tmp_path, "sft.steps=5000", "checkpoint.every=10000")
+    first = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline, metrics = time.monotonic() + 400, tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    second = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=400)
+    assert second.returncode == 2 and f"process {first.pid} on " in second.stderr and "run.lock" in second.stderr
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=200)
+    assert first.returncode == 85, said[-3000:]
+    assert "this step is finished" in said and "the same command again (python " in said
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1)) and (tmp_path / f"run/checkpoints/step_{len(steps)}").is_dir()
+    assert not (tmp_path / "run/run.lock").exists()
+    for file in (tmp_path / "run/checkpoints").glob("step_*/shards/*.distcp"):
+        os.truncate(file, 100)
+    third = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=400)
+    assert third.returncode == 2 and f"step_{len(steps)}: shards/" in third.stderr and "resume=never" in third.stderr
+    assert len(metrics.read_text().splitlines()) == len(steps)
+
+
+def test_a_run_goes_on_as_itself_unless_another_is_asked_for_and_its_archive_is_of_its_last_step(world, tmp_path, gloo):
+    from vold_nemo.checkpoint import archive_file
+
+    def start(*arguments) -> str:
+        return gloo(1).run(goes_on, world, tmp_path, *arguments)[0]
+
+    decay, accept = "sft.optimizer.weight_decay=0.5", "checkpoint.accept=[sft.optimizer]"
+    archive = tmp_path / "run/student.nemo"
+    assert start(1) == "" and archive_file.about(archive)["step"] == 1
+    old = archive.read_bytes()
+    said = start(2, decay)
+    assert "checkpoint.accept=[sft.optimizer.weight_decay]" in said and "0.01 -> 0.5" in said
+    assert "weight_decay: 0.01" in (tmp_path / "run/config.yaml").read_text()  # the refused one left nothing
+    assert not (tmp_path / "run/attempts/attempt_2.json").exists()
+    assert start(2, decay, accept) == ""
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 2)]
+    new = archive_file.about(archive)
+    assert (new["step"], new["attempt"]) == (2, 2)
+    archive.write_bytes(old)  # killed between step 2 and its archive
+    assert start(2, decay) == "" and archive_file.about(archive)["checkpoint"] == new["checkpoint"]
+
+
+@pytest.mark.parametrize("harm", [lambda content: content[:700], lambda content: b"", lambda content: b"\x1f\x8b" + content])
+def test_an_archive_that_cannot_be_read_is_of_no_step(harm, tmp_path):
+    from vold_nemo.checkpoint import archive_file
+    from vold_nemo.checkpoint.run_folder import Run
+    from vold_nemo.config import manifest
+    from vold_nemo.models import resuming
+
+    run, stage = Run(tmp_path, rank=0), tmp_path / "stage"
+    stage.mkdir()
+    (run.checkpoints / "step_2").mkdir(parents=True)
+    said = manifest.sealed({"format": manifest.FORMAT, "step": 2, "layout": {}, "files": {}})
+    (run.checkpoints / "step_2" / "manifest.json").write_text(json.dumps(said))
+    archive_file.pack(stage, tmp_path / "student.nemo", {"step": 2, "checkpoint": said["digest"]})
+    assert resuming.archive_is_of(run, 2) and not resuming.archive_is_of(run, 1)
+    (tmp_path / "student.nemo").write_bytes(harm((tmp_path / "student.nemo").read_bytes()))
+    assert not resuming.archive_is_of(run, 2)
+
+
+def goes_on(world: Path, outputs: Path, steps: int, *overrides: str) -> str:
+    """A start of stage 1 up to ``steps``: what it says if it is refused."""
     from vold_nemo.checkpoint.run_folder import Run
     from vold_nemo.config import ConfigError
     from vold_nemo.megatron import parallel
 
     said = ""
-    for steps, more in ((1, ()), (2, overrides)):
-        config = configuration(world, f"outputs={outputs}", "sft.max_length=64", f"sft.steps={steps}", *more)
-        layout_of(config)
-        model = build_sft(config)
-        try:
-            model.fit(Run(outputs / "run", rank=0, config=config))
-        except ConfigError as error:
-            said = str(error)
-        parallel.destroy()
+    config = configuration(world, f"outputs={outputs}", "sft.max_length=64", f"sft.steps={steps}", *overrides)
+    layout_of(config)
+    model = build_sft(config)
+    try:
+        model.fit(Run(outputs / "run", rank=0, config=config))
+    except ConfigError as error:
+        said = str(error)
+    parallel.destroy()
     return said
 
 
 def test_a_position_in_other_data_is_refused(world, tmp_path, gloo):
-    assert gloo(1).run(goes_on_with, world, tmp_path / "same", "sft.packing=true", "sft.micro_batch=1") == [""]
+    assert gloo(1).run(goes_on_with, world, tmp_path / "same", "sft.micro_batch=1") == [""]
     for number, change in enumerate(("seed=2", "sft.batch=4")):
         (said,) = gloo(1).run(goes_on_with, world, tmp_path / str(number), change)
         assert "the same rows, seed, batch size and mixture" in said, change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def write_run(source: str, folder: str, nemo: str) -> None:
     """On a gloo rank: the weights of ``source`` as the checkpoint ``folder``/checkpoints/step_3 and as a .nemo archive."""
-    import hashlib
-    import json
-    import tarfile
-
     import torch.distributed as dist
 
-    from vold_nemo.checkpoint import loading, sharded
+    from vold_nemo.checkpoint import archive_file, sharded
     from vold_nemo.megatron import architecture, build, parallel, weights
 
     world = dist.get_world_size()
@@ -45,16 +42,8 @@ def write_run(source: str, folder: str, nemo: str) -> None:
     sharded.save_model(model, archive / "weights")
     dist.barrier()
     if layout.rank == 0:
-        listed = {
-            str(path.relative_to(final)): {
-                "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()
-            }
-            for path in final.rglob("*") if path.is_file()
-        }  # fmt: skip
-        manifest = {"format": loading.FORMAT, "step": 3, "layout": {}, "files": listed}
-        (final / "manifest.json").write_text(json.dumps(manifest))
-        with tarfile.open(nemo, "w:") as tar:
-            tar.add(archive, arcname=".")
+        archive_file.write_manifest(final, {"step": 3, "layout": {}})
+        archive_file.pack(archive, Path(nemo), {"step": 3})
     dist.barrier()
     parallel.destroy()
 
@@ -108,6 +97,22 @@ def test_weights_that_two_ranks_trained_come_back_for_transformers(gloo, tmp_pat
     assert found.keys() == before.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor, before[name] if name.startswith("visual.") else after[name]), name
+
+
+@pytest.mark.long
+def test_a_damaged_newest_checkpoint_needs_a_word_to_take_an_older_one(gloo, tmp_path):
+    source = write_random_student(tmp_path / "base")
+    run = tmp_path / "outputs" / "run"
+    gloo(2).run(write_run, str(source), str(run), str(tmp_path / "student.nemo"))
+    newer = shutil.copytree(run / "checkpoints" / "step_3", run / "checkpoints" / "step_9")  # of step 3, it says
+    options = (f"outputs={tmp_path / 'outputs'}", "export.run=run", f"export.source={source}")
+    refused = export(*options)
+    assert refused.returncode == CONFIGURATION_ERROR, refused.stderr[-3000:]
+    assert str(newer) in refused.stderr and "export.step=3" in refused.stderr and not (run / "hf").exists()
+    done = export(*options, "export.step=3")
+    assert done.returncode == 0 and "step_3" in done.stdout, done.stderr[-3000:]
+    absent = export(*options, "export.step=5")
+    assert absent.returncode == CONFIGURATION_ERROR and "export.step" in absent.stderr
 
 
 def test_a_run_that_does_not_exist_leaves_with_2_and_says_how_to_mend_it(tmp_path):

@@ -1,7 +1,6 @@
 """The rehearsal of an export: the index is the one that a layout writes, and bytes and host memory are those of real files."""
 
 import json
-import pickle
 import subprocess
 import sys
 from math import prod
@@ -38,11 +37,11 @@ def both(path, folder, tensor, pipeline, expert):
 
 def index(folder):
     """{key: (whole shape, {offsets: (sizes, rank that wrote it)})}"""
-    known = pickle.loads((folder / ".metadata").read_bytes())
+    from vold_nemo.checkpoint.index import read
+
+    known = read(folder)
     found = {}
     for key, tensor in known.state_dict_metadata.items():
-        if not hasattr(tensor, "chunks"):
-            continue
         sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in tensor.chunks}
         found[key] = (tuple(tensor.size), tensor.properties.dtype, sizes)
     files = {(at.fqn, tuple(at.offset)): info.relative_path.split("_")[2] for at, info in known.storage_data.items()

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vold_nemo.checkpoint import archive_file
+from vold_nemo.config import ConfigError
+from vold_nemo.config.json_files import parse_object, read_object
 from vold_nemo.config.writing import replace_text
 
 IN_RUN, IN_EXPORT = "lineage.json", "vold_lineage.json"
 _SAMPLE = 1 << 16
+_MEND = "restore it from a copy, or remove it: who wrote the traces is then unknown"
 
 
 def weights_digest(path: str | Path) -> str | None:
@@ -70,20 +73,33 @@ def strangers(traces: list[dict[str, Any]] | None, teachers: Iterable[str]) -> s
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The lineage of a run folder, a ``.nemo`` file or an exported checkpoint; empty where none was kept."""
+    """The lineage of a run folder, a ``.nemo`` file or an exported checkpoint; empty where none was kept.
+
+    :raises ConfigError: one that was kept and cannot be read.
+    """
     path = Path(path)
     if path.is_dir():
         for name in (IN_RUN, IN_EXPORT):
             if (path / name).is_file():
-                return json.loads((path / name).read_text(encoding="utf-8"))
+                return _checked(read_object(path / name, _MEND), str(path / name))
         path = path / "student.nemo"
     if not path.is_file():
         return {}
-    with tarfile.open(path) as archive:
-        for name in (f"./{IN_RUN}", IN_RUN):
-            if name in archive.getnames():
-                return json.loads(archive.extractfile(name).read())
-    return {}
+    content = archive_file.read(path, IN_RUN)
+    return {} if content is None else _checked(parse_object(content, f"{path}: {IN_RUN}", _MEND), str(path))
+
+
+def _checked(found: dict[str, Any], source: str) -> dict[str, Any]:
+    """``found``, with values of the kinds that :func:`write` is given."""
+    kinds = {"added_tokens": list, "traces": list | None, "without": list}
+    wrong = [key for key, kind in kinds.items() if key in found and not isinstance(found[key], kind)]
+    entries = [entry for key in ("added_tokens", "traces") if key not in wrong for entry in found.get(key) or ()]
+    needed = {"teacher", "weights", "count"}
+    if wrong or not all(isinstance(entry, dict) for entry in entries) or not all(
+        needed <= entry.keys() and type(entry["count"]) is int for entry in found.get("traces") or ()
+    ):
+        raise ConfigError(source, str(found)[:200], "the lineage that a run wrote", _MEND)
+    return found
 
 
 def write(lineage: Mapping[str, Any], file: Path) -> None:

@@ -2,9 +2,10 @@
 
     checkpoints/
       step_50/
-        shards/            model and optimizer, torch_dist, every rank its own (sharded.py)
+        shards/            model and optimizer, every rank its own (sharded.py), and where each piece lies (index.py)
         ranks/rank_0.pt    random states, schedule and the caller's state of each rank
-        manifest.json      step, layout, size and SHA-256 of every file
+        attempt.json       who wrote it under which configuration (attempts.py)
+        manifest.json      step, layout, size and SHA-256 of every file, and its own digest (config/manifest.py)
       latest               name of the newest; written last, for people and scripts: the folders are the truth
 
 A folder named ``step_N`` is complete: it was renamed from ``step_N.tmp`` after every byte was on disk.
@@ -12,8 +13,6 @@ A folder named ``step_N`` is complete: it was renamed from ``step_N.tmp`` after 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import random
@@ -27,13 +26,13 @@ import torch
 import torch.distributed as dist
 
 from vold_nemo.checkpoint.optimizer_state import sharded_state, take_up
-from vold_nemo.checkpoint.sharded import load_model, load_shards, model_state, set_model
-from vold_nemo.config import CheckpointConfig, ConfigError
+from vold_nemo.checkpoint.sharded import load_model, load_shards, model_state, read_data, set_model
+from vold_nemo.config import CheckpointConfig, ConfigError, manifest
+from vold_nemo.config.manifest import Damaged, describe_file, shown
 from vold_nemo.megatron import device as devices
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 _STEP = re.compile(r"step_(\d+)$")
 
 
@@ -82,41 +81,72 @@ def _metric(path: Path) -> float | None:
 
 
 def find_latest(folder: str | Path) -> Path | None:
-    """The newest checkpoint whose every byte is as it was written, or None.  Collective where ranks are many.
+    """The newest checkpoint whose every byte is as it was written; None if there is none of any kind.  Collective where ranks
+    are many.
 
     One that is torn or corrupt is named in a warning with what is wrong with it, and the next older one is tried.
+
+    :raises ConfigError: there are checkpoints, and all of them are damaged: to begin again is not what anybody asked for.
     """
+    found, damaged = newest(folder)
+    if found is None and damaged:
+        raise ConfigError(
+            "checkpoint", "; ".join(f"{path}: {shown(said)}" for path, said in damaged.items()), "one that is whole",
+            "restore one of them from a copy; or checkpoint.resume=never begins again at step 0 and drops what is there",
+        )  # fmt: skip
+    for path, said in damaged.items():
+        logger.warning("checkpoint %s is damaged and is passed over: %s", path, shown(said))
+    return found
+
+
+def chosen(folder: Path, step: int | None) -> Path | None:
+    """The checkpoint of ``step``, or the newest (None = there is none of any kind), if it is whole.  Collective.
+
+    :raises ConfigError: it is damaged, or not there: an older one is not taken in silence.
+    """
+    if step is not None:
+        path = folder / f"step_{step}"
+        if said := (verify(path) if path.is_dir() else ["there is no such folder"]):
+            there = ", ".join(str(step_of(one)) for one in complete_checkpoints(folder)) or "none"
+            raise ConfigError("export.step", step, f"a whole checkpoint in {folder} ({there}); {shown(said)}", "choose another")
+        return path
+    found, damaged = newest(folder)
+    if damaged:
+        path, said = next(iter(damaged.items()))
+        older = f"export.step={step_of(found)} takes the newest that is whole" if found else "all others are damaged, too"
+        raise ConfigError("export.run", f"{path}, which is damaged: {shown(said)}", "a whole newest checkpoint",
+                          f"restore it from a copy; {older}")  # fmt: skip
+    return found
+
+
+def newest(folder: str | Path) -> tuple[Path | None, dict[Path, list[str]]]:
+    """The newest whole checkpoint (None = there is none), and what is wrong with each that is newer.  Collective."""
     names = [path.name for path in complete_checkpoints(Path(folder))]
     if dist.is_initialized():
         agreed = [names]
         dist.broadcast_object_list(agreed, src=0)
         names = agreed[0]
+    damaged: dict[Path, list[str]] = {}
     for name in names:
         path = Path(folder) / name
-        problems = verify(path)
-        if not problems:
-            return path
-        logger.warning("checkpoint %s is damaged and is passed over: %s", path, "; ".join(problems[:5]))
-    return None
+        if not (said := verify(path)):
+            return path, damaged
+        damaged[path] = said
+    return None, damaged
 
 
 def verify(path: str | Path) -> list[str]:
     """What is wrong with a checkpoint folder; empty if nothing.  Collective: the ranks share out the checksums."""
-    path = Path(path)
+    path, problems = Path(path), []
+    expected: dict[str, dict[str, Any]] = {}
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        expected = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"manifest.json: {error}"]
-    if manifest["format"] != FORMAT:
-        return [f"manifest.json: format {manifest['format']}, this version reads {FORMAT}"]
-    present = {name: (path / name).stat().st_size for name in expected if (path / name).is_file()}
-    problems = [f"{name}: missing" for name in expected if name not in present]
-    problems += [
-        f"{name}: {size} bytes instead of {expected[name]['bytes']}"
-        for name, size in present.items()
-        if size != expected[name]["bytes"]
-    ]
+        said = read_manifest(path)
+        expected = said["files"]
+        problems = manifest.misfits(path, expected)
+    except Damaged as error:
+        problems = [str(error)]
+    except OSError as error:
+        problems = [f"{error.filename}: {error.strerror}"]
     if dist.is_initialized():  # every rank must see the same, or some would wait below for others that do not come
         seen: list = [None] * dist.get_world_size()
         dist.all_gather_object(seen, problems)
@@ -124,11 +154,21 @@ def verify(path: str | Path) -> list[str]:
     if problems:
         return problems
     found = _checksums(path, sorted(expected))
-    return [f"{name}: checksum differs" for name in expected if found[name]["sha256"] != expected[name]["sha256"]]
+    return [f"{name}: checksum differs" for name, entry in expected.items() if found[name] != entry]
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    return json.loads((Path(path) / "manifest.json").read_text())
+    """What ``path`` says of itself.
+
+    :raises Damaged: nothing that can be believed, or another step than the folder is named after.
+    """
+    path = Path(path)
+    found = manifest.read(path)
+    if (type(found.get("step")) is not int or f"step_{found['step']}" != path.name) and _STEP.match(path.name):
+        raise Damaged(f"{manifest.FILE}: of step {found.get('step')!r}, in a folder named {path.name}")
+    if not isinstance(found.get("layout"), dict):
+        raise Damaged(f"{manifest.FILE}: no layout")
+    return found
 
 
 def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tuple[int, dict[str, Any]]:
@@ -140,11 +180,11 @@ def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tup
     in different forms.
     """
     path = Path(path)
-    manifest = read_manifest(path)
-    before, now = {"context": 1, **manifest["layout"]}, describe_layout(into.layout)
+    known = read_manifest(path)
+    before, now = {"context": 1, **known["layout"]}, describe_layout(into.layout)
     if before != now and not reshard:
         raise ConfigError(
-            "parallel", now, f"{manifest['layout']}, which wrote {path}",
+            "parallel", now, f"{known['layout']}, which wrote {path}",
             "resume with that layout, or set checkpoint.reshard=true (random states start anew), or export the checkpoint and "
             "start a new run from the exported weights",
         )
@@ -155,14 +195,14 @@ def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tup
     }
     loaded = load_shards(state, path / "shards")
     set_model(into.model, loaded["model"])
-    mine = torch.load(path / "ranks" / f"rank_{into.layout.rank if before == now else 0}.pt", weights_only=True)
+    mine = read_data(path / "ranks" / f"rank_{into.layout.rank if before == now else 0}.pt")
     take_up(into.optimizer, loaded["optimizer"], mine["adam_steps"])
     into.schedule.load_state_dict(mine["schedule"])
     if before == now:
         set_random_state(mine["random"])
     elif into.layout.rank == 0:
         logger.warning("%s was written by %s and is read by %s: random states start anew", path, before, now)
-    return manifest["step"], mine["extra"]
+    return known["step"], mine["extra"]
 
 
 def load_weights(path: str | Path, *, model) -> None:
@@ -206,14 +246,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     get_cuda_rng_tracker().set_states(dict(state["megatron"]))
     if "cuda" in state:
         devices.set_random_state(state["cuda"])
-
-
-def describe_file(path: Path, checksum: str | None = None) -> dict[str, Any]:
-    """Bytes and SHA-256 of a file, which is read for it where its ``checksum`` is not known yet."""
-    if checksum is None:
-        with path.open("rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": checksum}
 
 
 def _checksums(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import yaml
 
 from vold_nemo import __version__
+from vold_nemo.checkpoint import archive_file
+from vold_nemo.config.literal import parse_yaml
 from vold_nemo.config.places import root
 
 PAPER = "https://arxiv.org/abs/2510.23497"
@@ -80,7 +81,7 @@ base model{", here from the folder of this file" if repo is None else ""}:
 
 - weights: `{weights}`
 - base model: `{shown}`
-- code: vold_nemo {_code()}
+- code: vold_nemo {code()}
 {data}
 {settings}## Citation
 
@@ -137,11 +138,7 @@ def _configuration(run: Path) -> str:
     if run.is_dir():
         file = run / "config.yaml"
         return file.read_text() if file.is_file() else ""
-    with tarfile.open(run) as archive:
-        for name in ("./model_config.yaml", "model_config.yaml"):
-            if name in archive.getnames():
-                return archive.extractfile(name).read().decode()
-    return ""
+    return (archive_file.read(run, "model_config.yaml") or b"").decode("utf-8", "replace")
 
 
 def _metrics(run: Path) -> dict:
@@ -157,17 +154,21 @@ def _metrics(run: Path) -> dict:
 
 
 def _data(configuration: str) -> list[tuple[str, str]]:
-    from omegaconf import OmegaConf
-
-    tree = OmegaConf.create(configuration or "{}")
+    tree = parse_yaml(configuration, "the run's configuration") or {}  # of a folder or file that anybody may have sent
     keys = {"teacher": "teacher.path", "prompts": "data.prompts.path", "traces": "traces.path"}
-    for name in OmegaConf.select(tree, "teachers") or ():
+    for name in _at(tree, "teachers") or ():
         keys[f"teacher {name}"] = f"teachers.{name}.path"
-    found = [(title, OmegaConf.select(tree, key, throw_on_missing=False)) for title, key in keys.items()]
+    found = [(title, _at(tree, key)) for title, key in keys.items()]
     return [(title, value) for title, value in found if value]
 
 
-def _code() -> str:
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def code() -> str:
     """Version, and the commit where the code is a git checkout; a changed checkout says so."""
     checkout = root()
 

@@ -3,8 +3,9 @@
 NeMo's own connector lets rank 0 write ``model.state_dict()``: under tensor or pipeline parallelism that is rank 0's
 shard, and ``restore_from`` then loads it into every rank without a word.  This one lets every rank write its shards::
 
+    manifest.json          size and SHA-256 of all that follows, ``model.archive_about``, its own digest (config/manifest.py)
     model_config.yaml      the model's configuration; folders below as "nemo:folders/<key>"
-    weights/               torch_dist, from all ranks, loads at any tensor x pipeline size (sharded.py)
+    weights/               from all ranks, loads at any tensor x pipeline size (sharded.py)
     folders/<key>/         small files of the folders that the configuration names: tokenizer, config.json, templates;
                            added tokens of the lineage that the tokenizer there lacks are appended to it
     lineage.json           ``model.lineage``, if the class has one (checkpoint/lineage.py)
@@ -15,25 +16,29 @@ The model class brings two collective methods, usually one line each, and one li
     def load_weights(self, folder): sharded.load_model(self.model, folder)
     nemo_folders = ("path",)             # configuration keys (dotted) that name Hugging Face folders
 
+Nothing of an archive is believed before it has been compared with its manifest (archive_file.py), and what its configuration
+says is taken as it stands: ``${oc.env:...}`` in it is a text.
+
 NeMo and Lightning are imported by :func:`sharded_connector`, not by this module.
 """
 
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
-import tarfile
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from vold_nemo.checkpoint import lineage
-from vold_nemo.config import ConfigError
+from vold_nemo.checkpoint import archive_file, lineage
+from vold_nemo.checkpoint.archive_file import pack, unpack
+from vold_nemo.config import ConfigError, manifest
 from vold_nemo.config.launcher import launch
+from vold_nemo.config.literal import literal, read_yaml
 from vold_nemo.megatron import tensors
 from vold_nemo.megatron.adoption import append_tokens
 
@@ -70,18 +75,24 @@ def sharded_connector():
             """Write ``save_path`` (or, with ``pack_nemo_file = False``, its folder).  Collective over the world.
 
             Everything is staged beside ``save_path``, on storage that all ranks share, and renamed when whole.
+
+            :raises ArchiveNotWritten: on every rank, if one of them could not write; an earlier archive stays.
             """
             path = Path(save_path).absolute()
             stage = path.with_name(path.name + ".tmp")
-            if _rank() == 0:
+            about = getattr(model, "archive_about", {})
+
+            def make_room() -> None:
                 shutil.rmtree(stage, ignore_errors=True)
                 (stage / WEIGHTS).mkdir(parents=True)
-            _barrier()
-            model.save_weights(stage / WEIGHTS)
-            if _rank() == 0:
+
+            def finish() -> None:
                 _stage_beside_weights(model, stage)
-                _pack(stage, path) if self.pack_nemo_file else _move_into(stage, path.parent)
-            _barrier()
+                pack(stage, path, about) if self.pack_nemo_file else _move_into(stage, path.parent, about)
+
+            _write_together(stage, make_room if _rank() == 0 else None)
+            _write_together(stage, lambda: model.save_weights(stage / WEIGHTS))
+            _write_together(stage, finish if _rank() == 0 else None)
 
         def restore_from(
             self, calling_cls, restore_path, override_config_path=None, map_location=None, strict=True,
@@ -94,6 +105,8 @@ def sharded_connector():
             """
             folder = Path(self.model_extracted_dir or restore_path)
             unpacked = None if folder.is_dir() else _unpack_on_each_node(folder)
+            if unpacked is None:
+                _on_one_rank(lambda: archive_file.check_folder(folder))
             folder = unpacked or folder
             config = _config_in(folder, override_config_path)
             if return_config:
@@ -117,7 +130,7 @@ def _stage_beside_weights(model, stage: Path) -> None:
     """Configuration, lineage and the small files of the folders that the configuration names, into ``stage``."""
     from omegaconf import OmegaConf
 
-    config = OmegaConf.create(OmegaConf.to_container(model.cfg, resolve=True))
+    config = OmegaConf.create(literal(OmegaConf.to_container(model.cfg, resolve=True)))
     origin = getattr(model, "lineage", {})
     if origin:
         lineage.write(origin, stage / lineage.IN_RUN)
@@ -127,19 +140,12 @@ def _stage_beside_weights(model, stage: Path) -> None:
             _copy_small_files(Path(source), stage / FOLDERS / key, key)
             append_tokens(stage / FOLDERS / key, origin.get("added_tokens", ()))
             OmegaConf.update(config, key, f"nemo:{FOLDERS}/{key}")
-    OmegaConf.save(config, stage / CONFIG)
+    (stage / CONFIG).write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
 
 
-def _pack(stage: Path, archive: Path) -> None:
-    packed = archive.with_name(archive.name + ".part")
-    with tarfile.open(packed, "w:") as tar:
-        tar.add(stage, arcname=".")
-    os.replace(packed, archive)
-    shutil.rmtree(stage)
-
-
-def _move_into(stage: Path, folder: Path) -> None:
+def _move_into(stage: Path, folder: Path, about: dict[str, Any]) -> None:
     """What is staged takes the place of what bears its names in ``folder``."""
+    archive_file.write_manifest(stage, about)
     for entry in sorted(stage.iterdir()):
         target = folder / entry.name
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -148,33 +154,28 @@ def _move_into(stage: Path, folder: Path) -> None:
 
 
 def _config_in(folder: Path, override):
-    """The model's configuration of an unpacked archive (or ``override``, a path or a DictConfig), pointing at its folders."""
+    """The model's configuration of an unpacked archive (or ``override``, a path or a DictConfig), pointing at its folders.
+
+    :raises ConfigError: it cannot be read, or names a folder outside of the archive.
+    """
     from omegaconf import DictConfig, OmegaConf, open_dict
 
-    config = override if isinstance(override, DictConfig) else OmegaConf.load(override or folder / CONFIG)
+    if isinstance(override, DictConfig):
+        config = override
+    else:
+        config = OmegaConf.create(literal(read_yaml(Path(override) if override else folder / CONFIG)))
     config = config.model if "model" in config else config
     with open_dict(config):
         config.pop("target", None)
     for key, value in _leaves(config):
-        if isinstance(value, str) and value.startswith(f"nemo:{FOLDERS}/"):
-            OmegaConf.update(config, key, str(folder / value.removeprefix("nemo:")))
-    return config
-
-
-def unpack(archive: str | Path, folder: str | Path) -> Path:
-    """Extract ``archive`` into ``folder``; refuse it whole if any member would land elsewhere or is no plain file."""
-    folder = Path(folder)
-    with tarfile.open(archive, "r:*") as tar:
-        members = tar.getmembers()
-        for member in members:
-            parts = PurePosixPath(member.name)
-            if parts.is_absolute() or ".." in parts.parts or not (member.isfile() or member.isdir()):
+        if isinstance(value, str) and value.startswith("nemo:"):
+            name = value.removeprefix("nemo:")
+            if not name.startswith(f"{FOLDERS}/") or not manifest.is_inside(name):
                 raise ConfigError(
-                    str(archive), member.name, "plain files inside the archive",
-                    "this .nemo file reaches outside its own folder: do not use it",
+                    f"{CONFIG}: {key}", value, f"nemo:{FOLDERS}/..., inside the archive", "do not use this .nemo file"
                 )
-        tar.extractall(folder, members=members, filter="data")
-    return folder
+            OmegaConf.update(config, key, literal(str(folder / name)))
+    return config
 
 
 def _unpack_on_each_node(archive: Path) -> Path:
@@ -189,17 +190,59 @@ def _unpack_on_each_node(archive: Path) -> Path:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         try:
             unpack(archive, folder)
-        except (ConfigError, OSError, tarfile.TarError) as error:
+        except (ConfigError, OSError) as error:
             failure = [error]
-    if dist.is_initialized():  # all ranks fail together, or some would wait in the next collective for ever
-        failures: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, failure[0] and (type(failure[0]).__name__, str(failure[0])))
-        failure = failure if failure[0] else [f for f in failures if f][:1] or [None]
-    if isinstance(failure[0], tuple):
-        raise RuntimeError(f"another node could not unpack {archive}: {': '.join(failure[0])}")
-    if failure[0] is not None:
-        raise failure[0]
+    _fail_together(failure[0])
     return folder
+
+
+class ArchiveNotWritten(OSError):
+    """A rank could not write its part: disk full, quota, permissions."""
+
+
+def _write_together(stage: Path, work: Callable[[], None] | None) -> None:
+    """This rank's part, and then the others': all go on, or all raise and nothing stays in ``stage``."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    problem = None
+    try:
+        if work is not None:
+            work()
+    except (OSError, RuntimeError, CheckpointException) as error:  # torch reports a short write as a RuntimeError
+        problem = (str(error).strip() or repr(error)).splitlines()[-1]
+    problems: list[Any] = [problem]
+    if dist.is_initialized():
+        problems = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+    said = [f"rank {rank}: {text}" for rank, text in enumerate(problems) if text is not None]
+    if said:
+        if _rank() == 0:
+            shutil.rmtree(stage, ignore_errors=True)
+        raise ArchiveNotWritten("; ".join(said[:4]))
+
+
+def _on_one_rank(work) -> None:
+    """``work`` on the first rank; all raise what it raises."""
+    failure = None
+    if _rank() == 0:
+        try:
+            work()
+        except ConfigError as error:
+            failure = error
+    _fail_together(failure)
+
+
+def _fail_together(failure: Exception | None) -> None:
+    """Raise on all ranks if it failed on one, or some would wait in the next collective for ever."""
+    if dist.is_initialized():
+        failures: list[Any] = [None] * dist.get_world_size()
+        said = (failure.key, failure.value, failure.allowed, failure.mend) if isinstance(failure, ConfigError) else None
+        dist.all_gather_object(failures, (said, str(failure)) if failure else None)
+        first = next((one for one in failures if one), None)
+        if failure is None and first is not None:
+            raise ConfigError(*first[0]) if first[0] else RuntimeError(f"another node could not unpack it: {first[1]}")
+    if failure is not None:
+        raise failure
 
 
 def _copy_small_files(source: Path, target: Path, key: str) -> None:

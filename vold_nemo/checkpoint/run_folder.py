@@ -1,6 +1,8 @@
 """A run's folder and what is written into it while it goes.
 
-    outputs/<run>/config.yaml      the resolved configuration
+    outputs/<run>/config.yaml      the resolved configuration of the newest attempt
+                  attempts/        what each start ran under (attempts.py)
+                  run.lock         while a process writes here (run_lock.py)
                   metrics.jsonl    one JSON object a step
                   tensorboard/     the same numbers, and what exp_manager notes (command line, git state)
                   lineage.json     where the student comes from (checkpoint/lineage.py)
@@ -16,16 +18,27 @@ from __future__ import annotations
 import json
 import logging as log
 import math
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.checkpoint import lineage
+from vold_nemo.checkpoint import attempts, lineage
+from vold_nemo.checkpoint.journal import Journal
+from vold_nemo.checkpoint.run_lock import still_ours
 from vold_nemo.config import LoggingConfig
 from vold_nemo.config.writing import replace_text, writing
 
 logger = log.getLogger(__name__)
+
+MISSED = "missed_metrics.jsonl"  # in a checkpoint: lines that found no room in the run's own file
+_RETRY = 30.0  # seconds between two tries to begin a logger again
+# Of replace_text, and of rollouts, in a process that was killed
+_LEFT_OVER = re.compile(
+    r"(latest|config\.yaml|metrics\.jsonl|lineage\.json|data_rows\.json|attempt_\d+\.json|step_\d+\.jsonl)\.\d+"
+)
 
 
 class Run:
@@ -39,30 +52,60 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.metrics = self.folder / "metrics.jsonl"
         self.loggers: list = []
+        self.attempt: int | None = None
+        self._config = config
+        self._journal = Journal(self.metrics)
+        self._lost: list[tuple[Any, int]] = []  # loggers that failed, and the step that each began to miss
+        self._tried = 0.0
         if rank != 0:
             return
         with writing("outputs", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if config is not None:
+            if config is not None and not (self.folder / "config.yaml").exists():  # an attempt's own comes when it begins
                 _dump(config, self.folder / "config.yaml")
             self.metrics.touch()
         if logging is not None and (logging.tensorboard or logging.wandb_project):
             self.loggers = _loggers(self.folder, logging)
 
-    def resume_at(self, step: int) -> None:
+    def begin(self, attempt: Mapping[str, Any]) -> None:
+        """An attempt that may go on, with this record (empty: none is kept): from now on the folder is of its configuration."""
+        if self.rank != 0 or not attempt:
+            return
+        attempts.write(self.folder, attempt)
+        with writing("outputs", self.folder):
+            if self._config is not None:
+                _dump(self._config, self.folder / "config.yaml")
+            for folder in (self.folder, self.checkpoints, self.folder / "rollouts", self.folder / attempts.FOLDER):
+                for left in folder.glob("*"):
+                    if _LEFT_OVER.fullmatch(left.name) and left.is_file():
+                        left.unlink()
+        self.attempt = attempt["attempt"]
+
+    def resume_at(self, step: int, checkpoint: Path | None = None) -> None:
         """Drop metrics of steps that the checkpoint of ``step`` does not know: they will be taken again.
 
-        At 0 all go, that of step 0 (before the first update), too.
+        At 0 all go, that of step 0 (before the first update), too.  Lines that found no room on the disk lie in the
+        ``checkpoint``, and are put where they belong.
         """
-        if self.rank != 0 or not self.metrics.exists():
+        if self.rank != 0:
             return
-        kept = [line for line in self.metrics.read_text().splitlines() if step and _step_of(line, below=step)]
-        replace_text(self.metrics, "".join(line + "\n" for line in kept))
+        with writing("outputs", self.metrics):
+            lines = _lines(self.metrics)
+            missed = _lines(checkpoint / MISSED) if checkpoint is not None else []
+            steps = {number for line in lines if (number := _step_of(line)) is not None}
+            lines += [line for line in missed if _step_of(line) not in steps]
+            kept = [(number, line) for line in lines if step and (number := _step_of(line)) is not None and number <= step]
+            replace_text(self.metrics, "".join(line + "\n" for _, line in sorted(kept, key=lambda one: one[0])))
+
+    def notes(self) -> dict[str, str]:
+        """What a checkpoint keeps for the metrics: the lines that wait for room."""
+        return {MISSED: "".join(line + "\n" for line in self._journal.waiting)} if self._journal.waiting else {}
 
     def keep(self, origin: dict[str, Any]) -> None:
         """Write ``lineage.json``."""
         if self.rank == 0:
-            lineage.write(origin, self.folder / lineage.IN_RUN)
+            with writing("outputs", self.folder):
+                lineage.write(origin, self.folder / lineage.IN_RUN)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """One line of ``metrics.jsonl`` for ``step`` (1 is the first; 0 stands for before it), and its numbers to the loggers.
@@ -71,16 +114,53 @@ class Run:
         """
         if self.rank != 0:
             return
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **_plain(values)}, allow_nan=False) + "\n")
-        numbers = {k: v for k, v in _flat(values) if isinstance(v, int | float) and not isinstance(v, bool)}
-        self._tell(lambda one: one.log_metrics(numbers, step=step))
+        still_ours()
+        own = {} if self.attempt is None else {"attempt": self.attempt}
+        written = self._journal.add(json.dumps({"step": step, **own, **_plain(values)}, allow_nan=False))
+        self._tell(lambda one: one.log_metrics(_numbers(values), step=step), step)
+        if written and self._lost:
+            self._catch_up()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None or issubclass(kind, SystemExit):
+            self.close()
+        elif self.rank == 0:
+            self._journal.close()  # what waits for room is kept somewhere, whatever ended the run
 
     def close(self) -> None:
+        if self.rank == 0:
+            self._journal.close()
+            if self._lost:
+                self._catch_up(at_once=True)
         self._tell(lambda one: (one.save(), one.finalize("success")))
 
-    def _tell(self, act: Callable[[Any], Any]) -> None:
-        """``act`` on each logger.  One that fails is told nothing any more, and that is said once: it is no part of the run.
+    def _catch_up(self, *, at_once: bool = False) -> None:
+        """Begin TensorBoard again where it failed, with the steps that it missed; tried every so many seconds."""
+        if time.monotonic() - self._tried < _RETRY and not at_once:
+            return
+        self._tried = time.monotonic()
+        for one, first in list(self._lost):
+            if type(one).__name__ != "TensorBoardLogger":  # a service keeps its own copies, and may not be begun twice
+                continue
+            try:
+                again = type(one)(save_dir=one.save_dir, name=one.name, version=one.version)
+                for line in _lines(self.metrics):
+                    values = json.loads(line)
+                    if (step := values.pop("step")) >= first:
+                        again.log_metrics(_numbers(values), step=step)
+                again.save()
+            except Exception as error:
+                logger.warning("%s still cannot be written (%s)", type(one).__name__, error)
+                continue
+            self._lost.remove((one, first))
+            self.loggers.append(again)
+            logger.warning("%s goes on, and has caught up from step %d", type(one).__name__, first)
+
+    def _tell(self, act: Callable[[Any], Any], step: int = 0) -> None:
+        """``act`` on each logger.  One that fails is told nothing for a while, and that is said once: it is no part of the run.
 
         TensorBoard writes in a thread of its own.  Once a write has failed there (the folder is gone, the disk is full), every
         further call raises, and Lightning reports all of it as "you tried to log 0.0 which is currently not supported".
@@ -90,6 +170,8 @@ class Run:
                 act(one)
             except Exception as error:
                 self.loggers.remove(one)
+                self._lost.append((one, step))
+                self._tried = time.monotonic()
                 cause = error.__cause__ or error
                 logger.warning(
                     "%s stopped (%s: %s): the run goes on without it; metrics.jsonl has everything",
@@ -97,12 +179,23 @@ class Run:
                 )  # fmt: skip
 
 
-def _step_of(line: str, below: int) -> bool:
-    """Whether ``line`` is whole and belongs to a step up to ``below``: a killed run leaves a torn last line."""
+def _lines(file: Path) -> list[str]:
+    """Lines of ``file``, as far as they are text; none if it is not there."""
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+
+
+def _step_of(line: str) -> int | None:
+    """The step of ``line``; None if it is not whole: a killed run leaves a torn last line."""
     try:
-        return json.loads(line)["step"] <= below
-    except (ValueError, KeyError, TypeError):
-        return False
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a step's values loggers draw."""
+    return {k: v for k, v in _flat(values) if isinstance(v, int | float) and not isinstance(v, bool) and k != "attempt"}
 
 
 def _plain(value: Any) -> Any:

@@ -12,13 +12,12 @@ that is killed at any moment leaves the checkpoint before (loading.py says what 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,18 @@ import torch
 import torch.distributed as dist
 
 from vold_nemo.checkpoint.loading import (
-    FORMAT,
     Retention,
     TrainingState,
     complete_checkpoints,
-    describe_file,
     describe_layout,
     random_state,
     step_of,
 )
 from vold_nemo.checkpoint.optimizer_state import sharded_state
+from vold_nemo.checkpoint.run_lock import still_ours
 from vold_nemo.checkpoint.sharded import Staged, model_state
+from vold_nemo.config import manifest
+from vold_nemo.config.manifest import FORMAT, describe_file
 from vold_nemo.config.writing import replace_text, sync
 from vold_nemo.megatron.optimizer import steps_taken
 from vold_nemo.megatron.pinned import Room
@@ -62,6 +62,7 @@ class Snapshot:
             as ``torch.load(weights_only=True)`` reads back.
         metric: what the manifest notes, for ``retention.best``.
         retention: which checkpoints stay once this one is there.
+        notes: {name: text} of files that rank 0 puts beside the manifest, which covers them.
         room: training goes on before :meth:`write`: this rank's part is copied into host memory of this.
         checked: a checkpoint of this very state has been made before (:class:`sharded.Staged`).
 
@@ -72,11 +73,12 @@ class Snapshot:
     def __init__(
         self, folder: str | Path, step: int, state: TrainingState, *, retention: Retention,
         extra: dict[str, Any] | None = None, metric: float | None = None, room: Room | None = None, checked: bool = False,
+        notes: Mapping[str, str] | None = None,
     ):  # fmt: skip
         self.step, self.rank = step, state.layout.rank
         self.final = Path(folder) / f"step_{step}"
         self.aside = self.final.with_name(self.final.name + ".tmp")
-        self._retention = retention
+        self._retention, self._notes = retention, notes or {}
         self._says = {"format": FORMAT, "step": step, "layout": describe_layout(state.layout), "metric": metric}
         mine = {
             "random": random_state(), "schedule": state.schedule.state_dict(), "adam_steps": steps_taken(state.optimizer),
@@ -117,6 +119,8 @@ class Snapshot:
     def _write_own(self) -> None:
         if self.rank == 0:
             self._staged.write_common(self.aside / "shards")
+            for name, text in self._notes.items():
+                (self.aside / name).write_text(text, encoding="utf-8")
         (self.aside / "ranks" / f"rank_{self.rank}.pt").write_bytes(self._mine.getbuffer())
 
     def _write_shards(self, group) -> None:
@@ -139,9 +143,10 @@ class Snapshot:
     def _publish(self, files: dict[str, dict[str, Any]]) -> None:
         if self.rank != 0:
             return
+        still_ours()
         folder = self.final.parent
-        manifest = {**self._says, "files": dict(sorted(files.items()))}
-        replace_text(self.aside / "manifest.json", json.dumps(manifest, indent=1), durable=True)
+        said = {**self._says, "files": dict(sorted(files.items()))}
+        replace_text(self.aside / manifest.FILE, manifest.text(said), durable=True)
         for below in ("shards", "ranks", "."):
             sync(self.aside / below)
         replaced = [_set_aside(self.final)] if self.final.exists() else []

@@ -38,7 +38,7 @@ def stream_shards(
     """
     # Nothing here asks for gradients.  torch.no_grad as a decorator would hold each tensor until the next one is made.
     folder = Path(folder)
-    read = partial(_read, folder=folder, strategy=strategy)
+    read = partial(_read, folder=folder, strategy=strategy or sharded.strategy_of(folder))
     pieces = _pieces(build.build_layer(arch, layout, 0, dtype), 0, arch)  # their whole shapes count the other layers
     for place in (place for place in placements(arch, 1, arch.vocabulary) if place.layer is None):
         pieces.append(_piece(place, torch.empty(place.shapes[0], dtype=dtype, device="meta")))

@@ -1,7 +1,7 @@
 """Sharded weights on disk: every rank writes what it holds, any layout reads it back.
 
 megatron-core's ``dist_checkpointing`` describes a model as pieces of global tensors, so that what TP2 x PP2 wrote loads
-at any other tensor and pipeline parallel size.  The format is its ``torch_dist``; only the writer is ours.
+at any other tensor and pipeline parallel size.  The files are those of its ``torch_dist``; writer and index are ours.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vold_nemo.checkpoint import index
 from vold_nemo.checkpoint.shares import owners
 from vold_nemo.config import ConfigError
 from vold_nemo.megatron import device as devices
@@ -23,20 +25,6 @@ from vold_nemo.megatron.chunks import Chunks
 from vold_nemo.megatron.pinned import Room
 from vold_nemo.megatron.training import unwrap
 
-# All that a torch_dist index may name.  It is the one pickle in the format: tensors and the common part are read with
-# weights_only=True.
-_INDEX_NAMES = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
-        "TensorProperties", "_MEM_FORMAT_ENCODING", "StorageMeta",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
-    "torch": {"Size", "device", "float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8", "bool"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath"},
-    "collections": {"OrderedDict"},
-}
 _MODEL = ("embedding.", "decoder.", "output_layer.")  # what the keys of weights begin with
 
 
@@ -114,9 +102,9 @@ def _copy(pieces: list, room: Room) -> None:
 def save_shards(state: dict[str, Any], folder: Path) -> None:
     """Write a sharded state dict into ``folder`` (which exists and is empty).  Collective."""
     staged = Staged(state)
+    staged.write(folder)  # before what only the first rank writes: alone with a full disk it would leave the others waiting
     if dist.get_rank() == 0:
         staged.write_common(folder)
-    staged.write(folder)
 
 
 def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False, strategy: Any = None) -> dict[str, Any]:
@@ -127,8 +115,48 @@ def load_shards(state: dict[str, Any], folder: Path, *, part: bool = False, stra
     """
     from megatron.core import dist_checkpointing
 
-    check_index(folder)
+    _check_common(folder)
+    strategy = strategy or strategy_of(folder)
     return dist_checkpointing.load(state, str(folder), strategy, validate_access_integrity=not part)
+
+
+def strategy_of(folder: Path) -> Any:
+    """What reads tensors of ``folder``, whose index it has read.
+
+    :raises ConfigError: as :func:`index.read`.
+    """
+    from vold_nemo.checkpoint.shard_files import Reader, Strategy
+
+    known = index.read(folder)
+    return Strategy(lambda path: Reader(path, known))
+
+
+def _check_common(folder: Path) -> None:
+    """Read what is common to all ranks as data.  megatron-core reads it as the environment says (``TORCH_FORCE_...``).
+
+    :raises ConfigError: it is missing, no such file, or would run code.
+    """
+    from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+
+    read_data(folder / COMMON_STATE_FNAME)
+
+
+def read_data(path: Path) -> Any:
+    """What ``torch.save`` wrote, of tensors and plain Python values alone.
+
+    :raises ConfigError: it cannot be read, names anything that could run, or is packed: what torch writes is as long as it is.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as members:
+                if sum(member.file_size for member in members.infolist()) > path.stat().st_size:
+                    raise ValueError("it is packed")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            "checkpoint", f"{path}: {(str(error).strip() or repr(error)).splitlines()[0][:200]}", "tensors and plain values",
+            "this file was not written by vold_nemo or has been changed since: do not load it",
+        ) from None
 
 
 def model_state(model) -> dict[str, Any]:
@@ -182,14 +210,10 @@ def check_weights(state: Any, folder: Path) -> None:
     :raises ConfigError: for weights that are missing or misshapen there, and for weights there that the model has no place
         for.
     """
-    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core import parallel_state
 
-    check_index(folder)
-    found = {
-        key: tuple(one.global_shape)
-        for key, one in dist_checkpointing.load_tensors_metadata(str(folder)).items()
-        if key.startswith(_MODEL)  # a run's checkpoint holds the optimizer's, too
-    }
+    # a run's checkpoint holds the optimizer's, too
+    found = {key: shape for key, shape in index.shapes(folder).items() if key.startswith(_MODEL)}
     wanted = {piece.key: piece for piece in pieces(state)}
     told: list = [(list(wanted), _unmet(wanted, found))] * parallel_state.get_pipeline_model_parallel_world_size()
     if len(told) > 1:  # no stage may go on to the next collective alone
@@ -235,22 +259,3 @@ def set_model(model, state: dict[str, Any]) -> None:
             "checkpoint", {"missing": missing, "unexpected": unexpected}, "exactly the model's weights",
             "this checkpoint is of another architecture: start from the model it was made with",
         )
-
-
-class _Index(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        if name not in _INDEX_NAMES.get(module, ()):
-            raise ConfigError(
-                "checkpoint index", f"{module}.{name}", "names of torch's checkpoint format only",
-                "this file was not written by vold_nemo or has been tampered with: do not load it",
-            )
-        return super().find_class(module, name)
-
-
-def check_index(folder: Path) -> None:
-    """Refuse an index (``.metadata``) that could run code when it is unpickled."""
-    path = Path(folder) / ".metadata"
-    if not path.is_file():
-        raise ConfigError("checkpoint", str(folder), "a folder with a .metadata index", "choose a complete checkpoint")
-    with path.open("rb") as file:
-        _Index(file).load()

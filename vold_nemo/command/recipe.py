@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from omegaconf import OmegaConf
 
@@ -76,6 +77,8 @@ def recipe(
                     raise
                 _report(errors)
                 sys.exit(CONFIGURATION_ERROR)
+            finally:
+                _let_go(sys.stdout)
 
         return command
 
@@ -126,6 +129,15 @@ def _run(
     _runner(training and not arguments.inspects)(task)()
     for error in failed:
         raise error
+
+
+def _let_go(log: TextIO) -> None:
+    """What was printed is written now: Python would try when it exits, and leave with 120 where the log's disk is full."""
+    try:
+        log.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), log.fileno())
 
 
 def _say_what_is_shadowed(folders: list[Path]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 from vold_nemo.config import ConfigError
 
@@ -24,10 +25,33 @@ def replace_text(file: Path, text: str, *, durable: bool = False) -> None:
     """Write ``file`` beside its place and then into it, with its folder; ``durable``: its bytes are on disk before that."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    if durable:
-        sync(aside)
-    os.replace(aside, file)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        if durable:
+            sync(aside)
+        os.replace(aside, file)
+    except OSError:
+        aside.unlink(missing_ok=True)  # on a full disk it takes room that others need
+        raise
+
+
+class Forgiving:
+    """``file``, a log that may lie on a full disk: what cannot be written there is no reason to end."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def sync(path: Path) -> None:

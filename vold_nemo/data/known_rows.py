@@ -38,11 +38,18 @@ def write(folder: Path, prompts: Sequence[Prompt]) -> None:
 
 
 def read(folder: Path) -> Known | None:
-    """What the run began with; None where it kept no list."""
+    """What the run began with; None where it kept no list.
+
+    :raises ConfigError: it kept one, which cannot be read.
+    """
     try:
-        return [(str(name), str(value)) for name, value in json.loads((folder / FILE).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return [(str(name), str(value)) for name, value in found]
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(str(folder / FILE), str(error)[:200], "the rows that this run began with",
+                          "restore it from a copy; without the file changed rows are not named") from None  # fmt: skip
 
 
 def restore(prompts: Sequence[Prompt], known: Known, without: Collection[str]) -> list[Prompt]:

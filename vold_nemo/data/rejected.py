@@ -37,6 +37,7 @@ class Rejected:
         self.reasons: dict[str, Counter[str]] = {}  # source -> reason -> rows
         self.notes: dict[str, dict[str, list[str]]] = {}  # source -> what was done to rows that were kept -> their ids
         self._file = None
+        self._full = False
         if self.path is None:
             return
         with writing(key, self.path.parent):  # before the data are read: not an hour later, at the first bad row
@@ -75,9 +76,14 @@ class Rejected:
         text = content if isinstance(content, str) else json.dumps(content, default=lambda value: str(value)[:200])
         line = {"source": source, "row": row, **({"id": name} if name is not None else {})}
         line |= {"reason": reason, "content": text[:KEPT_CHARACTERS]}
-        if self._file is None:  # kept open: a large set may have a hundred thousand duplicates
-            self._file = self.path.open("a", encoding="ascii", buffering=1)
-        self._file.write(json.dumps(line) + "\n")
+        try:
+            if self._file is None:  # kept open: a large set may have a hundred thousand duplicates
+                self._file = self.path.open("a", encoding="ascii", buffering=1)
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:  # counted it is; a run does not end over the list
+            if not self._full:
+                print(f"warning: {self.path} cannot be written ({error.strerror}): rows are counted only", file=sys.stderr)
+            self._full = True
 
     def count(self, source: str | None = None) -> int:
         """Rejected rows of ``source``; of all sources without one."""

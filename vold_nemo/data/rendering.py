@@ -10,11 +10,13 @@ verb reads them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import socket
+import sys
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -190,10 +192,19 @@ def _name(prompts: Sequence[Prompt], renderer: Renderer) -> str:
 
 
 def _read(file: Path) -> Found | None:
+    """What was rendered before; None where it was not, or the file is not as it was written, which is said."""
+    if not file.is_file():
+        return None
     try:
+        with zipfile.ZipFile(file) as members:  # checksums of all, and that none is packed, before any is read
+            if sum(one.file_size for one in members.infolist()) > file.stat().st_size or members.testzip() is not None:
+                raise ValueError("checksum differs")
         with np.load(file, allow_pickle=False) as kept:
             ids, ends, reasons = kept["ids"], kept["ends"].tolist(), json.loads(kept["reasons"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or cut off: made again
+            if kept["name"].tobytes().decode() != file.name:
+                raise ValueError("it is of other prompts")
+    except Exception as error:  # whatever zip, numpy and JSON make of other bytes
+        print(f"warning: cache {file} is damaged and is made again: {str(error)[:200]}", file=sys.stderr)
         return None
     found: Found = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     for place, reason in reasons.items():
@@ -211,11 +222,13 @@ def _write(file: Path, found: Found) -> None:
         with aside.open("wb") as opened:
             np.savez(
                 opened, ids=np.concatenate(arrays), ends=np.cumsum([len(ids) for ids in arrays], dtype=np.int64),
-                reasons=np.frombuffer(json.dumps(reasons).encode(), np.uint8),
+                reasons=np.frombuffer(json.dumps(reasons).encode(), np.uint8), name=np.frombuffer(file.name.encode(), np.uint8),
             )  # fmt: skip
         aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"warning: cache {file} cannot be written ({error.strerror or error})", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def reach_of(path: str | Path, revision: str | None = None) -> tuple[int | None, int | None]:

@@ -1,22 +1,28 @@
 """Examples of stage 1 on disk: tokenised once for all runs and ranks, mapped into memory, never loaded.
 
 A cache folder is named by a hash of everything that its ids hang on: the bytes of the trace files, the tokenizer, its
-template, the settings.  It is written aside and renamed, so what bears the name is whole.
+template, the settings.  It is written aside and renamed, so what bears the name was whole; whether it still is, the first rank
+of each node looks before it is used.  One that is damaged is made again, and so is one that finds no room, in the node's
+temporary folder; both are said.
 
     ids.bin         int32, one example's ids behind another's
     table.npy       [examples, 4] int64: end of its ids, prompt tokens, end of its name, number of its source
     names.bin       names, UTF-8, one behind another
     about.json      sizes, the sources, what became of the lines that were read
     rejected.jsonl  the lines that could not be used, if there are any
+    manifest.json   name of the folder, size and SHA-256 of all of these, and its own digest
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,13 +30,13 @@ from typing import Any
 
 import numpy as np
 
-from vold_nemo.config import Config, ConfigError
+from vold_nemo.config import Config, ConfigError, manifest
 from vold_nemo.config.writing import sync
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import eos_ids
 from vold_nemo.data.traces import SFTExample, TraceCounts, read_traces, trace_files
 
-FORMAT = 2
+FORMAT = 3
 
 
 class StoredExamples(Sequence[SFTExample]):
@@ -94,6 +100,8 @@ def write(folder: Path, examples: Iterable[SFTExample], counts: TraceCounts, rej
         (aside / "about.json").write_text(json.dumps({"counts": asdict(counts), "sources": list(sources)}))
         if rejected is not None and rejected.exists():
             shutil.copyfile(rejected, aside / "rejected.jsonl")
+        said = {"format": manifest.FORMAT, "cache": folder.name, "files": manifest.describe(aside)}
+        (aside / manifest.FILE).write_text(manifest.text(said), encoding="utf-8")
         for file in aside.iterdir():
             sync(file)
         try:
@@ -103,6 +111,17 @@ def write(folder: Path, examples: Iterable[SFTExample], counts: TraceCounts, rej
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a cache folder, in words; empty if nothing.  Every byte is read."""
+    try:
+        said = manifest.read(folder)
+        if said.get("cache") != folder.name:
+            return f"{manifest.FILE}: of {said.get('cache')!r}"
+        return manifest.shown(manifest.problems(folder, said["files"]))
+    except (manifest.Damaged, OSError) as error:
+        return str(error)
 
 
 def stored_traces(
@@ -139,10 +158,11 @@ def stored_traces(
 
 
 def cache_folder(folder: Path, build: Callable[[Path], None], *, rank: int, local_rank: int, named: Callable[[], str]) -> Path:
-    """The cache folder ``folder / named()``, made by ``build`` where it is missing; collective over the world.
+    """The cache folder ``folder / named()``, made by ``build`` where it is missing or damaged; collective over the world.
 
     Rank 0 looks at the sources and builds; where a node does not see its folder (a local disk), the node's first rank builds
-    there.  What one rank raises as ConfigError all raise: none is left waiting.
+    there.  Where ``folder`` cannot be written, each node has its own in its temporary folder.  What one rank raises as
+    ConfigError all raise: none is left waiting.
     """
     import torch.distributed as dist
 
@@ -159,15 +179,43 @@ def cache_folder(folder: Path, build: Callable[[Path], None], *, rank: int, loca
                 raise ConfigError(*problem)
         return [result for result, _ in everywhere]
 
-    def make_if_missing(path: Path) -> None:
-        if not path.is_dir():
-            build(path)
+    def make_if_missing(path: Path) -> bool:
+        """Whether it is there now; there may be no room for it."""
+        if path.is_dir() and (said := damage(path)):
+            print(f"warning: cache {path} is damaged and is made again: {said}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # another process was first
+                shutil.rmtree(path.rename(path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")))
+        try:
+            if not path.is_dir():
+                build(path)
+        except OSError as error:
+            print(f"warning: data.cache = {path.parent} cannot be written ({error.strerror or error})", file=sys.stderr)
+            return False
+        return True
 
-    def first() -> str:
+    def first() -> tuple[str, bool]:
         name = named()
-        make_if_missing(folder / name)
-        return name
+        return name, make_if_missing(folder / name)
 
-    path = folder / attempt(rank == 0, first)[0]
-    attempt(local_rank == 0, lambda: make_if_missing(path))
+    name, made = attempt(rank == 0, first)[0]
+    if made and False not in attempt(local_rank == 0 and rank != 0, lambda: make_if_missing(folder / name)):
+        return folder / name
+    path = _of_the_node() / name
+    if rank == 0:
+        print(f"warning: each node keeps the tokenised traces in {path.parent} instead", file=sys.stderr)
+    if False in attempt(local_rank == 0, lambda: make_if_missing(path)):
+        raise ConfigError("data.cache", str(folder), f"a folder with room; nor has {path.parent}", "make room, or name another")
+    return path
+
+
+def _of_the_node() -> Path:
+    """A cache of this account's own in the node's temporary folder.
+
+    :raises ConfigError: the folder of that name is somebody else's.
+    """
+    path = Path(tempfile.gettempdir()) / f"vold_nemo_cache_{os.getuid()}"
+    with contextlib.suppress(OSError):
+        path.mkdir(mode=0o700, exist_ok=True)
+    if path.exists() and (path.is_symlink() or path.stat().st_uid != os.getuid()):
+        raise ConfigError("data.cache", str(path), "a folder of your own", "make room in data.cache, or set TMPDIR")
     return path

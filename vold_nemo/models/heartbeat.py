@@ -26,6 +26,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from vold_nemo.config.launcher import STUCK
+from vold_nemo.config.writing import writing
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +60,17 @@ class Heartbeat:
 
     def __enter__(self) -> Heartbeat:
         global _current
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.stacks.mkdir(parents=True, exist_ok=True)
+        with writing("outputs", self.file.parent):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.stacks.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:  # a former attempt's stacks are evidence, but no alarm of this attempt's
             for path in self._stack_files():
                 path.rename(path.with_suffix(".before"))
         if dist.is_initialized():
             dist.barrier()
         if self.limit:
-            self._last_resort = (self.stacks / f"rank_{self.rank}.last_resort").open("w")
+            with writing("outputs", self.stacks):
+                self._last_resort = (self.stacks / f"rank_{self.rank}.last_resort").open("w")
         self.note("start")
         self._thread.start()
         _current = self

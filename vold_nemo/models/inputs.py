@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vold_nemo.checkpoint import lineage, loading
+from vold_nemo.checkpoint import lineage, loading, run_lock
 from vold_nemo.checkpoint.run_folder import Run
 from vold_nemo.config import Config
 from vold_nemo.config.launcher import launch
@@ -40,11 +41,25 @@ from vold_nemo.rollout.images import widening_of
 Adopted = dict[int, tuple[int, ...]]
 
 
-class SFTInputs:
+class _Inputs:
+    """What both stages ask for alike."""
+
+    source = staticmethod(weights.Files)
+    config: Config
+    folder: Path  # of the run
+
+    def alone(self, rank: int) -> AbstractContextManager[None]:
+        """The run folder, locked against other runs.  Collective."""
+        return run_lock.held(self.folder, rank)
+
+    def run(self, layout) -> Run:
+        return Run(self.folder, rank=layout.rank, config=self.config, logging=self.config.logging)
+
+
+class SFTInputs(_Inputs):
     """Of stage 1, whose run folder is ``<outputs>/<sft.run>``."""
 
     model = MegatronSFTModel
-    source = staticmethod(weights.Files)
 
     def __init__(self, config: Config):
         self.config, self.folder = config, Path(config.outputs) / config.sft.run
@@ -69,15 +84,11 @@ class SFTInputs:
             _warn(lineage.strangers(traces, teachers) if config.objective.kl.enabled else None)
         return examples, traces
 
-    def run(self, layout) -> Run:
-        return Run(self.folder, rank=layout.rank, config=self.config, logging=self.config.logging)
 
-
-class VOLDInputs:
+class VOLDInputs(_Inputs):
     """Of stage 2, which starts from ``vold.start`` and whose run folder is ``<outputs>/<vold.run>``."""
 
     model = MegatronVOLDModel
-    source = staticmethod(weights.Files)
 
     def __init__(self, config: Config):
         self.config, self.folder = config, Path(config.outputs) / config.vold.run
@@ -174,9 +185,6 @@ class VOLDInputs:
         self, engine: RolloutEngine, prompts: list[Prompt], validation: dict[str, list[Prompt]], layout
     ) -> Sampler:
         return Sampler(engine, self.tokenizer, prompts, validation, self.config, layout, self.rejected)
-
-    def run(self, layout) -> Run:
-        return Run(self.folder, rank=layout.rank, config=self.config, logging=self.config.logging)
 
 
 def _warn(warning: str | None) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vold_nemo.checkpoint.journal import Backlog
 from vold_nemo.config import Config, ConfigError
 from vold_nemo.data.known_rows import digest
 from vold_nemo.data.order import Order
@@ -73,6 +74,7 @@ class Sampler:
         config: Config, layout, rejected: Rejected | None = None,
     ):  # fmt: skip
         self.rejected = rejected  # where what is skipped is written down
+        self.backlog = Backlog(4)  # steps whose rollouts found no room on the disk
         self.engine, self.tokenizer, self.prompts, self.validation = engine, tokenizer, prompts, validation
         self.config, self.layout = config, layout
         left_out = set(config.data.without)
@@ -382,8 +384,10 @@ class Sampler:
                 "truth": [prompt.answer for prompt in asked], "verifier": [prompt.verifier for prompt in asked],
                 "text": [self.text(step, row) for row in range(len(step))],
             }  # fmt: skip
-            records.write(step, folder / f"step_{number:06d}.jsonl", by_token=self.config.vold.rollout_log_tokens)
+            file, by_token = folder / f"step_{number:06d}.jsonl", self.config.vold.rollout_log_tokens
+            self.backlog.do(str(file), lambda: records.write(step, file, by_token=by_token))
 
     def close(self) -> None:
+        self.backlog.close()
         self.scorer.close()
         self.engine.close()

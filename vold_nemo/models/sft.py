@@ -31,6 +31,8 @@ from vold_nemo.step import MicroBatch
 class MegatronSFTModel(MegatronStudent):
     """The student in stage 1.  Call :meth:`attach` before :meth:`fit`."""
 
+    verb = "sft"
+
     def __init__(self, cfg: DictConfig, trainer=None):
         super().__init__(cfg=cfg, trainer=trainer)
         self.examples: Sequence[SFTExample] = ()

@@ -5,9 +5,11 @@ The order is the order in which memory is taken, and it is the same for a run an
 
 from __future__ import annotations
 
+import torch
 from omegaconf import OmegaConf
 
 from vold_nemo.config import Config
+from vold_nemo.config.launcher import launch
 from vold_nemo.megatron import parallel
 from vold_nemo.models import heartbeat
 from vold_nemo.models.inputs import SFTInputs, VOLDInputs
@@ -18,23 +20,31 @@ def train_sft(config: Config, inputs: SFTInputs) -> None:
     """Stage 1.  Collective over the world, which it joins and leaves."""
     heartbeat.note("groups")
     layout = parallel.initialize_from(config)
-    heartbeat.note("student")
-    model = inputs.model(OmegaConf.structured(config))
-    adopted, contract = inputs.agree(model)
-    examples, traces = inputs.examples(contract, layout)
-    model.load_pretrained(inputs.source(config.student.path), adopted)
-    heartbeat.note("optimizer")
-    model.prepare_for_training()
-    model.attach(examples, contract, traces)
-    model.fit(inputs.run(layout))
+    with inputs.alone(layout.rank):
+        heartbeat.note("student")
+        model = inputs.model(OmegaConf.structured(config))
+        adopted, contract = inputs.agree(model)
+        examples, traces = inputs.examples(contract, layout)
+        model.load_pretrained(inputs.source(config.student.path), adopted)
+        heartbeat.note("optimizer")
+        model.prepare_for_training()
+        model.attach(examples, contract, traces)
+        model.fit(inputs.run(layout))
     parallel.destroy()
 
 
 def train_vold(config: Config, inputs: VOLDInputs) -> None:
     """Stage 2.  Collective over the world, which it joins and leaves."""
+    device = parallel.join(config.device)
+    with inputs.alone(launch().rank):
+        _train_vold(config, inputs, device)
+    parallel.destroy()
+
+
+def _train_vold(config: Config, inputs: VOLDInputs, device: torch.device) -> None:
     # The engine comes first: vLLM measures free memory when it is built.
     heartbeat.note("engine")
-    engine = inputs.engine(parallel.join(config.device))
+    engine = inputs.engine(device)
     if config.rollout.sleep:  # teacher, student, gradients and optimizer come where it was
         engine.sleep()
     heartbeat.note("groups")
@@ -61,4 +71,3 @@ def train_vold(config: Config, inputs: VOLDInputs) -> None:
         model.fit(run)
     finally:
         sampler.close()
-    parallel.destroy()

@@ -11,8 +11,10 @@ engine, which sees images, holds the whole model and is fed from the same tables
 from __future__ import annotations
 
 import logging
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +23,15 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from vold_nemo.checkpoint import loading, nemo_archive, saving, sharded
+from vold_nemo.checkpoint import attempts, loading, nemo_archive, saving, sharded
 from vold_nemo.checkpoint.run_folder import Run
 from vold_nemo.config import Config, ConfigError, OptimizerConfig, to_config
 from vold_nemo.config.launcher import STOPPED_BY_SIGNAL
+from vold_nemo.config.literal import literal
+from vold_nemo.config.writing import Forgiving
 from vold_nemo.megatron import architecture, build, parallel, sequences, training, weights
 from vold_nemo.megatron.optimizer import LearningRate, build_optimizer
+from vold_nemo.models import resuming
 from vold_nemo.models.heartbeat import Heartbeat
 from vold_nemo.models.profiling import Profiler
 from vold_nemo.models.rank_checks import assert_same
@@ -49,6 +54,7 @@ class MegatronStudent(ModelPT):
         trainer: as NeMo's ``restore_from`` passes it on; not used.
     """
 
+    verb: str  # the recipe, and the stage's section of the configuration
     nemo_folders: tuple[str, ...] = ("student.path",)  # kept in the .nemo file: tokenizer, processor, config.json
 
     def __init__(self, cfg: DictConfig, trainer=None):
@@ -65,6 +71,8 @@ class MegatronStudent(ModelPT):
         nemo_archive.attach(self, self.layout)
         self.optimizer_in_training = None  # with its schedule, set by prepare_for_training
         self.lineage: dict[str, Any] = {}  # see checkpoint/lineage.py; set by `attach`
+        self.attempt: dict[str, Any] = {}  # see checkpoint/attempts.py; set by `resume`
+        self.archive_about: dict[str, Any] = {}  # what the manifest of a .nemo file says: step, attempt, which checkpoint
         self.own_seconds: dict[str, float] = {}  # of this step and rank, without waiting for others (stragglers.py)
 
     # -- what the two stages differ in -------------------------------------------------------------------------------
@@ -162,8 +170,8 @@ class MegatronStudent(ModelPT):
     def fit(self, run: Run) -> None:
         """Train to ``total_steps``, from where the run's newest checkpoint stands.
 
-        Leaves ``student.nemo`` when done.  On USR1 or TERM, or when ``limits.wall_minutes`` are nearly over, the current
-        step is finished, a checkpoint written, and the process leaves with 85: submit again to go on.  A rank that hangs
+        Leaves ``student.nemo`` when done.  On USR1, TERM or Ctrl-C, or when ``limits.wall_minutes`` are nearly over, the
+        step is finished, a checkpoint written, and the process leaves with 85: start again to go on.  A rank that hangs
         takes the run down with 86 (:mod:`models.heartbeat`); any other error names the step and phase it met.
         """
         from tqdm import tqdm
@@ -174,17 +182,18 @@ class MegatronStudent(ModelPT):
         beat = Heartbeat(
             run.folder, rank=self.layout.rank, world=self.layout.world, limit=stuck, total=self.total_steps
         )
-        with Profiler(self.config.profile, run.folder, self.layout) as profiler, beat as heart:
+        with Profiler(self.config.profile, run.folder, self.layout) as profiler, beat as heart, run:
             heart.note("resume")
-            run.keep(self.lineage)
             start = self.resume(run)
+            run.keep(self.lineage)
             if start >= self.total_steps:
                 return self._nothing_to_do(run, heart, start)
             heart.note("resume", start)
             self.on_loop_start(start)
             bar = tqdm(
-                total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=not first
-            )
+                total=self.total_steps, initial=start, desc=type(self).__name__, unit="step", disable=not first,
+                file=Forgiving(sys.stderr),
+            )  # fmt: skip
             self.writer = saving.Writer(later=self.config.checkpoint.asynchronous)
             profiler.go_on(start)
             with Stop(wall) as stop, self.writer, bar, logging_redirect_tqdm():
@@ -211,23 +220,23 @@ class MegatronStudent(ModelPT):
                     if stopping and done < self.total_steps:
                         if first:
                             reason = stop.reason or "another rank's signal"
-                            logger.warning("stopped (%s) after step %d; submit again to go on", reason, done)
-                        run.close()
+                            logger.warning("stopped (%s) after step %d; to go on: %s", reason, done, resuming.command())
                         raise SystemExit(STOPPED_BY_SIGNAL)
             heart.note("export")
-            self.save_to(str(run.folder / "student.nemo"))
-            run.close()
+            self.save_archive(run, self.total_steps)
 
     def _nothing_to_do(self, run: Run, heart: Heartbeat, done: int) -> None:
         if self.layout.rank == 0:
             logger.info("nothing to do: the run has done %d of %d steps", done, self.total_steps)
-        archive = run.folder / "student.nemo"
-        there = [archive.exists()]
+        there = [self.layout.rank == 0 and resuming.archive_is_of(run, done)]
         dist.broadcast_object_list(there, src=0)  # one rank looks: a shared folder may show others an older state
-        if not there[0]:  # the attempt before was killed between its last checkpoint and the archive
+        if not there[0]:
             heart.note("export")
-            self.save_to(str(archive))
-        run.close()
+            self.save_archive(run, done)
+
+    def save_archive(self, run: Run, done: int) -> None:
+        """``student.nemo`` of the checkpoint after ``done`` steps, whose weights are the model's.  Collective."""
+        resuming.save_archive(self, run, done)
 
     def make_way(self) -> None:
         """Called before a checkpoint: what it does not need may leave the device."""
@@ -255,6 +264,7 @@ class MegatronStudent(ModelPT):
                 run.checkpoints, done, self.training_state, wait=wait, retention=loading.Retention.of(options),
                 extra={"data_position": done, "data": self.data_name(), **self.extra_state()},
                 metric=number_at(metrics, options.metric),
+                notes=({attempts.IN_CHECKPOINT: attempts.text(self.attempt)} if self.attempt else {}) | run.notes(),
             )  # fmt: skip
         except saving.CheckpointNotWritten as error:
             if needed:
@@ -266,7 +276,8 @@ class MegatronStudent(ModelPT):
         """First step to do: after the newest whole checkpoint, or 0.
 
         Raises:
-            ConfigError: ``checkpoint.resume=required`` and there is none, or a checkpoint of another layout or other data.
+            ConfigError: ``checkpoint.resume=required`` and there is none, or none that is whole; a checkpoint of another layout
+                or other data, or of a run that meant something else (checkpoint/attempts.py).
         """
         mode = self.config.checkpoint.resume
         found = loading.find_latest(run.checkpoints) if mode != "never" else None
@@ -276,8 +287,11 @@ class MegatronStudent(ModelPT):
                     "checkpoint.resume", mode, "a checkpoint in the run folder",
                     f"there is none in {run.checkpoints}: use checkpoint.resume=auto to start from step 0",
                 )  # fmt: skip
+            self.describe_attempt(run, None)
+            run.begin(self.attempt)
             run.resume_at(0)
             return 0
+        self.describe_attempt(run, found)
         step, extra = loading.load(found, self.training_state, reshard=self.config.checkpoint.reshard)
         if "data" in extra and extra["data"] not in self.data_names():
             raise ConfigError(
@@ -286,10 +300,15 @@ class MegatronStudent(ModelPT):
                 f"new run from the exported weights of {found}",
             )  # fmt: skip
         self.load_extra_state(extra)
-        run.resume_at(step)
+        run.begin(self.attempt)
+        run.resume_at(step, found)
         if self.layout.rank == 0:
             logger.info("resumed from %s", found)
         return step
+
+    def describe_attempt(self, run: Run, found: Path | None) -> None:
+        """Set ``attempt``, which goes on from ``found`` (None = from nothing), unless it may not.  Collective."""
+        self.attempt = resuming.attempt(self, run, found)
 
     # -- what ModelPT asks for: data comes through the recipes, not through Lightning's loaders ----------------------------
 
@@ -315,7 +334,7 @@ def number_at(metrics: dict[str, Any], name: str) -> float | None:
 
 def typed(cfg: DictConfig) -> Config:
     """The configuration without what NeMo adds to it."""
-    plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    plain = OmegaConf.create(literal(OmegaConf.to_container(cfg, resolve=True)))
     for key in ("target", "nemo_version"):
         plain.pop(key, None)
     return to_config(plain)

@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 class MegatronVOLDModel(MegatronStudent):
     """The student in stage 2.  Call :meth:`attach` before :meth:`fit`."""
 
+    verb = "vold"
     nemo_folders = ("vold.start",)
 
     def __init__(self, cfg: DictConfig, trainer=None):

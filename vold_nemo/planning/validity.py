@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vold_nemo.checkpoint import hub
+from vold_nemo.checkpoint.attempts import check_accept
 from vold_nemo.config import BetaConfig, Config, ConfigError, OptimizerConfig
 from vold_nemo.config.check import check
 from vold_nemo.config.launcher import launched_world
@@ -62,6 +63,7 @@ def findings(config: Config, verb: str, world: int | None = None) -> list[Config
     if verb == "prepare_miniature" and config.device == "cuda":
         mend = "leave the key out; what comes after may run on a GPU"
         errors.append(ConfigError("device", "cuda", "auto | cpu: this world is made on a CPU, wherever it is used", mend))
+    errors += check_accept(config.checkpoint.accept) if stages else ()
     if verb == "export_hf" and config.export.push is not None:
         errors += _push(config.export.push)
     return errors

@@ -69,6 +69,7 @@ def _run(config: Config, watch, folder: Path, read: Counter) -> list[int]:
     import torch
 
     from vold_nemo.checkpoint import export
+    from vold_nemo.checkpoint.shard_files import Strategy
     from vold_nemo.checkpoint.shard_stream import stream_shards
     from vold_nemo.megatron import architecture, parallel
     from vold_nemo.megatron.names import placements
@@ -94,7 +95,7 @@ def _run(config: Config, watch, folder: Path, read: Counter) -> list[int]:
         def begins(key: str) -> None:
             ledger.enter("layers" if key.startswith("decoder.layers.") else key.split(".")[-2].replace("_", " "))
 
-        strategy = written.Strategy(lambda path: written.Reader(path, watch, read, begins))
+        strategy = Strategy(lambda path: written.Reader(path, watch, read, begins), alone=True)
         entries = {
             name: Entry(Path(source), "BF16", tuple(shape), 0, 2 * math.prod(shape))
             for place in placements(arch, 1, arch.vocabulary)

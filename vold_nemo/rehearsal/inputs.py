@@ -6,6 +6,7 @@ spread around what is then left of the mean, right at the planned rate.  Of the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +82,10 @@ class _Inputs:
     def source(self, path: str) -> Shapes:
         return Shapes(architecture.read(path), path, self.watch)
 
+    def alone(self, rank: int):
+        """Nobody else knows of the folder."""
+        return contextlib.nullcontext()
+
     def run(self, layout) -> Run:
         return Run(self.folder, rank=layout.rank)
 
@@ -151,7 +156,10 @@ class OneStep:
                 (snapshot.aside / name).mkdir(parents=True, exist_ok=True)
             snapshot.write()
 
-    def save_to(self, path: str) -> None:
+    def describe_attempt(self, run, found) -> None:
+        """Of no run."""
+
+    def save_archive(self, run, done: int) -> None:
         Staged({"model": model_state(self.gpt)})
 
 

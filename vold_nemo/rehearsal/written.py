@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.strategies import torch as torch_dist
-from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import CachedMetadataFileSystemReader
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
 from torch.futures import Future
 
-from vold_nemo.checkpoint import shard_stream
+from vold_nemo.checkpoint import index, shard_files, shard_stream
 from vold_nemo.checkpoint.shares import owners
 from vold_nemo.megatron import build
 from vold_nemo.megatron.architecture import Architecture
@@ -89,21 +84,22 @@ def chunks(
 
 def write_index(arch: Architecture, layout: Layout, padded: int, dtype: torch.dtype, folder: Path) -> None:
     """All of a checkpoint but its tensors' files into ``folder``: the index, what is common to all ranks, the format."""
-    tensors, places = {}, {}
+    tensors, places, ends = {}, {}, Counter[int]()
     every = grids(arch, layout, padded, dtype)
     writing = writers(every, arch, layout)
     for key, grid in every.items():
         found = list(chunks(key, grid, arch, layout, writing))
         tensors[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(grid[0]), [chunk for chunk, _ in found])
-        for index, (chunk, rank) in enumerate(found):
+        for number, (chunk, rank) in enumerate(found):
             size = math.prod(chunk.sizes) * dtype.itemsize
-            places[MetadataIndex(key, chunk.offsets, index)] = _StorageInfo(f"__{rank}_0.distcp", 0, size)
-    (folder / ".metadata").write_bytes(pickle.dumps(dcp.Metadata(tensors, None, places)))
+            places[MetadataIndex(key, chunk.offsets, number)] = _StorageInfo(f"__{rank}_0.distcp", ends[rank], size)
+            ends[rank] += size
+    index.write(Metadata(tensors, None, places), folder)
     torch.save({}, folder / COMMON_STATE_FNAME)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 
-class Reader(CachedMetadataFileSystemReader):
+class Reader(shard_files.Reader):
     """torch's reader of files, up to the file: in place of what it would hold stands a fake tensor of the host.
 
     Args:
@@ -134,33 +130,3 @@ class Reader(CachedMetadataFileSystemReader):
         done: Future = Future()
         done.set_result(None)
         return done
-
-
-class Strategy(torch_dist.TorchDistLoadShardedStrategy):
-    """megatron-core's, which makes its reader itself; this one is handed it.  For one process.
-
-    Args:
-        reader: makes one from a folder.
-    """
-
-    def __init__(self, reader: Callable[[Path], Reader]):
-        super().__init__()
-        self._reader = reader
-
-    def load(self, sharded_state_dict, checkpoint_dir, async_strategy="mcore"):
-        """As megatron-core's, but for the reader; ``async_strategy``, which chooses it there, is of 0.19.2."""
-        pieces = list(torch_dist.nested_values(sharded_state_dict))
-        assert all(isinstance(piece, ShardedTensor) for piece in pieces)
-        state, flat, renamed = torch_dist._replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
-        planner = torch_dist.MCoreLoadPlanner(
-            shapes_validation_sharded_tensors=[piece for piece in pieces if not piece.allow_shape_mismatch],
-            allow_shape_mismatch_sharded_tensors={piece.key: piece for piece in pieces if piece.allow_shape_mismatch},
-        )
-        asked = torch_dist.mcore_to_pyt_state_dict(state, True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant: the groups carry nothing
-            dcp.load(asked, storage_reader=self._reader(checkpoint_dir), planner=planner, no_dist=True)
-        loaded = {key: torch_dist._unwrap_pyt_sharded_tensor(value) for key, value in asked.items()}
-        loaded = torch_dist._replace_sharded_keys_with_state_dict_keys(loaded, flat, renamed)
-        torch_dist._restore_dict_types(loaded, sharded_state_dict)
-        return loaded

@@ -25,6 +25,16 @@ def write(step: Step, file: Path, *, by_token: bool = True) -> Path:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(f"{file.suffix}.{os.getpid()}")
+    try:
+        _write(step, aside, by_token)
+        aside.replace(file)
+    except OSError:
+        aside.unlink(missing_ok=True)  # on a full disk it takes room that others need
+        raise
+    return file
+
+
+def _write(step: Step, aside: Path, by_token: bool) -> None:
     step = step.to("cpu")
     gap, kl = gaps(step), step.column("kl")
     values = {name: step.column(name).tolist() for name in ("sample", "reward", "truncated", "scored", "trained", "advantage")}
@@ -49,8 +59,6 @@ def write(step: Step, file: Path, *, by_token: bool = True) -> Path:
                 if mine["sample"] == 0:  # the group's
                     record["prompt_ids"] = step.prompts[row // step.samples].tolist()
             lines.write(json.dumps(record) + "\n")
-    aside.replace(file)
-    return file
 
 
 def _fate(mine: dict[str, Any], gap: Tensor, kl: Tensor) -> dict[str, Any]:

@@ -13,6 +13,7 @@ class ExportConfig:
     """recipes/export_hf.py: a run's newest weights as an ordinary Hugging Face checkpoint."""
 
     run: str = key("${sft.run}", "run folder under `outputs`, or a .nemo file")
+    step: int | None = key(None, "which of the run's checkpoints; null = the newest, which must be whole", bound=POSITIVE)
     source: str = key("${student.path}", "where config, tokenizer, processor and vision tower come from")
     path: str | None = key(None, "null = <outputs>/<run>/hf")
     max_shard_bytes: int = key(5_000_000_000, "of one safetensors file", bound=POSITIVE)
