@@ -24,7 +24,7 @@ from vold_nemo.evaluation.scorers.numbers import score_number
 from vold_nemo.evaluation.scorers.texts import read_math, score_list, score_open, score_text, score_yes_no
 from vold_nemo.rewards.verdict import Item, Verdict
 
-RULES = 2  # raise it with every change of a rule: answers that were scored by other rules are scored again when they are read
+RULES = 3  # raise it with every change of a rule: answers that were scored by other rules are scored again when they are read
 SCORERS = ("choice", "letters", "number", "list", "text", "open", "math", "yes_no")
 
 
