@@ -237,7 +237,10 @@ class _Grammar:
                 value = self.sympy.factorial(value)
             elif self.next[:2] == (MARK, "^"):
                 self.place += 1
-                value = value ** self.script()
+                power = self.script()
+                if value == 0 and power == 0:
+                    raise Unread("0^0")
+                value = value**power
             elif self.next[:2] == (MARK, "°"):
                 self.place += 1
                 value = value * self.sympy.pi / 180

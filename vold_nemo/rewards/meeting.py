@@ -236,8 +236,10 @@ class Meeting:
         return answer.kind == key.kind and self._match(answer.parts, key.parts)
 
     def _both_signs(self, answer: s.Value, key: Sequence[s.Shape]) -> bool:
-        found = both_signs(answer)
-        return found is not None and self._match(found, [part.value if names_of(key) else part for part in key])
+        found, names = both_signs(answer), names_of(key)
+        if found is None or (names and len(set(names)) > 1):
+            return False
+        return self._match(found, [part.value if names else part for part in key])
 
     def _match(self, answer: Sequence[s.Shape], key: Sequence[s.Shape]) -> bool:
         """Every part of the one is a part of the other, in any order."""

@@ -12,8 +12,10 @@ from typing import NamedTuple
 # dimension: names of one unit = its size; names are singular, "s" and "es" are taken off before the look-up.
 _SIZES: dict[str, dict[str, Fraction | int]] = {
     "length": {
-        "mm millimeter millimetre": Fraction(1, 1000), "cm centimeter centimetre": Fraction(1, 100), "dm decimeter": Fraction(1, 10),
-        "m meter metre": 1, "km kilometer kilometre": 1000, "nm nanometer": Fraction(1, 10**9), "μm micrometer": Fraction(1, 10**6),
+        "mm millimeter millimetre": Fraction(1, 1000), "cm centimeter centimetre": Fraction(1, 100),
+        "dm decimeter": Fraction(1, 10),
+        "m meter metre": 1, "km kilometer kilometre": 1000, "nm nanometer": Fraction(1, 10**9),
+        "μm micrometer": Fraction(1, 10**6),
         "in inch inche": Fraction(254, 10000), "ft foot feet": Fraction(3048, 10000), "yd yard": Fraction(9144, 10000),
         "mi mile": Fraction(1609344, 1000),
     },
@@ -22,7 +24,8 @@ _SIZES: dict[str, dict[str, Fraction | int]] = {
         "lb pound": Fraction(45359237, 10**8), "oz ounce": Fraction(45359237, 16 * 10**8),
     },
     "time": {
-        "ms millisecond": Fraction(1, 1000), "s sec second": 1, "min minute": 60, "h hr hour": 3600, "day": 86400, "week": 604800,
+        "ms millisecond": Fraction(1, 1000), "s sec second": 1, "min minute": 60, "h hr hour": 3600,
+        "day": 86400, "week": 604800,
         "month": 2629746, "yr year": 31556952, "decade": 315569520, "century": 3155695200,
     },
     "volume": {
