@@ -140,9 +140,10 @@ def main() -> None:
     ]  # fmt: skip
     if arguments.beside is not None:
         report += [
-            "Milliseconds of processor time an answer, one process, medians of three turns of both codes in one run; `before` is the",
-            "code before boxes were read as shapes (e6a086d):", "",
-            "| mix | before | now | times as fast |", "|---|---|---|---|", *beside(arguments.beside, arguments.answers // 20), "",
+            "Milliseconds of processor time an answer, one process, medians of three turns of both codes in one run;",
+            "`before` is the code before boxes were read as shapes (e6a086d):", "",
+            "| mix | before | now | times as fast |", "|---|---|---|---|",
+            *beside(arguments.beside, arguments.answers // 20), "",
         ]  # fmt: skip
     path = Path(__file__).with_suffix(".md")
     path.write_text("\n".join(report))

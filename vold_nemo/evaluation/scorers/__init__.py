@@ -6,7 +6,7 @@
     list       a list of numbers                   score_list
     text       a short text, coordinates, a time   score_text
     open       MMMU's open questions               score_open
-    math       a mathematical object               read_math, judged by math-verify in a killable process
+    math       a mathematical object               read_math, judged by the verifier `math` in a killable process
     yes_no     yes or no                           score_yes_no
 
 ``unparsed`` is a verdict without an extracted answer: it is wrong, and counted.
@@ -29,7 +29,7 @@ SCORERS = ("choice", "letters", "number", "list", "text", "open", "math", "yes_n
 
 
 def read(response: str, question: Question) -> Verdict | Item:
-    """The verdict, or what only math-verify can decide."""
+    """The verdict, or what only the verifier `math` can decide."""
     truth = question.answer or ""
     match question.scorer:
         case "choice":
