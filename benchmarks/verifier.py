@@ -1,9 +1,10 @@
 """Rates of the verifiers.
 
-    python benchmarks/verifier.py [--workers 2] [--answers 20000]
+    python benchmarks/verifier.py [--workers 2] [--answers 20000] [--beside /path/to/another/checkout]
 
 Writes ``benchmarks/verifier.md``.  Every rate is of a real :class:`Scorer` with its pool, over answers that it has not seen.
-"Cold" is the first thing that fresh workers are asked, "warm" comes after as many other answers of the same mix.
+"Cold" is the first thing that fresh workers are asked, "warm" comes after as many other answers of the same mix.  ``--beside``
+measures another checkout's ``math`` in the same run, in turns, by the processor time of one process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import statistics
+import subprocess
 import sys
 import time
 from itertools import islice
@@ -30,6 +33,43 @@ MIXES = {
     "orz_hard": "the same without plain numbers",
     "forms": "all hand-judged forms, other digits each time",
 }
+
+
+# One process, no pool: milliseconds of processor time an answer, of each mix, cold and warm.
+ALONE = """
+import sys, time
+from itertools import islice
+sys.path.insert(0, sys.argv[1])
+from benchmarks.answer_mix import answers
+from vold_nemo.rewards.equivalence import compare, screen, warm_up
+from vold_nemo.rewards.verdict import Verdict
+warm_up()
+count = int(sys.argv[2])
+for mix in sys.argv[3:]:
+    stream = answers(mix, seed=0)
+    for _ in range(2):
+        pairs, began = list(islice(stream, count)), time.process_time()
+        for pair in pairs:
+            said = screen(*pair)
+            if not isinstance(said, Verdict):
+                compare(said.text, said.truth)
+        print(1e3 * (time.process_time() - began) / count)
+"""
+
+
+def beside(other: Path, count: int, turns: int = 3) -> list[str]:
+    """Lines of a table: this checkout's and another's processor time, medians of turns, each turn a process of its own."""
+    found: dict[Path, list[list[float]]] = {other: [], Path(__file__).resolve().parent.parent: []}
+    for _ in range(turns):
+        for root, times in found.items():
+            said = subprocess.run(
+                [sys.executable, "-c", ALONE, str(root), str(count), *MIXES], capture_output=True, text=True, check=True,
+                env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}, cwd=root,
+            )  # fmt: skip
+            times.append([float(line) for line in said.stdout.split()])
+    old, new = ([statistics.median(column) for column in zip(*times, strict=True)] for times in found.values())
+    names = [f"{text}, {when}" for text in MIXES.values() for when in ("cold", "warm")]
+    return [f"| {name} | {b:.3f} | {n:.3f} | {b / n:.2f} |" for name, b, n in zip(names, old, new, strict=True)]
 
 
 def processor_seconds(scorer: Scorer) -> float:
@@ -80,7 +120,8 @@ def math_rates(mix: str, workers: int, count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--answers", type=int, default=20_000, help="of exact match; math-verify gets a tenth")
+    parser.add_argument("--answers", type=int, default=20_000, help="of exact match; `math` gets a tenth")
+    parser.add_argument("--beside", type=Path, help="another checkout, whose rates stand beside ours")
     arguments = parser.parse_args()
     scorer = Scorer(RewardConfig())
     exact = measure(scorer, "boxed", list(islice(answers("orz", seed=0), arguments.answers)))
@@ -93,10 +134,17 @@ def main() -> None:
         "Answers have 2,000 characters; what the mixes suppose is in `benchmarks/answer_mix.py`. In brackets: processor time",
         "of all processes, an answer. Cold: the first answers of fresh workers. Load: the machine's one-minute average when",
         "the line was measured.",
-        "", f"`boxed` (exact match), one process: {exact_said}.", "", "`math` (math-verify), answers a second:", "",
+        "", f"`boxed` (exact match), one process: {exact_said}.", "", "`math`, answers a second:", "",
         "| mix | asked of a worker | cold | warm | time-outs | start of the workers | load |",
         "|---|---|---|---|---|---|---|", *rows, "",
     ]  # fmt: skip
+    if arguments.beside is not None:
+        report += [
+            "Milliseconds of processor time an answer, one process, medians of three turns of both codes in one run;",
+            "`before` is the code before boxes were read as shapes (e6a086d):", "",
+            "| mix | before | now | times as fast |", "|---|---|---|---|",
+            *beside(arguments.beside, arguments.answers // 20), "",
+        ]  # fmt: skip
     path = Path(__file__).with_suffix(".md")
     path.write_text("\n".join(report))
     print("\n".join(report))

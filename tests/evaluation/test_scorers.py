@@ -58,7 +58,7 @@ def test_words_lists_and_coordinates_are_compared_by_what_they_say(scorer, respo
     assert right_or_wrong(verdict) is right, verdict
 
 
-def test_mathematics_is_judged_by_math_verify():
+def test_mathematics_is_judged_by_the_verifier_math():
     questions = [question("math", truth) for _, truth, _ in cases.MATH]
     verdicts = score([response for response, _, _ in cases.MATH], questions, RewardConfig(workers=1))
     found = [(response, truth, right_or_wrong(v)) for (response, truth, _), v in zip(cases.MATH, verdicts, strict=True)]

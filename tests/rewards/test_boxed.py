@@ -20,6 +20,8 @@ RIGHT = {
     "inside an unclosed one": (r"\boxed{ \boxed{3}", "3"),
     "the outer of two": (r"\boxed{x=\boxed{3}}", r"x=\boxed{3}"),
     "in mathematics": (r"$$\boxed{5}$$", "5"),
+    "doubled backslashes": (r"\\boxed{5} then \\boxed{6}", "6"),
+    "a box after a line break": (r"x \\ \boxed{7}\\\boxed{8}", "8"),
     "stray closing braces": (r"}}} \boxed{5} }}}", "5"),
     "an open brace before": (r"let { be \boxed{5}", "5"),
     "after the thinking": (r"<think>\boxed{1}</think> \boxed{2}", "2"),

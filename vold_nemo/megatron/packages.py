@@ -18,7 +18,7 @@ from vold_nemo.megatron.diagnosis import BAD, GOOD, NOTE, Finding
 
 # Of these another version changes what runs, or whether it does.
 MATTER = ("torch", "megatron-core", "nemo-toolkit", "transformers", "vllm", "transformer-engine", "triton", "numpy",
-          "hydra-core", "omegaconf", "datasets", "safetensors", "tokenizers", "lightning", "math-verify")  # fmt: skip
+          "hydra-core", "omegaconf", "datasets", "safetensors", "tokenizers", "lightning", "sympy")  # fmt: skip
 # Package -> the module whose import loads what was compiled; vLLM's names of them change (_C, _C_stable_libtorch).
 COMPILED = {"transformer-engine": "transformer_engine.pytorch", "flash-attn": "flash_attn", "apex": "amp_C"}
 SECONDS = 120

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from vold_nemo.rewards.verdict import Verdict
 
 OPEN_THINKING, CLOSE_THINKING = "<think>", "</think>"
-# An opening box, an escaped character (so that \{ and \} are no braces), or a brace.
-_TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+# An opening box (also after a backslash too many), an escaped character (so that \{ and \} are no braces), or a brace.
+_TOKEN = re.compile(r"\\boxed\s*\{|\\(?!\\boxed\s{0,9}\{).|[{}]", re.DOTALL)
 
 
 @dataclass(frozen=True)

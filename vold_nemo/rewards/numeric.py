@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 
+from vold_nemo.rewards import shapes
 from vold_nemo.rewards.boxed import extract
+from vold_nemo.rewards.numbers import number_in
+from vold_nemo.rewards.reading import DEEPEST, shape_of
+from vold_nemo.rewards.tokens import LETTER, MARK, NUMBER, Token, tokens_of
 from vold_nemo.rewards.verdict import Verdict
 
 DEFAULT_TOLERANCE = 1e-4
 LONGEST = 200  # characters of a number with its unit
-_DROPPED = re.compile(r"\\[,;:! ]|\\(?:left|right|displaystyle)\b|[$\s]|(?<=\d)\{,\}(?=\d{3})")
-_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{([+-]?[\d.]+)\}\{([\d.]+)\}(.*)")
-_PLAIN = re.compile(
-    r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?)"  # 1,234.5
-    r"(?:(?:e|\\times10\^|\*10\^|×10\^)\{?([+-]?\d{1,3})\}?)?"  # e3
-    r"(/\d+(?:\.\d+)?)?(.*)"  # /4, and what follows
-)
-# What may follow a number: a unit, in letters, degrees or \text{}; digits and operators may not.
-_UNIT = re.compile(r"(?:%|\\%|°|\^?\{?\\circ\}?|\\?(?:text|mathrm|mbox)?\{?[A-Za-zμΩ²³./°]*(?:\^\{?[23]\}?)?\}?)")
+_UNIT_LETTERS = frozenset(
+    "mgshLNJWVA"
+)  # units that are written behind a number without \text{}; k and M make it another number
 
 
+@functools.lru_cache(4096)
 def number_of(text: str) -> float | None:
-    """The number that ``text`` is, units aside: ``1,234.5``, ``-3/4``, ``\\frac{1}{2}``, ``1.2e3``, ``12%``.
+    """The number that ``text`` is, units aside: ``1,234.5``, ``-3/4``, ``\\frac{1}{2}``, ``1.2e3``, ``12%``, ``9.8 m/s^2``.
 
-    A percentage is read as the number before the sign, and ``x = 3`` as 3.  None for anything else, and for infinities.
+    A percentage is read as the number before the sign, and ``x = 3`` as 3.  None for anything else, several numbers, words that
+    are no units, and infinities.
     """
-    if len(text) > LONGEST:
+    if len(text) > LONGEST or "\\begin" in text:
         return None
-    text = _DROPPED.sub("", text.replace("−", "-")).rpartition("=")[2]
-    if found := _FRACTION.fullmatch(text):
-        sign, top, bottom, unit = found.groups()
-        exponent = None
-    elif found := _PLAIN.fullmatch(text):
-        top, exponent, bottom, unit = found.groups()
-        sign, top, bottom = "", top.replace(",", ""), (bottom or "/1")[1:]
-    else:
+    return _number(shape_of(_with_units(tokens_of(text)))) if text.count("(") + text.count("{") <= DEEPEST else None
+
+
+def _with_units(found: tuple[Token, ...]) -> tuple[Token, ...]:
+    """Bare letters behind a number or a stroke as the units that they are."""
+    told = []
+    for place, token in enumerate(found):
+        before = found[place - 1] if place else None
+        unit = token.kind == LETTER and token.text in _UNIT_LETTERS and before is not None
+        told.append(
+            token._replace(prose=True) if unit and (before.kind == NUMBER or before[:2] == (MARK, "/")) else token
+        )
+    return tuple(told)
+
+
+def _number(shape: shapes.Shape) -> float | None:
+    if isinstance(shape, shapes.Named):
+        sides = [_number(side) for side in (shape.value, *shape.further)]
+        return sides[0] if len(set(sides)) == 1 else None
+    if isinstance(shape, shapes.Rounded):
+        named = isinstance(shape.exact, shapes.Value) and shapes.is_name(shape.exact.core)
+        return _number(shape.rounded if named else shape.exact)
+    if not isinstance(shape, shapes.Value) or (
+        shape.sign == "$" and shape.unit is not None and shape.unit.dimension != "money"
+    ):
         return None
-    if not _UNIT.fullmatch(unit):
-        return None
+    found = number_in(shape.core)
     try:
-        value = float(f"{sign}1") * float(top) / float(bottom) * 10.0 ** int(exponent or 0)
-    except (ValueError, ZeroDivisionError, OverflowError):
+        value = float(found.value) if found is not None else math.inf
+    except OverflowError:
         return None
     return value if math.isfinite(value) else None
 

@@ -6,7 +6,7 @@
     list       a list of numbers                   score_list
     text       a short text, coordinates, a time   score_text
     open       MMMU's open questions               score_open
-    math       a mathematical object               read_math, judged by math-verify in a killable process
+    math       a mathematical object               read_math, judged by the verifier `math` in a killable process
     yes_no     yes or no                           score_yes_no
 
 ``unparsed`` is a verdict without an extracted answer: it is wrong, and counted.
@@ -24,12 +24,12 @@ from vold_nemo.evaluation.scorers.numbers import score_number
 from vold_nemo.evaluation.scorers.texts import read_math, score_list, score_open, score_text, score_yes_no
 from vold_nemo.rewards.verdict import Item, Verdict
 
-RULES = 2  # raise it with every change of a rule: answers that were scored by other rules are scored again when they are read
+RULES = 3  # raise it with every change of a rule: answers that were scored by other rules are scored again when they are read
 SCORERS = ("choice", "letters", "number", "list", "text", "open", "math", "yes_no")
 
 
 def read(response: str, question: Question) -> Verdict | Item:
-    """The verdict, or what only math-verify can decide."""
+    """The verdict, or what only the verifier `math` can decide."""
     truth = question.answer or ""
     match question.scorer:
         case "choice":

@@ -1,4 +1,4 @@
-"""Short answers in words, lists and coordinates; mathematics, which math-verify judges; and yes or no."""
+"""Short answers in words, lists and coordinates; mathematics, which the verifier `math` judges; and yes or no."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def score_open(response: str, truths: tuple[str, ...]) -> Verdict:
 
 
 def read_math(response: str, truth: str) -> Verdict | Item:
-    """What math-verify is asked: the field or box, what is announced, or the one formula or number of the last sentence."""
+    """What `math` is asked: the field or box, what is announced, or the one formula or number of the last sentence."""
     stating = stated(response)
     said = stating.text if stating is not None else None
     if said is None and (told := announcements(response)):
