@@ -33,7 +33,7 @@ SLICE = {"cpu": 1 << 20, "cuda": 64 << 20}
 # used up.  NCCL asks for long messages; gloo's ranks wait for each other once a round.
 ROUND = {"cpu": 64 << 20, "cuda": 256 << 20}
 AHEAD = {"cpu": 1, "cuda": 0}
-# Bytes from which on a piece is a message of its own.  On gloo one costs as much as copying some 200 KiB twice; with NCCL
+# Bytes from which on a piece is a message of its own.  On gloo one costs as much as copying some 400 KiB twice; with NCCL
 # copies cost next to nothing beside a message.
 LONG = {"cpu": 512 << 10, "cuda": float("inf")}
 
