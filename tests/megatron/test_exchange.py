@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.megatron import tiny
-from vold_nemo.megatron import architecture, exchange, tensors
+from vold_nemo.megatron import architecture, exchange, routes, tensors
 from vold_nemo.rollout.shares import share, whole
 
 GROUPS = tiny.SHAPE["num_key_value_heads"]
@@ -36,19 +36,49 @@ def kept(name, shape, rank, ranks):
 
 
 def received(path, tensor, pipeline, expert, ranks, round_bytes, virtual=1):
-    """This rank, and what its engine is sent, copied as it comes."""
+    """This rank, and what its engine is sent, copied as it comes: in every way that it may travel, twice each."""
     from vold_nemo.megatron import parallel
 
     model, arch, layout = tiny.built(path, tensor, pipeline, expert=expert, virtual=virtual)
-    usual = exchange.ROUND["cpu"]
-    exchange.ROUND["cpu"] = round_bytes
+
+    def keeps(name, shape, rank):
+        return kept(name, shape, rank, ranks)
+
     try:
-        found = exchange.Exchange(model, arch, layout, lambda name, shape, rank: kept(name, shape, rank, ranks))
-        named = [(name, value.clone()) for name, value in found.stream()]
-        return layout.rank, named
+        with pytest.MonkeyPatch.context() as change:
+            change.setitem(exchange.ROUND, "cpu", round_bytes)
+            packed = exchange.Exchange(model, arch, layout, keeps)
+            ways = [copied(packed)]
+            assert not any(move.alone for move in moves(packed.plan))  # as on a GPU
+            change.setitem(exchange.LONG, "cpu", 600)  # bytes
+            alone = exchange.Exchange(model, arch, layout, keeps)
+            if not arch.experts or ranks == 1:  # else engines keep columns of experts: no piece is one stretch
+                assert any(move.alone for move in moves(alone.plan))
+            ways += [copied(alone), copied(alone)]
+            room = {name: torch.full_like(value, torch.nan) for name, value in ways[0]}
+            into = exchange.Exchange(model, arch, layout, keeps, room.get)
+            for _ in range(2):
+                ways.append(copied(into))
+                assert all(value is room[name] or (arch.tied and name == "lm_head.weight") for name, value in into.stream())
+                for value in room.values():
+                    value.fill_(torch.nan)
+            room = {name: value.bfloat16() for name, value in room.items()}  # it would have to be cast: no room
+            ways.append(copied(exchange.Exchange(model, arch, layout, keeps, room.get)))
+        return layout.rank, ways
     finally:
-        exchange.ROUND["cpu"] = usual
         parallel.destroy()
+
+
+def copied(found):
+    return [(name, value.clone()) for name, value in found.stream()]
+
+
+def by_way(ranks):
+    return [(rank, way, named) for rank, ways in ranks for way, named in enumerate(ways)]
+
+
+def moves(plan):
+    return [move for one in plan.rounds for item in one.items for move in item.moves if move.source != move.target]
 
 
 @pytest.mark.parametrize(
@@ -67,17 +97,17 @@ def received(path, tensor, pipeline, expert, ranks, round_bytes, virtual=1):
 def test_every_rank_receives_its_engine_s_part_of_the_checkpoint(checkpoints, name, layout, ranks, round_bytes, gloo):
     stored = load_file(checkpoints / name / tensors.SINGLE)
     expected = {key: value for key, value in stored.items() if "visual" not in key}
-    for rank, named in gloo(4).run(received, checkpoints / name, *layout, ranks, round_bytes):
+    for rank, way, named in by_way(gloo(4).run(received, checkpoints / name, *layout, ranks, round_bytes)):
         found = dict(named)
         assert len(named) == len(found) and found.keys() == expected.keys()
         for key, value in expected.items():
             box = kept(key, value.shape, rank, ranks)
-            assert torch.equal(found[key], value[tuple(slice(*edge) for edge in box)]), (rank, key)
+            assert torch.equal(found[key], value[tuple(slice(*edge) for edge in box)]), (rank, way, key)
 
 
 def test_layers_of_virtual_stages_come_from_the_stages_that_hold_them(checkpoints, gloo):
     stored = load_file(checkpoints / "deep" / tensors.SINGLE)
-    for rank, named in gloo(4).run(received, checkpoints / "deep", 2, 2, 1, 2, 1 << 20, 2):
+    for rank, _, named in by_way(gloo(4).run(received, checkpoints / "deep", 2, 2, 1, 2, 1 << 20, 2)):
         assert dict(named).keys() == {key for key in stored if "visual" not in key}
         for key, value in named:
             assert torch.equal(value, stored[key][tuple(slice(*edge) for edge in kept(key, stored[key].shape, rank, 2))])
@@ -88,7 +118,7 @@ def test_a_stored_tied_head_comes_as_its_embedding(checkpoints, tmp_path, gloo):
     stored = load_file(checkpoints / "tied" / tensors.SINGLE)
     save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"].clone()},
               tmp_path / "stored" / tensors.SINGLE, metadata={"format": "pt"})  # fmt: skip
-    for rank, named in gloo(4).run(received, tmp_path / "stored", 2, 2, 1, 2, 6000):
+    for rank, _, named in by_way(gloo(4).run(received, tmp_path / "stored", 2, 2, 1, 2, 6000)):
         found, rows = dict(named), slice(*kept("lm_head.weight", (61, 64), rank, 2)[0])
         assert torch.equal(found["lm_head.weight"], stored["model.embed_tokens.weight"][rows])
 
@@ -98,13 +128,13 @@ def planned(tensor, pipeline, ranks, me, limit=128 << 20, keeps=None):
     arch = architecture.read("Qwen/Qwen2.5-VL-72B-Instruct")
     arch = replace(arch, layers=4 * pipeline)
     layout = SimpleNamespace(virtual=1, tensor=tensor, pipeline=pipeline, expert=1)
-    has = exchange.pieces(arch, architecture.padded_vocabulary([arch.vocabulary], tensor), layout)
-    seats = [exchange.Seat(stage * tensor + t, stage, t, 0) for stage in range(pipeline) for t in range(tensor)]
-    plan = exchange.Plan(
+    has = routes.pieces(arch, architecture.padded_vocabulary([arch.vocabulary], tensor), layout)
+    seats = [routes.Seat(stage * tensor + t, stage, t, 0) for stage in range(pipeline) for t in range(tensor)]
+    plan = routes.Plan(
         has, seats, me, keeps or (lambda name, shape, rank: share(name, shape, rank % ranks, ranks, arch.kv_groups)), limit
     )
     wanted = [item.wanted for one in plan.rounds for item in one.items if item.last]
-    return plan, sum(map(exchange.volume, wanted))
+    return plan, sum(map(routes.volume, wanted))
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "ranks"), [(8, 4, 8), (8, 2, 8), (4, 2, 8), (2, 4, 8), (8, 1, 4)])

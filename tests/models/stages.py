@@ -122,6 +122,9 @@ class FixedSampler:
 
         return whole(shape)
 
+    def room(self, name):
+        return None
+
     def load(self, stream, version, part):
         from vold_nemo.rollout.engine import LoadReport
         from vold_nemo.rollout.fingerprints import Fingerprints

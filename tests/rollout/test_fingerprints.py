@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from vold_nemo.rollout import fingerprints
-from vold_nemo.rollout.fingerprints import BLOCK, WHOLE, Fingerprints, Part, block_sums, fingerprint, total
+from vold_nemo.rollout.fingerprints import (
+    BLOCK,
+    WHOLE,
+    Fingerprints,
+    Part,
+    block_sums,
+    fingerprint,
+    fingerprint_and_total,
+    total,
+)
 
 
 @pytest.fixture(params=["xxh3", "sums"])
@@ -80,6 +89,9 @@ def test_a_value_that_is_not_finite_is_found_by_the_part_that_reads_it():
     tensor = weights()
     tensor[200, 3] = float("nan")
     assert [bool(torch.isfinite(total(tensor, Part(k, 4)))) for k in range(4)].count(False) == 1
+    both = [fingerprint_and_total(tensor, Part(k, 4)) for k in range(4)]
+    assert [bool(torch.isfinite(found)) for _, found in both].count(False) == 1
+    assert all(torch.equal(seen, fingerprint(tensor, Part(k, 4))) for k, (seen, _) in enumerate(both))
     named = {"good": weights(0.1), "bad": torch.full((3,), float("inf"))}
     assert Fingerprints.of(named.items(), Part(1, 4), totals=True).not_finite() == ["bad"]
 

@@ -29,9 +29,13 @@ LAYER = "decoder.layers.{layer}."
 # Bytes of all tensor ranks' parts that a stream gathers at a time.  gloo puts them together in memory of its own, which malloc
 # keeps; NCCL does not, and asks for long messages.
 SLICE = {"cpu": 1 << 20, "cuda": 64 << 20}
-# Bytes that a rank sends, or receives, in one collective of a weight sync (exchange.py).  NCCL asks for long messages; on gloo
-# longer ones save less than their memory costs.
-ROUND = {"cpu": 16 << 20, "cuda": 256 << 20}
+# Bytes that a rank sends, or receives, in one round of a weight sync (exchange.py), and rounds that are under way while one is
+# used up.  NCCL asks for long messages; gloo's ranks wait for each other once a round.
+ROUND = {"cpu": 64 << 20, "cuda": 256 << 20}
+AHEAD = {"cpu": 1, "cuda": 0}
+# Bytes from which on a piece is a message of its own.  On gloo one costs as much as copying some 400 KiB twice; with NCCL
+# copies cost next to nothing beside a message.
+LONG = {"cpu": 512 << 10, "cuda": float("inf")}
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,8 @@ class MegatronVOLDModel(MegatronStudent):
     def engine_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name on disk, what this rank's engine keeps of the tensor); collective, every rank must exhaust it."""
         if self._exchange is None:
-            self._exchange = Exchange(self.gpt, self.architecture, self.layout, self.sampler.engine.keeps)
+            engine = self.sampler.engine
+            self._exchange = Exchange(self.gpt, self.architecture, self.layout, engine.keeps, engine.room)
         return self._exchange.stream()
 
     def on_loop_start(self, number: int) -> None:

@@ -308,6 +308,9 @@ class Engine:
     def keeps(self, name: str, shape: Sequence[int], rank: int) -> Box:
         return share(name, shape, rank % self._ranks, self._ranks, self._groups)
 
+    def room(self, name: str) -> None:
+        """It has no tensors, only memory."""
+
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         size, live = 0, Fingerprints(part, totals=True)

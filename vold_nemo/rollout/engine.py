@@ -118,6 +118,10 @@ class RolloutEngine(Protocol):
     def keeps(self, name: str, shape: Sequence[int], rank: int) -> Box:
         """What rank ``rank`` of the world keeps of language tensor ``name``, whole ``shape``; the same said by all ranks."""
 
+    def room(self, name: str) -> Tensor | None:
+        """What this rank keeps of language tensor ``name``, live: the stream of a :meth:`load` may write there what it brings,
+        and then passes this tensor.  None: the engine copies by rules of its own."""
+
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         """Copy what this rank :meth:`keeps` of a whole language model into the live weights; ``part`` of every tensor is
         read back."""

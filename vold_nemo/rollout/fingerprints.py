@@ -50,6 +50,18 @@ def fingerprint(tensor: Tensor, part: Part = WHOLE) -> Tensor:
     return torch.frombuffer(bytearray(found.digest()), dtype=torch.int64)
 
 
+def fingerprint_and_total(tensor: Tensor, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
+    """:func:`fingerprint` and :func:`total`; on a CPU in one pass, block by block while it is in the processor's cache."""
+    values = tensor.detach().contiguous().reshape(-1)
+    if values.device.type != "cpu":
+        return fingerprint(values, part), total(values, part)
+    found, memory, sums, size = xxhash.xxh3_128(), values.view(torch.uint8).numpy(), [], values.element_size()
+    for first, last in _stretches(len(memory), BLOCK, part):
+        found.update(memory[first:last])
+        sums.append(values[first // size : last // size].sum())
+    return torch.frombuffer(bytearray(found.digest()), dtype=torch.int64), torch.stack(sums).sum()
+
+
 def _stretches(size: int, block: int, part: Part) -> Iterator[tuple[int, int]]:
     """(first, last) of what ``part`` reads of ``size`` entries, ``block`` of them in a block."""
     blocks = size // block
@@ -112,9 +124,11 @@ class Fingerprints:
         return len(self._marks)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        self._kinds[name], self._marks[name] = f"{tuple(tensor.shape)} {tensor.dtype}", fingerprint(tensor, self.part)
-        if self._totals is not None:
-            self._totals[name] = total(tensor, self.part)
+        self._kinds[name] = f"{tuple(tensor.shape)} {tensor.dtype}"
+        if self._totals is None:
+            self._marks[name] = fingerprint(tensor, self.part)
+        else:
+            self._marks[name], self._totals[name] = fingerprint_and_total(tensor, self.part)
 
     def read(self) -> dict[str, bytes]:
         """Part, shape, dtype and bits of each tensor.  One transfer for all of them."""

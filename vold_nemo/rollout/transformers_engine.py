@@ -189,6 +189,10 @@ class TransformersEngine:
         """Every rank has the whole model."""
         return whole(shape)
 
+    def room(self, name: str) -> Tensor | None:
+        """The live parameter."""
+        return self._live.get(disk_name(name))
+
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         """Copy the whole language model, named as on disk, into the live weights; the vision tower stays.

@@ -211,6 +211,9 @@ class VLLMEngine:
         """The share of a rank of a tensor-parallel engine (``shares.py``)."""
         return share(name, shape, rank % self.size, self.size, self._groups)
 
+    def room(self, name: str) -> None:
+        """vLLM's own loader says where a part belongs."""
+
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int, part: Part = WHOLE) -> LoadReport:
         """Write the whole language model in place, tensor by tensor; the vision tower stays.  Errors as in TransformersEngine.

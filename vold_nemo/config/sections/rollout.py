@@ -54,7 +54,7 @@ class RolloutConfig:
         None, "largest mean |log-prob difference| of engine and trainer on the same weights; null = 1e-3 in fp32, 5e-2 in bf16",
         bound=ABOVE_ZERO,
     )
-    checksum_parts: int = key(4, "ours: a sync compares every n-th block of a tensor, other ones each time; the first one all",
+    checksum_parts: int = key(8, "ours: a sync compares every n-th block of a tensor, other ones each time; the first one all",
                               bound=POSITIVE)  # fmt: skip
     mismatch_warning: float = key(3.0, "ours: warn where that mean is so many times its median over the last 20 steps",
                                   bound=ABOVE_ONE)  # fmt: skip
