@@ -23,6 +23,7 @@ Hydra's own errors leave with 2 as well.  torchrun turns every child's code into
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
@@ -104,6 +105,8 @@ def _run(
         _check(config, verb)
         if config.dry_run:
             if is_first_rank():
+                if reads is None or "reward" in reads:
+                    _try_verifiers(config)
                 with until_nobody_reads():
                     _print_plan(config, verb, plan)
             return
@@ -152,6 +155,30 @@ def _check(config: Config, verb: str) -> None:
             print("".join(f"not here yet: {one}\n" for one in waiting), file=sys.stderr, end="", flush=True)
     if errors:
         raise ExceptionGroup("configuration", errors)
+
+
+def _try_verifiers(config: Config) -> None:
+    """Call the user's own verifiers on the first row, in the processes in which they will be called."""
+    from vold_nemo.rewards.names import Names
+
+    names = Names(config.reward)
+    own = [name for name in (None, *names.listed) if names.is_own(name)]
+    if not own:
+        return
+    from vold_nemo.planning.example import first_prompt
+    from vold_nemo.rewards import Scorer
+
+    try:
+        key = first_prompt(config, config.data.prompts, answers=True).answer
+    except ConfigError:  # not here yet, which is said elsewhere
+        key = None
+    scorer = Scorer(dataclasses.replace(config.reward, workers=1))
+    try:
+        scorer.check(own)
+        for warning in scorer.try_own((name, key) for name in own):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+    finally:
+        scorer.close()
 
 
 def _check_gpus(config: Config, verb: str) -> None:
