@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from vold_nemo.config import ConfigError, RewardConfig
+from vold_nemo.command.recipe import _try_verifiers
+from vold_nemo.config import Config, ConfigError, RewardConfig
 from vold_nemo.rewards import Scorer
 from vold_nemo.rewards.alarms import require_verdicts
 from vold_nemo.rewards.answer_keys import refusal
@@ -105,6 +106,17 @@ def test_a_step_without_a_single_verdict_ends_the_run_and_one_with_any_does_not(
         require_verdicts("step 3", ["error", "error", "time-out"], reasons)
     require_verdicts("step 3", ["error", None, "time-out"], reasons)
     require_verdicts("step 3", [], [])
+
+
+def test_a_dry_run_calls_each_verifier_that_the_configuration_names(capsys):
+    for changed, said in (
+        (RewardConfig(f"{OWN}:returns_dict"), "of type dict"), (RewardConfig(verifiers={"mine": f"{OWN}:forgets"}), "NoneType"),
+        (RewardConfig("judge"), "url and model"), (RewardConfig("maths"), "boxed"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            _try_verifiers(Config(reward=changed))
+    _try_verifiers(Config(reward=RewardConfig(verifiers={"mine": f"{OWN}:raises"})))
+    assert "2 of 2 first calls came to no verdict" in capsys.readouterr().err
 
 
 LISTED = {"maths": f"{OWN}:half", "mine": f"{OWN}:full"}

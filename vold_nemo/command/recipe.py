@@ -158,23 +158,20 @@ def _check(config: Config, verb: str) -> None:
 
 
 def _try_verifiers(config: Config) -> None:
-    """Call the user's own verifiers on the first row, in the processes in which they will be called."""
-    from vold_nemo.rewards.names import Names
-
-    names = Names(config.reward)
-    own = [name for name in (None, *names.listed) if names.is_own(name)]
-    if not own:
-        return
+    """Look for the verifiers, and call the user's own on the first row, in the processes in which they will be called."""
     from vold_nemo.planning.example import first_prompt
     from vold_nemo.rewards import Scorer
 
+    scorer = Scorer(dataclasses.replace(config.reward, workers=1))
+    scorer.check([None, *scorer.names.listed])
+    own = [name for name in (None, *scorer.names.listed) if scorer.names.is_own(name)]
+    if not own:
+        return
     try:
         key = first_prompt(config, config.data.prompts, answers=True).answer
     except ConfigError:  # not here yet, which is said elsewhere
         key = None
-    scorer = Scorer(dataclasses.replace(config.reward, workers=1))
     try:
-        scorer.check(own)
         for warning in scorer.try_own((name, key) for name in own):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     finally:
