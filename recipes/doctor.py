@@ -45,6 +45,7 @@ def main(config: Config) -> None:
         world = max(place.world, copy.tensor * copy.pipeline * copy.context, gpus.sft or 1, gpus.vold or 1)
         found += diagnosis.attempt("open files", lambda: diagnosis.open_files(world))
         found += diagnosis.attempt("limits", lambda: launch_probes.system_limits(world, max(1, config.cluster.gpus_per_node)))
+        found += diagnosis.attempt("verifiers", diagnosis.verifiers)
         found += diagnosis.attempt("variables", lambda: launch_probes.variables(config, "vold", driver.compute_capability()))
         found += diagnosis.attempt("network", launch_probes.networks)
         found += diagnosis.attempt("storage", lambda: diagnosis.storage(Path(config.outputs)))

@@ -31,6 +31,7 @@ BAD = [
             {"text": None, "truth": "7"}, {"text": "x", "truth": " "}, {"text": ["x"], "truth": "7"},
             {"text": "x", "truth": True}, {"text": "x"}, ["x", "7"],
             {"text": "x", "truth": "7", "judge": "boxd"}, {"text": "x", "truth": "7", "judge": f"{OWN}:nowhere"},
+            {"text": "x", "truth": "7", "judge": "timeit:timeit"},
         ],
     ),
 ]  # fmt: skip
@@ -40,7 +41,8 @@ def run(tmp_path, lines, *overrides):
     file = tmp_path / "answers.jsonl"
     file.write_text("\n".join(lines) + "\n")
     settings = [f"verify.answers={file}", f"verify.path={tmp_path}/out", "verify.fields.verifier=judge", "reward.seconds=20"]
-    found = verify(compose([*settings, "reward.workers=1", *overrides]))
+    listed = [f"++reward.verifiers.{name}='{OWN}:{name}'" for name in ("raises", "nowhere")]
+    found = verify(compose([*settings, "reward.workers=1", *listed, *overrides]))
     return found, [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").open()]
 
 
@@ -77,11 +79,12 @@ def test_bad_rows_are_written_down_with_their_reason(tmp_path):
         "not JSON", "response: missing", "truth: empty", "response: list instead of a string",
         "truth: bool instead of a string or number", "truth: missing", "response: missing",
         "verifier: 'boxd' does not exist", f"verifier: '{OWN}:nowhere' does not exist",
+        "verifier: 'timeit:timeit' is code that the configuration does not name (reward.verifiers)",
     ]  # fmt: skip
 
 
 def test_too_many_bad_rows_are_an_error_after_the_good_ones_are_written(tmp_path):
-    with pytest.raises(ConfigError, match="9 of 14 rows rejected"):
+    with pytest.raises(ConfigError, match="10 of 15 rows rejected"):
         run(tmp_path, [*map(json.dumps, ROWS), *BAD])
     assert len((tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()) == len(ROWS)
 

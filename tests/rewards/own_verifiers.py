@@ -2,11 +2,15 @@
 
 import ctypes
 import os
+import subprocess
 import sys
+import threading
 import time
 import zlib
 
 from vold_nemo.rewards import Verdict
+
+NAME = os.urandom(8).hex()  # of this process: in a namespace of its own each is number 1
 
 
 def half(response, truth):
@@ -58,7 +62,7 @@ def echo(response, truth):
 
 def sleeps(response, truth):
     time.sleep(float(response))
-    return Verdict(1.0, str(os.getpid()), "slept")
+    return Verdict(1.0, NAME, "slept")
 
 
 def notes(response, truth):
@@ -69,7 +73,7 @@ def notes(response, truth):
 
 
 def process(response, truth):
-    return Verdict(1.0, str(os.getpid()), "judged here")
+    return Verdict(1.0, NAME, "judged here")
 
 
 def cores(response, truth):
@@ -84,6 +88,46 @@ def dies_once(response, truth):
     return 1.0
 
 
+def first_time(file):
+    """Whether it does not exist; makes it."""
+    there = os.path.exists(file)
+    open(file, "w").close()
+    return not there
+
+
+def burn(seconds):
+    """Processor time of this thread."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def computes_once(response, truth):
+    if first_time(response):
+        burn(60)
+    return 1.0
+
+
+def sleeps_once(response, truth):
+    if first_time(response):
+        time.sleep(60)
+    return 1.0
+
+
+def in_threads(response, truth):
+    threads = [threading.Thread(target=burn, args=(float(response) / 2,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return 1.0
+
+
+def in_children(response, truth):
+    subprocess.run([sys.executable, "-S", "-c", f"import time\nwhile time.process_time() < {response}: pass"], check=True)
+    return 1.0
+
+
 def prints(response, truth):
     print('["not a verdict"]')
     sys.stdout.flush()
@@ -92,3 +136,67 @@ def prints(response, truth):
 
 
 not_a_function = 7
+
+
+def says_much(response, truth):
+    return Verdict(1.0, "x" * 1000, "y" * 1000)
+
+
+def one_parameter(response):
+    return 1.0
+
+
+def three_parameters(response, truth, question):
+    return 1.0
+
+
+def by_name_alone(*, response, truth):
+    return 1.0
+
+
+async def awaited(response, truth):
+    return 1.0
+
+
+async def streams(response, truth):
+    yield 1.0
+
+
+class Awaits:
+    async def __call__(self, response, truth):
+        return 1.0
+
+
+class Callable:
+    """Called, it is made, and no reward."""
+
+    def __init__(self, response, truth):
+        pass
+
+    def __call__(self, response, truth):
+        return 1.0
+
+
+Awaited = Awaits()
+instance = Callable("", "")
+in_c = int  # tells no signature
+
+
+def keywords(*arguments, **named):
+    return 1.0
+
+
+def returns_dict(response, truth):
+    return {"score": 1.0}
+
+
+def forgets(response, truth):
+    print(response == truth)
+
+
+def returns_coroutine(response, truth):
+    return awaited(response, truth)
+
+
+def from_minus_one(response, truth):
+    return 1.0 if truth in response else -1.0

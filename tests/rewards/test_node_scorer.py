@@ -22,7 +22,8 @@ def judge(nodes, items=ITEMS, **settings):
 
     rank, world = dist.get_rank(), dist.get_world_size()
     node_scorer._node = lambda: f"node {rank * nodes // world}"
-    scorer = node_scorer.NodeScorer(RewardConfig(**{"workers": 2, "seconds": 20.0, **settings}))
+    listed = {"echo": f"{OWN}:echo"}
+    scorer = node_scorer.NodeScorer(RewardConfig(**{"workers": 2, "seconds": 20.0, "verifiers": listed, **settings}))
     try:
         scorer.prepare(verifier for *_, verifier in items)
         started = len(scorer.scorer.pids())
@@ -82,8 +83,9 @@ import torch.distributed as dist
 from vold_nemo.config import RewardConfig
 from vold_nemo.rewards.node_scorer import NodeScorer
 dist.init_process_group("gloo")
-scorer = NodeScorer(RewardConfig(workers=2, seconds=600.0))
 own = "tests.rewards.own_verifiers"
+names = ("process", "hangs", "sleeps")
+scorer = NodeScorer(RewardConfig(workers=2, seconds=600.0, verifiers={name: f"{own}:{name}" for name in names}))
 scorer.score([("x", "x", f"{own}:process"), ("y", "x", f"{own}:process")])
 print(*scorer.scorer.pids(), flush=True)
 dist.barrier()

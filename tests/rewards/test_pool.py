@@ -65,9 +65,24 @@ def test_a_hanging_answer_is_wrong_after_the_limit_and_the_others_are_judged(poo
     items = [(f"{OWN}:hangs", "hang" if i == 3 else "fine", "x") for i in range(12)]
     verdicts = pool.judge(items)
     assert [verdict.reward for verdict in verdicts] == [0.0 if i == 3 else 1.0 for i in range(12)]
-    assert (verdicts[3].reason, verdicts[3].trouble) == ("time-out: over 1 s", "time-out")
+    assert (verdicts[3].reason, verdicts[3].trouble) == ("time-out: over 1 s of processor time", "time-out")
     assert [verdict.trouble for verdict in verdicts].count(None) == 11
     assert any(gone(pid, 0.5) for pid in stuck)
+
+
+def test_an_answer_that_sleeps_has_a_limit_of_its_own():
+    pool = VerifierPool(2, 5.0, wall=0.4)
+    verdicts = pool.judge([(f"{OWN}:sleeps", seconds, "x") for seconds in ("600", "0", "0.1")])
+    assert [verdict.reward for verdict in verdicts] == [0.0, 1.0, 1.0]
+    assert (verdicts[0].reason, verdicts[0].trouble) == ("time-out: asleep for 0.4 s", "time-out")
+    pool.close()
+
+
+@pytest.mark.parametrize("name", ["in_threads", "in_children"])
+def test_the_processor_time_of_threads_and_children_counts(pool, name):
+    pool.seconds = 0.5
+    verdicts = pool.judge([(f"{OWN}:{name}", seconds, "x") for seconds in ("0.05", "0.6")])
+    assert [verdict.trouble for verdict in verdicts] == [None, "time-out"]
 
 
 @pytest.mark.parametrize(("response", "status"), [("crash", -signal.SIGSEGV), ("exit", 3)])
@@ -82,8 +97,17 @@ def test_a_worker_that_is_killed_from_outside_costs_no_answer(pool, tmp_path):
     for pid in pool.pids():
         os.kill(pid, signal.SIGKILL)
         assert gone(pid)
-    verdicts = pool.judge([(f"{OWN}:full", "x", "x")] * 6 + [(f"{OWN}:dies_once", str(tmp_path / "died"), "x")])
-    assert [verdict.reward for verdict in verdicts] == [1.0] * 7
+    verdicts = pool.judge([(f"{OWN}:full", "x", "x")] * 6)
+    assert [verdict.reward for verdict in verdicts] == [1.0] * 6
+
+
+def test_an_answer_is_asked_once_more_after_a_death_and_after_a_time_out(tmp_path):
+    pool = VerifierPool(1, 0.5, wall=0.5, isolation="off")  # they leave a file behind
+    names = ("dies_once", "computes_once", "sleeps_once")
+    verdicts = pool.judge([(f"{OWN}:{name}", str(tmp_path / name), "x") for name in names])
+    assert [(verdict.reward, verdict.trouble) for verdict in verdicts] == [(1.0, None)] * 3
+    assert (pool.crashes, pool.timeouts) == (1, 0)
+    pool.close()
 
 
 def test_a_worker_is_not_replaced_for_the_memory_of_the_trainer(pool):
@@ -113,10 +137,10 @@ def test_the_time_that_an_import_takes_is_charged_to_no_answer(pool):
 def test_workers_can_be_started_before_there_is_anything_to_judge():
     pool = VerifierPool(2, 10.0)
     pool.start([f"{OWN}:process"])
-    early = pool.pids()
+    early = pool.keepers()
     assert len(early) == 2
-    verdicts = pool.judge([(f"{OWN}:process", "x", "x")] * 8)
-    assert {int(verdict.extracted) for verdict in verdicts} <= set(early)
+    pool.judge([(f"{OWN}:process", "x", "x")] * 8)
+    assert pool.keepers() == early
     pool.close()
 
 

@@ -3,15 +3,16 @@
 import pytest
 
 from vold_nemo.config import ConfigError, RewardConfig
-from vold_nemo.rewards import Scorer, Verdict, diagnose, score_answers
+from vold_nemo.rewards import Scorer, score_answers
 from vold_nemo.rewards.registry import check, resolve
 
 OWN = "tests.rewards.own_verifiers"
+LISTED = {name: f"{OWN}:{name}" for name in ("half", "raises", "too_much", "missing")}
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    scorer = Scorer(RewardConfig(workers=2, seconds=20.0))
+    scorer = Scorer(RewardConfig(workers=2, seconds=20.0, verifiers=LISTED))
     yield scorer
     scorer.close()
 
@@ -36,11 +37,12 @@ def test_answers_that_need_no_computing_wait_for_no_process(monkeypatch):
     assert [verdict.reward for verdict in verdicts] == [reward for *_, reward in answers]
 
 
-def test_equal_questions_are_computed_once(scorer, tmp_path):
-    log = tmp_path / "log"
+def test_equal_questions_are_computed_once(tmp_path):
+    log, scorer = tmp_path / "log", Scorer(RewardConfig(f"{OWN}:notes", workers=2, seconds=20.0, isolation="off"))
     items = [(str(log), truth, f"{OWN}:notes") for truth in "abab"] + [(str(log), "a", f"0.5*boxed+0.5*{OWN}:notes")]
     assert [verdict.reward for verdict in scorer.score(items)] == [1, 1, 1, 1, 0.5]
     assert sorted(log.read_text()) == ["a", "b"]
+    scorer.close()
 
 
 def test_an_answer_that_took_too_long_is_still_known():
@@ -118,13 +120,3 @@ def test_numbers_within_tolerance(answer, truth, reward):
 def test_a_tolerance_of_its_own():
     assert resolve("numeric(0.05)").judge(r"\boxed{104}", "100").reward == 1.0
     assert resolve("numeric(0.05)").judge(r"\boxed{106}", "100").reward == 0.0
-
-
-def test_the_diagnosis_counts_what_was_read_what_hung_and_what_failed():
-    verdicts = [
-        Verdict(1.0, "1", "equal"), Verdict(0.0, None, "no box"), Verdict(0.0, "x", "time-out: over 2 s", "time-out"),
-        Verdict(0.0, None, "the verifier crashed (exit 3)", "error"), Verdict(0.0, None, "error: ValueError: x", "error"),
-    ]  # fmt: skip
-    assert diagnose(verdicts, ["boxed", "boxed", "math", "math", "math"]) == {
-        "reward": {"parsed_rate": 0.4, "timeouts": 1, "errors": 2, "answers": {"boxed": 2, "math": 3}}
-    }

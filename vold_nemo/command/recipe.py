@@ -23,6 +23,7 @@ Hydra's own errors leave with 2 as well.  torchrun turns every child's code into
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
@@ -106,6 +107,8 @@ def _run(
         config = with_local_folders(compose(arguments.overrides, arguments.config_dir))
         waiting = _check(config, verb)
         if config.dry_run:
+            if is_first_rank() and (reads is None or "reward" in reads):
+                _try_verifiers(config)
             _dry_run(config, verb, plan, waiting)
             return
         make_ready(verb, training)
@@ -178,6 +181,27 @@ def _dry_run(
         print(f"not here yet: {one}", file=sys.stderr, flush=True)
     with until_nobody_reads():
         _print_plan(config, verb, plan, found.said)
+
+
+def _try_verifiers(config: Config) -> None:
+    """Look for the verifiers, and call the user's own on the first row, in the processes in which they will be called."""
+    from vold_nemo.planning.example import first_prompt
+    from vold_nemo.rewards import Scorer
+
+    scorer = Scorer(dataclasses.replace(config.reward, workers=1))
+    scorer.check([None, *scorer.names.listed])
+    own = [name for name in (None, *scorer.names.listed) if scorer.names.is_own(name)]
+    if not own:
+        return
+    try:
+        key = first_prompt(config, config.data.prompts, answers=True).answer
+    except ConfigError:  # not here yet, which is said elsewhere
+        key = None
+    try:
+        for warning in scorer.try_own((name, key) for name in own):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+    finally:
+        scorer.close()
 
 
 def _check_gpus(config: Config, verb: str) -> None:

@@ -99,7 +99,8 @@ def prepare(config: Config) -> dict[str, Any]:
         traces = name == "trace_prompts"
         wanted = Wanted(
             answers=not traces, responses=traces and config.traces.engine == "dataset",
-            refuse=None if traces else refusal(config.reward.verifier), verifier=config.reward.verifier,
+            refuse=None if traces else refusal(config.reward), verifier=config.reward.verifier,
+            listed=config.reward.verifiers,
         )  # fmt: skip
         left = Left(str(dataset.path), phrases=table.learn_phrases(_texts(dataset)) if table.runs else 0)
         clean = _clean(dataset, wanted, table, folder_rejected, left, name, pairs)

@@ -6,17 +6,19 @@ path, encoded bytes, the ``{bytes, path}`` of ``datasets``, or a list of these (
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vold_nemo.config import ConfigError, DatasetConfig
+from vold_nemo.config import ConfigError, DatasetConfig, RewardConfig
 from vold_nemo.data.messages import RowError, append_text, is_unicode, read_messages, texts_of
 from vold_nemo.data.pictures import PictureError, frames, open_picture
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.rows import Absent, pick, read_rows
 from vold_nemo.rewards.key_text import scalar_text, unwrapped
+from vold_nemo.rewards.names import Names
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Wanted:
         refuse: why an answer cannot be judged by a verifier (None: the configured one), or None if it can be
             (:func:`vold_nemo.rewards.answer_keys.refusal`).
         verifier: the configured one's name; keys of the user's own verifiers are not unwrapped.
+        listed: ``reward.verifiers``.
     """
 
     answers: bool = True
@@ -73,6 +76,11 @@ class Wanted:
     instruction: str | None = None
     refuse: Callable[[str, str | None], str | None] | None = None
     verifier: str | None = None
+    listed: Mapping[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def names(self) -> Names:
+        return Names(RewardConfig(self.verifier or RewardConfig.verifier, verifiers=dict(self.listed)))
 
 
 def teacher_number(prompt: Prompt, teachers: Mapping[str, Any]) -> int:
@@ -223,7 +231,7 @@ def _answer(value: Any, wanted: Wanted, verifier: str | None, tell: Callable[[st
         return None
     if not is_unicode(text):
         raise RowError("answer: not Unicode text (half a surrogate pair)")
-    if ":" not in (verifier or wanted.verifier or ""):  # package.module:function reads what its set has
+    if not wanted.names.is_own(verifier):  # it reads what its set has
         plain = unwrapped(text)
         if plain != text:
             tell("keys were taken out of a box, dollar signs, a tag, a list or the solution that ends with them")

@@ -41,13 +41,14 @@ def load_questions(config: Config, *, rejected: Rejected | None = None) -> dict[
 
     Bad rows go to ``rejected``; without one they are only counted.
     """
-    options, verifier = config.evaluate, config.reward.verifier
+    options = config.evaluate
     given = {"text": options.text, "image": options.image}
     rejected = rejected if rejected is not None else Rejected(None, config.data.max_rejected_share)
     questions: dict[str, list[Prompt]] = {
         kind: load_prompts(
             dataset, config.data.system_prompt, rejected, instruction=config.data.instruction,
-            refuse=refusal(verifier, parse=False), verifier=verifier,
+            refuse=refusal(config.reward, parse=False), verifier=config.reward.verifier,
+            listed=config.reward.verifiers,
         )
         for kind, dataset in given.items()
         if dataset is not None

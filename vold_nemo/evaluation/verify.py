@@ -23,6 +23,7 @@ from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.rows import Absent, count_rows, dataset_files, pick, read_rows
 from vold_nemo.rewards import Scorer, Verdict
 from vold_nemo.rewards.key_text import scalar_text, unwrapped
+from vold_nemo.rewards.names import FOREIGN
 
 TOGETHER = 2048  # answers that are judged, written and shown at a time
 REASONS_SHOWN = 12
@@ -193,7 +194,7 @@ def _answers(
             rejected.add(number, reason, row, str(dataset.path), name=str(name) if name is not None else None)
             continue
         content = row if isinstance(row, dict) else {"content": row}
-        key = key if ":" in str(verifier) else unwrapped(key)
+        key = key if scorer.names.is_own(str(verifier)) else unwrapped(key)
         yield str(number if name is None else name), content, (response, key, str(verifier))
     absent.missed(must)
 
@@ -225,5 +226,7 @@ def _wrong_with(verifier: str, scorer: Scorer) -> str | None:
     try:
         scorer.check([verifier])
     except ConfigError as error:
+        if error.key == FOREIGN:
+            return f"verifier: {str(error.value)[:60]!r} is code that the configuration does not name (reward.verifiers)"
         return f"verifier: {str(error.value)[:60]!r} does not exist"
     return None

@@ -12,6 +12,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,6 +170,17 @@ def open_files(world: int) -> Finding:
     if soft < need:
         return Finding(NOTE, topic, what, "every rank raises its own limit when it joins")
     return Finding(GOOD, topic, what)
+
+
+def verifiers() -> Finding:
+    """By what a verifier's process is shut in here, asked of a process that ends at once (``rewards/sandbox.py``)."""
+    program = "from vold_nemo.rewards import sandbox; held = sandbox.probe(); print(held.describe(), held.missing(), sep='|')"
+    said = output_of(sys.executable, "-c", program)
+    if said is None:
+        return Finding(NOTE, "verifiers", "isolation could not be tried", "they run with limits of time and memory alone")
+    what, _, missing = said.partition("|")
+    mend = f"a verifier could {missing}: user namespaces or Landlock would forbid it (docs/verifiers.md)" if missing else ""
+    return Finding(NOTE if missing else GOOD, "verifiers", what, mend)
 
 
 def teachers(config: Config, device, architecture_of: Callable[[str], Architecture]) -> list[Finding]:

@@ -32,6 +32,7 @@ from vold_nemo.models.sampling import Sampler
 from vold_nemo.models.sft import MegatronSFTModel
 from vold_nemo.models.validation import split_off_validation
 from vold_nemo.models.vold import MegatronVOLDModel
+from vold_nemo.rewards import alarms
 from vold_nemo.rewards.answer_keys import refusal
 from vold_nemo.rewards.key_forms import report_keys
 from vold_nemo.rollout.build import build_engine
@@ -115,7 +116,8 @@ class VOLDInputs(_Inputs):
         without, verifier, cache = config.data.without, config.reward.verifier, config.data.cache
         prompts = load_prompts(
             config.data.prompts, config.data.system_prompt, rejected, instruction=config.data.instruction,
-            refuse=refusal(verifier), verifier=verifier,
+            refuse=refusal(config.reward), verifier=config.reward.verifier,
+            listed=config.reward.verifiers,
         )  # fmt: skip
         renderer, source = Renderer(self.tokenizer), str(config.data.prompts.path)
         prompts = admit(
@@ -136,7 +138,7 @@ class VOLDInputs(_Inputs):
             said = report_keys(((p.id, p.answer, p.verifier) for p in prompts if p.id not in without), verifier)
             for report in said:
                 print("\n".join(report.describe()))
-                for warning in report.warnings():
+                for warning in (*report.warnings(), alarms.of_keys(report)):
                     _warn(warning)
             wrote = lineage.read(config.vold.start).get("traces")
             _warn(lineage.strangers(wrote, [one.path for one in self.scorers]) if self.scorers else None)

@@ -27,6 +27,7 @@ from vold_nemo.data.prompts import Prompt, question_text, teacher_number
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import render_prompt
 from vold_nemo.rewards import diagnose
+from vold_nemo.rewards.alarms import require_verdicts
 from vold_nemo.rewards.node_scorer import NodeScorer
 from vold_nemo.rollout.engine import Completion, EnginePrompt, RolloutEngine, Sampling
 from vold_nemo.step import Step, records
@@ -85,10 +86,17 @@ class Sampler:
         )  # fmt: skip
         self.skipped: dict[int, str] = {}  # index of a prompt that could not be asked or judged after all -> why
         used = [prompt for prompt in prompts if prompt.id not in left_out]
-        self.scorer = NodeScorer(config.reward)
-        self.scorer.prepare(prompt.verifier for asked in (used, *validation.values()) for prompt in asked)
+        self.scorer = NodeScorer(config.reward, Path(config.outputs) / config.vold.run / "judge.jsonl")
+        judged = [prompt for asked in (used, *validation.values()) for prompt in asked]
+        self.scorer.prepare(prompt.verifier for prompt in judged)
+        for warning in self.scorer.try_own([(prompt.verifier, prompt.answer) for prompt in judged]):
+            self._warn(warning)
         for prompt in used if config.teachers else ():  # a name that nobody bears is found before the first step
             teacher_number(prompt, config.teachers)
+
+    def _warn(self, said: str) -> None:
+        if self.layout.rank == 0:
+            logger.warning("%s", said)
 
     def name(self, step: Step, row: int) -> str:
         """Id of the prompt of ``row``."""
@@ -143,6 +151,7 @@ class Sampler:
                 self.verify(more)
             instead = {group: (more, place) for place, group in enumerate(places)}
             step = Step.assembled([instead.get(group, (step, group)) for group in range(len(step.prompts))])
+        require_verdicts(f"step {number + 1}", step.labels.get("trouble", []), step.labels.get("reason", []))
         if self.skipped:
             report["skipped_prompts"] = len(self.skipped)
         if rounds := self.config.rollout.refill_rounds:
@@ -321,14 +330,19 @@ class Sampler:
         """Write ``reward`` and what the verifiers said; one rank of each node judges a share.  Returns numbers about it."""
         asked = [self.prompts[index] for index in step["prompt"].tolist()]
         verdicts = self.scorer.score([
-            lambda row=row, prompt=prompt: (self.text(step, row), prompt.answer, prompt.verifier)
-            for row, prompt in enumerate(asked)
+            lambda row=row, prompt=prompt: self._item(self.text(step, row), prompt) for row, prompt in enumerate(asked)
         ])  # fmt: skip
         step["reward"] = [verdict.reward for verdict in verdicts]
         step.labels |= {
-            "reason": [verdict.reason for verdict in verdicts], "extracted": [verdict.extracted for verdict in verdicts]
+            "reason": [verdict.reason for verdict in verdicts], "extracted": [verdict.extracted for verdict in verdicts],
+            "trouble": [verdict.trouble for verdict in verdicts],
         }  # fmt: skip
-        return diagnose(verdicts, [prompt.verifier or self.config.reward.verifier for prompt in asked])
+        verifiers = [prompt.verifier or self.config.reward.verifier for prompt in asked]
+        return diagnose(verdicts, verifiers, step.column("truncated").tolist())
+
+    def _item(self, text: str, prompt: Prompt) -> tuple:
+        asked = (text, prompt.answer, prompt.verifier)
+        return (*asked, question_text(prompt)) if self.config.reward.judge.url is not None else asked
 
     def text(self, step: Step, row: int) -> str:
         """The response of ``row`` without special tokens."""
@@ -358,7 +372,8 @@ class Sampler:
             )
             texts = [(self.tokenizer.decode(c.ids, skip_special_tokens=True), c.finish_reason) for c in completions]
             answers = gather(texts, self.layout.rank, self.layout.world)
-            verdicts = self.scorer.score([(text, p.answer, p.verifier) for (text, _), p in zip(answers, prompts, strict=True)])
+            verdicts = self.scorer.score([self._item(text, p) for (text, _), p in zip(answers, prompts, strict=True)])
+            require_verdicts(f"validation, {name}", [v.trouble for v in verdicts], [v.reason for v in verdicts])
             rewards = [verdict.reward for verdict in verdicts]
             found[f"{name}_accuracy"] = sum(rewards) / len(rewards)
             found[f"{name}_questions"] = len(rewards)

@@ -28,7 +28,8 @@ def split_off_validation(
         if dataset is not None:
             found[name] = load_prompts(
                 dataset, config.data.system_prompt, rejected, instruction=config.data.instruction,
-                refuse=refusal(config.reward.verifier, parse=False), verifier=config.reward.verifier,
+                refuse=refusal(config.reward, parse=False), verifier=config.reward.verifier,
+                listed=config.reward.verifiers,
             )  # fmt: skip
     if asked.text is not None:
         trained = {question_text(prompt) for prompt in kept}

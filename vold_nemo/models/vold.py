@@ -37,6 +37,7 @@ from vold_nemo.models.student import MegatronStudent
 from vold_nemo.models.teachers import Teachers
 from vold_nemo.models.terms import objective_of, step_options
 from vold_nemo.objective import BetaSchedule, vold_loss
+from vold_nemo.rewards.alarms import Bell
 from vold_nemo.rollout.mismatch import MismatchWatch, tolerance_of
 from vold_nemo.rollout.sync import SyncReport, compare_logprobs, deliver
 from vold_nemo.step import MicroBatch, Step, StepPlan, batch_of, select, silent_groups, token_batch
@@ -57,6 +58,7 @@ class MegatronVOLDModel(MegatronStudent):
         self.beta = BetaSchedule(self.config.objective.kl.beta, self.config.vold.steps)
         self.tolerance = tolerance_of(self.config)
         self.watch = MismatchWatch(self.config.rollout.mismatch_warning, self.tolerance)
+        self.bell = Bell()
         self._exchange: Exchange | None = None  # made at the first sync: only then the engine is known
 
     @property
@@ -169,7 +171,7 @@ class MegatronVOLDModel(MegatronStudent):
             "memory": largest_of_ranks(peak_bytes(self.layout.device), self.handover.held, self.layout.device),
             "sync": synced.metrics(),
         }
-        self.warn(number, metrics["mismatch"])
+        self.warn(number, metrics)
         return metrics | validation | ({"teacher_moved": moved} if (moved := self.teachers.moved()) else {})
 
     def get_loss_and_metrics(
@@ -216,11 +218,13 @@ class MegatronVOLDModel(MegatronStudent):
 
     # -- around a step -------------------------------------------------------------------------------------------------
 
-    def warn(self, number: int, mismatch: dict[str, float]) -> None:
-        """Say so where engine and trainer differ more than they use to; all ranks know the same, rank 0 speaks."""
-        said = self.watch.look(mismatch)
-        if said and self.layout.rank == 0:
-            logger.warning("step %d: %s", number + 1, said)
+    def warn(self, number: int, metrics: dict[str, Any]) -> None:
+        """Say so where engine and trainer differ more than they use to, or the rewards teach nothing; all ranks know the same,
+        rank 0 speaks."""
+        differs = self.watch.look(metrics["mismatch"])
+        for said in ([differs] if differs else []) + self.bell.ring(number + 1, metrics):
+            if self.layout.rank == 0:
+                logger.warning("step %d: %s", number + 1, said)
 
     def sync(self, version: int, parts: int = 1) -> SyncReport:
         """Stream the language model into the engine and check that its live weights are bit for bit those sent."""

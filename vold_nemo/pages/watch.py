@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vold_nemo.rewards.alarms import alarms
+
 _RECENT = 20  # steps that a rate is taken over
 _SILENT = 60.0  # seconds without a heartbeat after which a rank is called silent; it beats every 10
 _ENDED = {"done": "done", "stopped": "stopped with a checkpoint: start it again to go on", "failed": "FAILED"}  # last beats
@@ -89,6 +91,8 @@ def _numbers(steps: list[dict[str, Any]]) -> Iterator[str]:
         values = [step[name] for step in recent if isinstance(step.get(name), int | float)]
         if values:
             yield f"{name:<19} {values[-1]:<12.5g} mean of {len(values)}: {sum(values) / len(values):.5g}"
+    for said in alarms(steps[-1]):
+        yield f"REWARD      step {steps[-1]['step']}: {said}"
     if gap := steps[-1].get("mismatch"):
         yield f"mismatch    engine and trainer {gap['mean']:.4g} a token, at most {gap['max']:.3g}, weights worth " + (
             f"{gap['effective_sample_size']:.1%} of the tokens"

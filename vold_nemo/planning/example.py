@@ -50,7 +50,7 @@ def _example(config: Config, verb: str) -> Iterator[str]:
     else:
         second = verb == "vold" or (verb == "plan" and config.data.trace_prompts is None)
         dataset = config.data.prompts if second or config.data.trace_prompts is None else config.data.trace_prompts
-        prompt = _first_prompt(config, dataset, answers=second)
+        prompt = first_prompt(config, dataset, answers=second)
         name, messages, response = f"prompt {prompt.id} of {dataset.path}", prompt.messages, []
     views = (
         View.of(student, messages, response),
@@ -85,7 +85,7 @@ def _first_trace(config: Config) -> dict[str, Any] | None:
     return None
 
 
-def _first_prompt(config: Config, dataset: DatasetConfig, *, answers: bool):
+def first_prompt(config: Config, dataset: DatasetConfig, *, answers: bool):
     from vold_nemo.data.prompts import Wanted, read_prompts
     from vold_nemo.data.rejected import Rejected
 

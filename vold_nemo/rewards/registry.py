@@ -1,9 +1,10 @@
 """Verifiers by name.  A data field chooses one for each row, ``reward.verifier`` for the rows that do not say.
 
     boxed                      the paper's: last box, letter by letter
-    math                       last box, mathematically equal (math-verify)
+    math                       last box says what the key says (equivalence.py)
     choice                     multiple choice: a letter
     numeric                    last box as a number, relative tolerance 1e-4; numeric(0.02) sets another
+    judge                      math, and what it cannot read a language model (reward.judge); judge(NAME): another rule
     package.module:function    the user's own: function(response, truth) -> Verdict, or a number in [0, 1], or a bool
     0.8*math+0.2*boxed         weighted sum of the above
 
@@ -13,7 +14,6 @@ A weighted reward is for experiments: the paper's mask switches the KL off by 1 
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,11 +24,12 @@ from vold_nemo.rewards.boxed import exact_match
 from vold_nemo.rewards.choice import choice_match
 from vold_nemo.rewards.equivalence import compare, screen, warm_up
 from vold_nemo.rewards.numeric import DEFAULT_TOLERANCE, numeric_match
+from vold_nemo.rewards.own import PATH, called, imported
 from vold_nemo.rewards.verdict import Comparison, Verdict, shortened
 
 _WEIGHTED = re.compile(r"(\d+(?:\.\d+)?)\*(.+)")
 _NUMERIC = re.compile(r"numeric\(([0-9.eE+-]+)\)")
-_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_JUDGE = re.compile(r"judge(?:\((.+)\))?")
 
 
 class Sum(NamedTuple):
@@ -46,7 +47,7 @@ class Verifier:
     ``compute(text, truth)`` answers.  That may hang: only ever call it in a killable process.
 
     ``warm_up`` imports what ``compute`` needs, which is charged to no answer; ``computing`` names the verifiers that this one
-    asks: itself, or terms of a sum.
+    asks: itself, or terms of a sum.  ``judged``: what it cannot read, a language model is asked about (``judge.py``).
     """
 
     name: str
@@ -54,6 +55,7 @@ class Verifier:
     compute: Callable[[str, str], Verdict] | None = None
     warm_up: Callable[[], object] | None = None
     computing: frozenset[str] = frozenset()
+    judged: bool = False
 
     def judge(self, response: str, truth: str) -> Verdict:
         """Both, in this process: for verifiers that are trusted not to hang."""
@@ -89,6 +91,7 @@ SIMPLE = {
     "numeric": Verifier("numeric", functools.partial(numeric_match, tolerance=DEFAULT_TOLERANCE)),
     "math": Verifier("math", screen, compare, warm_up, frozenset(["math"])),
 }
+BUILT_IN = (*SIMPLE, "judge")
 
 
 @functools.cache
@@ -106,10 +109,15 @@ def resolve(name: str) -> Verifier:
     if found := _NUMERIC.fullmatch(name):
         tolerance = _tolerance(found.group(1), name)
         return Verifier(name, functools.partial(numeric_match, tolerance=tolerance))
-    if _OWN.fullmatch(name):
+    if found := _JUDGE.fullmatch(name):
+        rule = resolve(found.group(1) or "math")
+        if rule.judged:
+            raise _unknown(name)
+        return replace(rule, name=name, judged=True)
+    if PATH.fullmatch(name):
         return Verifier(
-            name, functools.partial(Comparison, name), functools.partial(_call_own, name),
-            functools.partial(_import, name), frozenset([name]),
+            name, functools.partial(Comparison, name), functools.partial(called, name),
+            functools.partial(imported, name), frozenset([name]),
         )  # fmt: skip
     raise _unknown(name)
 
@@ -121,13 +129,13 @@ def check(name: str) -> Verifier:
         ConfigError: also an import path that does not lead to a function.
     """
     verifier = resolve(name)
-    for own in filter(_OWN.fullmatch, verifier.computing):
-        _import(own)
+    for own in filter(PATH.fullmatch, verifier.computing):
+        imported(own)
     return verifier
 
 
 def _unknown(name: str) -> ConfigError:
-    allowed = f"{' | '.join(SIMPLE)} | numeric(TOLERANCE) | package.module:function | WEIGHT*NAME+WEIGHT*NAME"
+    allowed = f"{' | '.join(SIMPLE)} | numeric(TOLERANCE) | judge | package.module:function | WEIGHT*NAME+WEIGHT*NAME"
     return ConfigError("reward.verifier", name, allowed, "correct it, here or in the data's verifier column")
 
 
@@ -148,6 +156,8 @@ def _weighted(name: str, parts: list[str]) -> Verifier:
         if found is None:
             raise _unknown(name)
         terms.append((float(found.group(1)), resolve(found.group(2))))
+        if terms[-1][1].judged:
+            raise ConfigError("reward.verifier", name, "judge alone", "name it without weights, judge or judge(NAME)")
     total = sum(weight for weight, _ in terms)
     if abs(total - 1) > 1e-6:
         raise ConfigError("reward.verifier", name, "weights that sum to 1", f"they sum to {total:g}: correct them")
@@ -156,29 +166,3 @@ def _weighted(name: str, parts: list[str]) -> Verifier:
         return Sum(tuple((weight, verifier.name, verifier.read(response, truth)) for weight, verifier in terms))
 
     return Verifier(name, read, computing=frozenset().union(*(verifier.computing for _, verifier in terms)))
-
-
-@functools.cache
-def _import(name: str) -> Callable:
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a user's module raises while it is imported
-        raise ConfigError(
-            "reward.verifier", name, "package.module:function that can be imported",
-            f"correct the path, or install the package ({type(error).__name__}: {str(error)[:200]})",
-        ) from error  # fmt: skip
-    if not callable(found):
-        raise ConfigError("reward.verifier", name, "a function of (response, truth)", "name a function")
-    return found
-
-
-def _call_own(name: str, response: str, truth: str) -> Verdict:
-    result = _import(name)(response, truth)
-    if isinstance(result, Verdict):
-        reward, extracted, reason = result.reward, result.extracted, result.reason
-    else:
-        reward, extracted, reason = result, None, ""
-    if not isinstance(reward, bool | int | float) or not 0 <= reward <= 1:  # NaN fails the comparison, too
-        raise ValueError(f"reward {reward!r} is not a number in [0, 1]")
-    return Verdict(float(reward), extracted, reason or ("right" if reward == 1 else "wrong"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+UNREADABLE = ("cannot be parsed", "not text")  # reasons of rules that found an answer and could not read it
+RIGHT, WRONG = "right", "wrong"  # reasons of verifiers that give none
 KEPT_CHARACTERS = 200  # of an extracted answer: verdicts travel between processes and into logs
 
 
@@ -26,6 +28,23 @@ class Verdict:
         return cls(1.0 if right else 0.0, shortened(extracted), reason)
 
 
+def is_verdict(said: list) -> bool:
+    """Whether ``said`` is what a :class:`Verdict` is made of."""
+    reward, extracted, reason, trouble = said
+    number = isinstance(reward, int | float) and 0 <= reward <= 1
+    return number and isinstance(extracted, str | None) and isinstance(reason, str) and trouble in (None, "time-out", "error")
+
+
+def unread(verdict: Verdict) -> bool:
+    """Whether nobody came to a reading of the answer: none was found, it cannot be parsed, or a limit was met.
+
+    The user's own verifiers need not say what they read: theirs is unread only where they met a limit.
+    """
+    if verdict.trouble is not None or verdict.reason in UNREADABLE:
+        return True
+    return verdict.extracted is None and verdict.reward == 0 and verdict.reason != WRONG
+
+
 def shortened(extracted: str | None) -> str | None:
     if extracted is None or len(extracted) <= KEPT_CHARACTERS:
         return extracted
@@ -33,11 +52,12 @@ def shortened(extracted: str | None) -> str | None:
 
 
 class Item(NamedTuple):
-    """One answer to judge.  ``verifier`` None = the configured one."""
+    """One answer to judge.  ``verifier`` None = the configured one; ``question`` is what a language model is told, if asked."""
 
     text: str
     truth: str
     verifier: str | None = None
+    question: str = ""
 
 
 class Comparison(NamedTuple):

@@ -30,6 +30,7 @@ def wanted(config: Config) -> Wanted:
     return Wanted(
         answers=False, responses=config.traces.engine == "dataset", system_prompt=data.system_prompt,
         instruction=data.instruction, verifier=config.reward.verifier,
+        listed=config.reward.verifiers,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class DatasetConfig:
     revision: str | None = key(None, "of a hub id; null = what the cache holds as main")
     limit: int | None = key(None, "only the first rows", bound=POSITIVE)
     max_characters: int = key(32_768, "ours: a row with a longer prompt is rejected", bound=POSITIVE)
-    verifier: str | None = key(None, "of the rows that name none (fields.verifier); null = reward.verifier")
+    verifier: str | None = key(None, "of the rows that name none; built-in or of reward.verifiers; null = reward.verifier")
     fields: PromptFieldsConfig = section(PromptFieldsConfig)
 
 

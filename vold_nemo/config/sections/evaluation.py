@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vold_nemo.config.fields import ABOVE_ZERO, COUNT, LENGTH, POSITIVE, key, section
 from vold_nemo.config.sections.data import DatasetConfig
+from vold_nemo.config.sections.rollout import JudgeConfig
 
 
 @dataclass
@@ -21,19 +22,6 @@ class ExportConfig:
     results: str = key("${evaluate.path}/results.json", "scores for the model card, where an arm has this export's weights")
     push: str | None = key(None, "user/name on the Hugging Face hub; the token is HF_TOKEN of the environment")
     private: bool = key(True, "a repository that export.push makes is private")
-
-
-@dataclass
-class JudgeConfig:
-    """A language model that reads the answers that the rules cannot; off without a url."""
-
-    url: str | None = key(None, "of an OpenAI-compatible endpoint, up to /v1: http://localhost:8000/v1")
-    model: str | None = key(None, "name that the endpoint knows it by")
-    key_variable: str = key("OPENAI_API_KEY", "environment variable that holds the key; without one, none is sent")
-    reads: str = key("unparsed", "the answers that no rule could read, or every one", choices=("unparsed", "all"))
-    seconds: float = key(60.0, "time-out of one request", bound=ABOVE_ZERO)
-    retries: int = key(3, "of a request that failed", bound=COUNT)
-    parallel: int = key(8, "requests at a time", bound=POSITIVE)
 
 
 @dataclass

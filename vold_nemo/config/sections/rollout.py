@@ -8,14 +8,34 @@ from vold_nemo.config.fields import ABOVE_ONE, ABOVE_ZERO, COUNT, LENGTH, PART, 
 
 
 @dataclass
-class RewardConfig:
-    """Verifiers (vold_nemo/rewards/registry.py); a row's `data.*.fields.verifier` column overrides the default."""
+class JudgeConfig:
+    """A language model that reads the answers that the rules cannot; off without a url."""
 
-    verifier: str = key("boxed", "boxed (paper), math, choice, numeric, package.module:function, or 0.8*math+0.2*boxed")
-    seconds: float = key(2.0, "hard limit an answer; a verifier that takes longer is killed and the answer is wrong",
+    url: str | None = key(None, "of an OpenAI-compatible endpoint, up to /v1: http://localhost:8000/v1")
+    model: str | None = key(None, "name that the endpoint knows it by")
+    key_variable: str = key("OPENAI_API_KEY", "environment variable that holds the key; without one, none is sent")
+    reads: str = key("unparsed", "the answers that no rule could read, or every one", choices=("unparsed", "all"))
+    seconds: float = key(60.0, "time-out of one request", bound=ABOVE_ZERO)
+    retries: int = key(3, "of a request that failed", bound=COUNT)
+    parallel: int = key(8, "requests at a time", bound=POSITIVE)
+
+
+@dataclass
+class RewardConfig:
+    """Verifiers (docs/verifiers.md); a row's `data.*.fields.verifier` column overrides the default."""
+
+    verifier: str = key("boxed", "boxed (paper), math, choice, numeric, judge, package.module:function, or 0.8*math+0.2*boxed")
+    seconds: float = key(2.0, "of processor time an answer; a verifier that takes more is killed and the answer is wrong",
                          bound=ABOVE_ZERO)  # fmt: skip
     workers: int | None = key(None, "killable verifier processes of a node, shared by its ranks; null = its cores, at most 32",
                               bound=POSITIVE)  # fmt: skip
+    wall_seconds: float | None = key(None, "that an answer may sleep (waiting for a core is no sleep); null = 10 x seconds",
+                                     bound=ABOVE_ZERO)  # fmt: skip
+    isolation: str = key("auto", "verifiers have no network and change no file; auto: as far as the kernel allows it",
+                         choices=("auto", "required", "off"))  # fmt: skip
+    environment: list[str] = key([], "variables that verifiers see beside PATH, HOME, LANG and the like")
+    verifiers: dict[str, str] = key({}, "name: package.module:function, own verifiers that rows may name")
+    judge: JudgeConfig = section(JudgeConfig, "the endpoint of the verifier `judge`; off without a url")
 
 
 @dataclass
