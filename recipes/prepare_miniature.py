@@ -10,7 +10,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config, ConfigError
 
 
-@recipe(reads=("miniature", "device"))
+@recipe(alone=True, reads=("miniature", "device"))
 def main(config: Config) -> None:
     if config.device == "cuda":
         mend = "leave the key out; what comes after may run on a GPU"

@@ -16,7 +16,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=(
+@recipe(alone=True, reads=(
     "reproduce", "student", "parallel", "cluster", "evaluate", "reward", "rollout", "data", "seed", "device",
     "precision",
 ))  # fmt: skip
