@@ -65,6 +65,12 @@ test: install
 test-long: install
 	"$(BIN)/python" -m pytest -q -rs -m "long"
 
+# Runs killed at random instants, each held to the undisturbed one; called again, it goes on.  20 of them are in test-long.
+KILLS ?= 200
+
+test-kills: install
+	"$(BIN)/python" -m tests.kills "$(KILLS)" outputs/kills
+
 # The objective beside TRL's, and its Triton kernels in Triton's interpreter: TRL has its own wishes for the libraries around it,
 # and so an environment of its own.
 TRL_VENV := $(CURDIR)/.venv-trl

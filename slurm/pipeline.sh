@@ -17,12 +17,12 @@ root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${VOLD_PYTHON:-${root}/.venv/bin/python}"
 [[ -x "${python}" ]] || python="$(command -v python3)"
 
-action=submit
-[[ "${VOLD_TEST_ONLY:-0}" != 1 ]] || action=test
+action="submit"
+[[ "${VOLD_TEST_ONLY:-0}" != 1 ]] || action="test"
 arguments=()
 for word in "$@"; do
   case "${word}" in
-    --diff) action=diff ;;
+    --diff) action="diff" ;;
     --help | -h)
       sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
       printf 'keys: %s %s --help\n' "${python}" "${root}/recipes/chain.py"

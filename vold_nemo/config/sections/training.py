@@ -89,7 +89,8 @@ class CheckpointConfig:
     metric_best: str = key("min", "which is the best", choices=("min", "max"))
     asynchronous: bool = key(True, "written by a thread meanwhile, from a copy in host memory; the first and the last are not")
     resume: str = key("auto", "auto: from the newest whole checkpoint, if there is one", choices=("auto", "never", "required"))
-    reshard: bool = key(False, "resume in another layout, too: weights and optimizer exactly, random states anew")
+    reshard: bool | str = key(False, "resume in another layout, too: weights and optimizer exactly, random states anew; auto: "
+                              "where only the data ranks are more or fewer", choices=("auto", "true", "false"))  # fmt: skip
 
 
 @dataclass
