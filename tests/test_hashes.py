@@ -46,3 +46,4 @@ def test_continuous_integration_installs_by_hash_and_nothing_installs_an_unpinne
     assert "make install HASHES=1" in (ROOT / ".ci/run").read_text()
     lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if "--upgrade pip" in line]
     assert lines and all("--constraint .ci/tools.txt" in line for line in lines)
+    assert f"--upgrade pip=={pins(ROOT / '.ci/tools.txt')['pip']} " in (ROOT / "slurm/build_gpu.sh").read_text()

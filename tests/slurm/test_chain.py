@@ -94,7 +94,7 @@ def test_a_changed_stage_waits_for_the_end_of_the_job_whose_place_it_takes(slurm
     slurm.wait(first, 300, until=lambda record: record["JobState"] == "RUNNING")
     said = pipeline(*trained, "sft.steps=3", stages="sft").stdout
     second = ids(said)["sft"]
-    assert second != first and f"once {first} has ended: sft.steps 4000 -> 3" in said
+    assert second != first and f"once {first} has ended (sft.steps 4000 -> 3)" in said
     record = slurm.wait(second, 600)
     assert record["JobState"] == "COMPLETED", logs(workplace)
     assert record["StartTime"] >= slurm.job(first)["EndTime"] and slurm.job(first)["JobState"] == "CANCELLED"

@@ -102,8 +102,8 @@ def submit(decided: Sequence[Decision], folder: Path) -> Iterator[str]:
             replace_text(folder / f"{name}.json", json.dumps(dataclasses.asdict(record), indent=1) + "\n")
         jobs[name] = number
         tail = f" after {before}" if before else ""
-        tail += f", once {', '.join(decision.after_end)} has ended" if decision.after_end else ""
-        yield f"{name:<12} {number}{tail}: {decision.why}"
+        tail += f" once {', '.join(decision.after_end)} has ended" if decision.after_end else ""
+        yield f"{name:<12} {number}{tail} ({decision.why})"
 
 
 def _job(folder: Path, name: str | None) -> str | None:
