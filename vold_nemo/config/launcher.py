@@ -93,9 +93,13 @@ def launched_world() -> int | None:
 def stands_alone(verb: str) -> bool:
     """Whether this process is to do ``verb``, which is one process; of several tasks the first is, and knows no others then.
 
-    They would write over each other, or wait for each other without end.
+    They would write over each other, or wait for each other without end.  A launcher that cannot be understood is left to
+    those who need it.
     """
-    here = launch()
+    try:
+        here = launch()
+    except ConfigError:
+        return True
     if here.world > 1 and here.rank == 0:
         print(f"note: {verb} is one process: task 0 of {here.world} does it, the others leave", file=sys.stderr, flush=True)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE"):
