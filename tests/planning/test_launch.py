@@ -103,19 +103,6 @@ def test_ranks_are_started_under_nsight_systems_for_the_stages_that_have_steps_t
         assert option in stage[stage.index("under=(nsys") :]
 
 
-def test_a_job_that_may_lose_nodes_asks_for_a_range_of_them(tmp_path):
-    given = ["cluster=my_site", "cluster.gpus_per_node=4", "cluster.gpus.sft=16", "parallel.tensor=2"]
-    given += ["checkpoint.reshard=auto", "cluster.launch.min_nodes=2"]
-    config = compose(given)
-    texts = {stage.name: script(config, stage, [], folder=tmp_path, here=tmp_path) for stage in stages(config)}
-    assert "#SBATCH --nodes=2-4\n" in texts["sft"] and "--ntasks=" not in texts["sft"] and "VOLD_COPY=2\n" in texts["sft"]
-    assert "#SBATCH --nodes=1\n#SBATCH --ntasks=2\n" in texts["vold"] and "VOLD_COPY" not in texts["vold"]  # one node anyway
-    config.checkpoint.reshard = False
-    assert "checkpoint.reshard" in {error.key for error in findings(config, "chain")}
-    config.checkpoint.reshard, config.parallel.tensor = "auto", 16
-    assert "cluster.launch.min_nodes" in {error.key for error in findings(config, "chain")}
-
-
 @pytest.mark.parametrize(
     ("nodes", "copy", "said"),
     [(4, 2, "--nodes=4 --ntasks=16"), (3, 2, "--nodes=3 --ntasks=12"), (3, 8, "--nodes=2 --ntasks=8"), (3, 16, None)],

@@ -100,35 +100,6 @@ def test_a_changed_stage_waits_for_the_end_of_the_job_whose_place_it_takes(slurm
     assert record["StartTime"] >= slurm.job(first)["EndTime"] and slurm.job(first)["JobState"] == "CANCELLED"
 
 
-def test_a_run_that_loses_a_node_for_good_goes_on_with_the_ranks_that_are_left(slurm, pipeline, workplace, world):
-    """Data ranks on two nodes, then on one; the batch is the same, so losses are, but for the order of sums."""
-    options = (
-        f"traces.path={world}/traces.jsonl", "traces.shards=1", "parallel=dp2", "cluster.gpus.sft=2", "sft.steps=6",
-        "cluster.launch.min_nodes=1", "checkpoint.reshard=auto",
-    )  # fmt: skip
-    number = ids(pipeline(*options, "sft.run=whole", stages="sft").stdout)["sft"]
-    assert slurm.code(number, 600) == 0
-    number = ids(pipeline(*options, "sft.run=broken", stages="sft").stdout)["sft"]
-    broken, deadline = workplace / "outputs/broken", time.monotonic() + 600
-    while not (broken / "checkpoints/step_2").exists():
-        assert slurm.job(number)["JobState"] not in ENDED and time.monotonic() < deadline
-        time.sleep(0.02)
-    slurm.control("kill", "n2")
-    try:
-        record = slurm.wait(number, 900)
-    finally:
-        slurm.revive("n2")
-    assert record["JobState"] == "COMPLETED" and record["NumNodes"] == "1" and record["Restarts"] != "0", logs(workplace)
-    curves = [
-        [json.loads(line) for line in (workplace / "outputs" / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("whole", "broken")
-    ]
-    for undisturbed, resumed in zip(*curves, strict=True):
-        assert (undisturbed["step"], undisturbed["tokens"]) == (resumed["step"], resumed["tokens"])
-        assert undisturbed["loss"] == pytest.approx(resumed["loss"], rel=1e-3)
-    assert "its ranks" not in logs(workplace) and "1 tasks, restart" in logs(workplace)
-
-
 @pytest.mark.parametrize(
     "override, message",
     [

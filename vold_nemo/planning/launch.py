@@ -99,11 +99,9 @@ def script(
     if launch.runtime != "bare" and launch.container is None:
         raise ConfigError("cluster.launch.container", None, "an image", f"runtime {launch.runtime} needs one")
     logs = here / config.outputs / config.name / "logs"
-    fewest = launch.min_nodes if stage.name in ("sft", "vold") and launch.min_nodes is not None else count
     options = {
         "job-name": f"{config.name}-{stage.name}", "account": launch.account, "partition": launch.partition,
-        "qos": launch.qos, "constraint": launch.constraint, "nodes": f"{fewest}-{count}" if fewest < count else count,
-        "ntasks": stage.tasks if fewest >= count else None, "ntasks-per-node": each,
+        "qos": launch.qos, "constraint": launch.constraint, "nodes": count, "ntasks": stage.tasks, "ntasks-per-node": each,
         "cpus-per-task": launch.cpus_per_task, "mem": launch.memory,
         "gres": f"{launch.gres}:{each * stage.gpus}" if launch.gres is not None else None, "time": launch.time,
         "signal": f"B:USR1@{launch.signal_seconds}", "array": f"0-{stage.array - 1}" if stage.array else None,
@@ -114,7 +112,6 @@ def script(
         **{key: _quoted(value) for key, value in site.variables(launch).items()},
         "VOLD_ROOT": _quoted(root()), "VOLD_LOGS": _quoted(logs),
         "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', MARK: mark, "VOLD_MAX_RESTARTS": launch.max_restarts,
-        "VOLD_COPY": config.parallel.model_ranks if fewest < count else None,
         "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _progress(here / stage.progress) if stage.progress else None,
         "VOLD_SETUP": _quoted("\n".join(launch.setup)) if launch.setup else None,
         "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,

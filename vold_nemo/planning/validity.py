@@ -142,13 +142,6 @@ def _find(config: Config, stages: tuple[str, ...], world: int, wrong: set[str]) 
     """What follows from several keys; nothing is concluded from the values of the keys in ``wrong``."""
     yield from _folders(config)
     yield from site.findings(config.cluster.launch)
-    fewest, each, copy = config.cluster.launch.min_nodes, max(1, config.cluster.gpus_per_node), config.parallel.model_ranks
-    if fewest is not None and config.checkpoint.reshard in (False, "false"):
-        mend = "set checkpoint.reshard=auto, or leave cluster.launch.min_nodes out"
-        yield ConfigError("checkpoint.reshard", False, "auto or true with cluster.launch.min_nodes", mend)
-    if fewest is not None and "cluster.launch.min_nodes" not in wrong and fewest * each < copy:
-        allowed = f"{-(-copy // each)} or more: one copy of the model takes {copy} GPUs, a node has {each}"
-        yield ConfigError("cluster.launch.min_nodes", fewest, allowed, "raise it, or shrink parallel.*")
     for key, part in (("traces.shard", config.traces), ("evaluate.shard", config.evaluate)):
         if part.shard >= part.shards and f"{key}s" not in wrong:
             yield ConfigError(key, part.shard, f"0 to {part.shards - 1}", "count shards from 0")

@@ -38,8 +38,6 @@ class LaunchConfig:
     time: str = key("24:00:00", "of a stage; it is put back into the queue and goes on behind its checkpoint")
     signal_seconds: int = key(600, "Slurm's warning before the end: longer than a step, a checkpoint and the minute "
                               "that it may be late", bound=WARNING)  # fmt: skip
-    min_nodes: int | None = key(None, "that sft and vold may go on with when nodes are lost, with checkpoint.reshard=auto; "
-                                "null = as many as they began with", bound=POSITIVE)  # fmt: skip
     max_restarts: int = key(3, "restarts in a row without a new checkpoint, after which a job stops with 87", bound=COUNT)
     runtime: str = key("bare", "what a rank runs in", choices=("bare", "pyxis", "apptainer"))
     container: str | None = key(None, "image of the two latter")
