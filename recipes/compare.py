@@ -12,7 +12,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("compare", "evaluate", "reward", "data"))
+@recipe(alone=True, reads=("compare", "evaluate", "reward", "data"))
 def main(config: Config) -> None:
     from vold_nemo.pages.compare import write_comparison
     from vold_nemo.pages.report.verdict import evidence

@@ -28,7 +28,12 @@ def push_plan(config: Config) -> None:
         print(hub.describe(config.export, out_path(config, Path(config.outputs) / config.export.run)))
 
 
-@recipe(reads=("export", "parallel", "seed", "device", "precision"), plan=push_plan)
+def is_one_process(config: Config) -> bool:
+    """A layout of one rank: more of them would only make the same copy."""
+    return config.parallel.model_ranks == 1
+
+
+@recipe(reads=("export", "parallel", "seed", "device", "precision"), plan=push_plan, alone=is_one_process)
 def main(config: Config) -> None:
     import torch
 

@@ -9,8 +9,9 @@
 
 As in the paper, a trace that reaches ``traces.max_tokens`` is dropped and none is verified; ``traces.verify`` judges them all
 the same, drops none, and prints the teacher's error rate.  Traces are appended to ``traces.path`` block by block and flushed
-to the disk.  A job that is started again goes on behind what is there: with transformers it makes the traces that an
-uninterrupted run would have made (same settings and batch size, same hardware), with vLLM it answers what has no answer yet.
+to the disk.  What is answered is kept under another number of shards, too.  A job that is started again goes on behind what is
+there: with transformers it makes the traces that an uninterrupted run would have made (same settings and batch size, same
+hardware), with vLLM it answers what has no answer yet.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main(config: Config) -> None:
     from vold_nemo.data.prompts import read_prompts
     from vold_nemo.data.rejected import Rejected
     from vold_nemo.data.templates import load_tokenizer
-    from vold_nemo.data.traces import TraceWriter, shard_path
+    from vold_nemo.data.traces import TraceWriter, shard_path, shared_otherwise
     from vold_nemo.evaluation.teacher_errors import TraceJudge, TraceReport, write_report
     from vold_nemo.models.trace_engine import trace_engine
     from vold_nemo.rollout.tracing import TeacherTraces, dataset_of, own_traces, settings, wanted
@@ -50,7 +51,8 @@ def main(config: Config) -> None:
     prompts = [] if own else list(read_prompts(dataset_of(config), rejected, wanted(config)))[shard::shards]
     report, judge = TraceReport(len(prompts)), TraceJudge(config.reward, prompts) if config.traces.verify else None
 
-    with TraceWriter(path, settings(config, tokenizer), note=report.note) as writer:
+    others, mine = shared_otherwise(config.traces.path, shards), {prompt.id for prompt in prompts}
+    with TraceWriter(path, settings(config, tokenizer), note=report.note, others=others, mine=mine) as writer:
         found, tokens = len(writer.done), 0
         if own:
             blocks = own_traces(config, shard, shards, rejected, writer.done)

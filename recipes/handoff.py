@@ -12,7 +12,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("handoff", "evaluate", "reward", "data"))
+@recipe(alone=True, reads=("handoff", "evaluate", "reward", "data"))
 def main(config: Config) -> None:
     from vold_nemo.evaluation.benchmark import summary
     from vold_nemo.evaluation.handoff import bring_in, write_script

@@ -20,7 +20,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=(
+@recipe(alone=True, reads=(
     "plan", "strict", "explain", "search", "sbatch", "cluster", "parallel", "student", "teacher", "teachers",
     "tokenizer", "objective", "rollout", "data", "traces", "sft", "vold", "checkpoint", "export", "evaluate",
     "report", "rehearse", "profile", "device", "precision", "evidence",

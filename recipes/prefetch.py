@@ -14,7 +14,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("prefetch", "student", "teacher", "teachers", "data", "prepare", "vold", "evaluate"))
+@recipe(alone=True, reads=("prefetch", "student", "teacher", "teachers", "data", "prepare", "vold", "evaluate"))
 def main(config: Config) -> None:
     from vold_nemo.planning.prefetch import check_lock, write_lock
 

@@ -26,7 +26,7 @@ def show(config: Config) -> None:
         print(f"  against {name}: {dataset.path}, split {dataset.split}")
 
 
-@recipe(reads=("prepare", "data", "evaluate", "vold", "reward", "traces"), plan=show)
+@recipe(alone=True, reads=("prepare", "data", "evaluate", "vold", "reward", "traces"), plan=show)
 def main(config: Config) -> None:
     from vold_nemo.data.prepare import prepare, summary
     from vold_nemo.pages import contamination

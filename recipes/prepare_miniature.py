@@ -10,7 +10,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("miniature",))
+@recipe(alone=True, reads=("miniature",))
 def main(config: Config) -> None:
     from vold_nemo.miniature.world import prepare
 

@@ -22,7 +22,7 @@ from vold_nemo.config import Config
 from vold_nemo.config.launcher import CONFIGURATION_ERROR
 
 
-@recipe(reads=(
+@recipe(alone=True, reads=(
     "rehearse", "cluster", "plan", "parallel", "student", "teacher", "teachers", "tokenizer", "objective", "rollout", "sft",
     "vold", "checkpoint", "export", "limits", "seed", "precision", "device",
 ))  # fmt: skip

@@ -10,7 +10,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("report", "evaluate", "data"))
+@recipe(alone=True, reads=("report", "evaluate", "data"))
 def main(config: Config) -> None:
     from vold_nemo.pages.report.page import write_report
     from vold_nemo.pages.report.verdict import headline

@@ -31,7 +31,7 @@ def show(config: Config) -> None:
         print(f"not here yet: {arm.name}: {steps}", file=sys.stderr)
 
 
-@recipe(plan=show, reads=(
+@recipe(plan=show, alone=True, reads=(
     "reproduce", "student", "parallel", "cluster", "evaluate", "reward", "rollout", "data", "seed", "device",
     "precision",
 ))  # fmt: skip

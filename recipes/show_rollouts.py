@@ -52,8 +52,12 @@ def main() -> int:
     from rich.console import Console
 
     from vold_nemo.config import ConfigError
-    from vold_nemo.config.launcher import CONFIGURATION_ERROR
+    from vold_nemo.config.launcher import CONFIGURATION_ERROR, stands_alone
+    from vold_nemo.config.printable import harmless
     from vold_nemo.pages import rollout_view as view
+
+    if not stands_alone("show_rollouts"):
+        return 0
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # a pager has no width of its own
     console = Console(highlight=False, markup=False, emoji=False, width=wide)
@@ -62,13 +66,13 @@ def main() -> int:
         rows = view.read(file)
         decode = view.tokenizer_of(file, given.tokenizer)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         return CONFIGURATION_ERROR
     wanted = view.Filter(given.reward, given.length, given.kl, given.finish, given.scored, given.id)
     kept = [row for row in rows if wanted.keeps(row)]
     if given.sort:
         kept.sort(key=view.SORTS[given.sort], reverse=True)
-    console.print(f"{file}: {len(kept)} of {len(rows)} rollouts\n", soft_wrap=True)
+    console.print(f"{harmless(str(file))}: {len(kept)} of {len(rows)} rollouts\n", soft_wrap=True)
     if kept:
         console.print(view.overview(kept))
     if given.list:

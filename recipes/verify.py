@@ -16,7 +16,7 @@ from vold_nemo.command import recipe
 from vold_nemo.config import Config
 
 
-@recipe(reads=("verify", "reward", "data"))
+@recipe(alone=True, reads=("verify", "reward", "data"))
 def main(config: Config) -> None:
     from vold_nemo.evaluation.verify import verify
 

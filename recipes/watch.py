@@ -3,7 +3,8 @@
     python recipes/watch.py outputs/miniature_tp2/sft_vold            refreshed every 5 seconds, until Ctrl-C
     python recipes/watch.py outputs/miniature_tp2/sft_vold --once     printed once
 
-Reads metrics.jsonl, heartbeat/ and checkpoints/ and writes nothing.  No torch, no NeMo, no network.
+Reads metrics.jsonl, heartbeat/ and checkpoints/, where there is a Slurm asks it about the run's job, and writes nothing.  No
+torch, no NeMo, no network.
 """
 
 import argparse
@@ -37,10 +38,14 @@ def main() -> int:
     given = parser.parse_args()
 
     from vold_nemo.config import ConfigError
-    from vold_nemo.config.launcher import CONFIGURATION_ERROR
-    from vold_nemo.pages.watch import look, render
+    from vold_nemo.config.launcher import CONFIGURATION_ERROR, stands_alone
+    from vold_nemo.config.printable import guard
+    from vold_nemo.pages.watch import jobs_of, look, render
 
-    if not is_run(given.run):
+    guard()
+    if not stands_alone("watch"):
+        return 0
+    if not is_run(given.run) and not jobs_of(given.run):
         inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in given.run.glob(f"{depth}/metrics.jsonl"))
         mend = f"runs inside: {', '.join(inside[:12])}" if inside else "see outputs/<experiment>/"
         print(f"error: {ConfigError('run', str(given.run), 'a run folder', mend)}", file=sys.stderr)
@@ -50,7 +55,9 @@ def main() -> int:
         return 0
     try:
         while True:
-            print("\x1b[2J\x1b[H" + render(look(given.run, now=time.time())), flush=True)
+            shown = render(look(given.run, now=time.time()))
+            sys.__stdout__.write("\x1b[2J\x1b[H")  # what the run's files say goes through the guard
+            print(shown, flush=True)
             time.sleep(given.every)
     except KeyboardInterrupt:
         return 0

@@ -73,7 +73,7 @@ unset PIP_CONSTRAINT PIP_REQUIRE_VIRTUALENV # such as those of NVIDIA's containe
 [[ -x "${folder}/bin/python" ]] || "${python}" -m venv "${folder}"
 pip() { "${folder}/bin/python" -m pip "$@"; }
 
-pip install --upgrade pip
+pip install --upgrade pip==26.3 # as in .ci/tools.txt
 pip install --constraint "${pins}" setuptools wheel ninja pybind11 cmake packaging
 if [[ "${cuda}" == 13.0 ]]; then
   pip install --constraint "${pins}" torch torchvision torchaudio

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # One rank of a stage: runs the command, and leaves its exit code where the batch script looks for the first that failed.
-#   rank.sh LOGS COMMAND...        writes LOGS/rank_<n>.exit: nanoseconds of the host's clock, code, rank, host
-# srun's own code does not say it: with --kill-on-bad-exit it is that of a rank that was ended for another's failure.
+#   rank.sh LOGS COMMAND...        writes LOGS/rank_<n>.log: what the command says
+#                                  and LOGS/rank_<n>.exit: nanoseconds of the host's clock, code, rank, host
+# What a rank says does not go through Slurm's own stream: that is cut with the step when another rank has failed, and a rank's
+# last words with it.  srun's own code does not say it: with --kill-on-bad-exit it is that of a rank that was ended for another's failure.
 set -uo pipefail
 logs="$1"
 shift
@@ -11,7 +13,7 @@ rank="${SLURM_PROCID:-0}"
 # repeats it until it is heard.  TERM is passed on; this shell lives on to write the code.
 trap '' USR1
 trap '[[ -n "${child:-}" ]] && kill -TERM "${child}" 2>/dev/null' TERM
-"$@" &
+"$@" >>"${logs}/rank_${rank}.log" 2>&1 &
 child=$!
 wait "${child}"
 code=$?

@@ -475,3 +475,14 @@ def test_a_rank_that_dies_in_its_thread_takes_the_others_down_and_leaves_the_che
     found = {line["step"]: (line["loss"], line["norm"]) for text in report.read_text().splitlines()
              if "step" in (line := json.loads(text))}  # fmt: skip
     assert [found[i] for i in range(4)] == expected
+
+
+def test_auto_goes_on_with_other_data_ranks_and_in_no_other_layout():
+    from vold_nemo.checkpoint import loading
+
+    before = {"tensor": 2, "pipeline": 1, "data": 4, "sequence": True, "context": 1}
+    fewer, split = {**before, "data": 3}, {**before, "tensor": 4, "data": 2}
+    virtual = {**fewer, "virtual": 2}
+    asked = [[loading.may_reshard(before, now, how) for now in (fewer, split, virtual)] for how in (False, "auto", True)]
+    assert asked == [[False] * 3, [True, False, False], [True] * 3]
+    assert [loading.may_reshard(before, split, how) for how in ("false", "true")] == [False, True]  # as a quoted text

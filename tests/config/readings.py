@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vold_nemo.config import Config
 from vold_nemo.config.places import recipes
+from vold_nemo.config.tree import hint_of
 
 PACKAGE = Path(__file__).resolve().parents[2] / "vold_nemo"
 KEYS = {field.name for field in dataclasses.fields(Config)}
@@ -98,17 +99,31 @@ def is_section_of(owner: ast.ClassDef) -> bool:
 
 
 def read(function: ast.AST, owner: ast.ClassDef | None) -> Iterator[str]:
-    """Keys of :class:`Config` that ``function`` reads itself."""
+    """Dotted keys of :class:`Config` that ``function`` reads itself, as far as their names follow in the source: a section
+    that is passed on, or asked something, is all read."""
     whole = configs(function, owner)
+    over = {inner: node for node in ast.walk(function) for inner in ast.iter_child_nodes(node)}
     for node in ast.walk(function):
         if isinstance(node, ast.Attribute) and node.attr in KEYS:
             base = ast.unparse(node.value)
             if base in whole or (base.endswith(".config") and base != "self.config" and node.attr in SECTIONS):
-                yield node.attr
+                key, above = node.attr, over.get(node)
+                while isinstance(above, ast.Attribute) and hint_of(f"{key}.{above.attr}") is not None:
+                    key, above = f"{key}.{above.attr}", over.get(above)
+                yield key
 
 
 def reached(verb: str) -> dict[str, set[str]]:
-    """Key of :class:`Config`: functions that read it, of everything that ``recipes/<verb>.py`` reaches."""
+    """Section or top-level key of :class:`Config`: functions that read it, of everything that ``recipes/<verb>.py`` reaches."""
+    found: dict[str, set[str]] = {}
+    for key, places in reached_keys(verb).items():
+        found.setdefault(key.partition(".")[0], set()).update(places)
+    return found
+
+
+@functools.cache
+def reached_keys(verb: str) -> dict[str, set[str]]:
+    """The same by dotted keys."""
     found: dict[str, set[str]] = {}
     seen: set[str] = set()
     todo = [f"recipes.{verb}:main"]

@@ -7,7 +7,7 @@ import pytest
 from vold_nemo.config import ConfigError
 from vold_nemo.data.rejected import Rejected
 from vold_nemo.data.templates import render_prompt
-from vold_nemo.data.traces import TraceWriter, load_traces, shard_path
+from vold_nemo.data.traces import TraceWriter, load_traces, shard_path, shared_otherwise
 from vold_nemo.miniature.tokenizer import ENDOFTEXT, ID, IM_END, build_tokenizer
 
 MESSAGES = [{"role": "user", "content": "( six ) ( plus four )\nsolve"}]
@@ -99,6 +99,27 @@ def test_shards_are_read_together_and_a_missing_one_is_named(tmp_path):
         read(tmp_path / "t.jsonl", tmp_path)
     with pytest.raises(ConfigError, match="generate_traces"):
         read(tmp_path / "none.jsonl", tmp_path)
+
+
+def test_a_set_that_was_shared_out_otherwise_is_read_once_and_not_answered_again(tmp_path):
+    whole = tmp_path / "t.jsonl"
+    with TraceWriter(whole, SETTINGS) as writer:
+        writer.write([trace("a"), trace("b")])
+    told = []
+    for shard, name in enumerate("cd"):
+        file = shard_path(whole, shard, 2)
+        with TraceWriter(file, SETTINGS, told.append, others=shared_otherwise(whole, 2), mine={"a"}) as writer:
+            assert {("a", 0), ("b", 0)} <= writer.done
+            writer.write([trace(name)] if shard else [trace(name), trace("a")])
+    assert [row["id"] for row in told] == ["a", "c", "a", "a", "d"]
+    (examples, counts), _ = read(whole, tmp_path)
+    assert [example.name for example in examples] == ["a/0", "b/0", "c/0", "d/0"] and counts.lines == 4
+    assert shared_otherwise(whole, 1) == [shard_path(whole, shard, 2) for shard in range(2)]
+    with pytest.raises(ConfigError, match=r"t\.jsonl was begun"):
+        TraceWriter(shard_path(whole, 0, 3), {**SETTINGS, "seed": 99}, others=shared_otherwise(whole, 3))
+    shard_path(whole, 0, 3).write_bytes(b"")  # three shards, begun and given up
+    with pytest.raises(ConfigError, match=r"t\.1-of-3\.jsonl"):
+        read(whole, tmp_path)
 
 
 def test_a_torn_last_line_is_cut_off_and_its_trace_is_open_again(tmp_path):

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vold_nemo.config.launcher import CONFIGURATION_ERROR
 from vold_nemo.pages.watch import look, render
+from vold_nemo.planning import queue
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,3 +77,42 @@ def test_a_run_that_has_ended_is_not_silent(tmp_path):
     assert "ended       1 min 00 s ago, done (3 rank(s))" in said and "SILENT" not in said and "longest" not in said
     file.write_text(json.dumps(json.loads(file.read_text()) | {"phase": "failed"}))
     assert "FAILED (1 rank(s), first 2)" in render(look(tmp_path, now=1000.0))
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "beats", "said", "unsaid"),
+    [
+        ("PENDING", 0, None, "PENDING (Priority): not begun", "SILENT"),
+        ("PENDING", 1, 100, "PENDING (Priority): back in the queue for attempt 2", "SILENT"),
+        ("RUNNING", 0, 100, "RUNNING for 30 s, attempt 1: its ranks have not begun yet", "SILENT"),
+        ("RUNNING", 2, 990, "RUNNING for 30 s, attempt 3", "have not begun"),
+        ("COMPLETED", 0, 990, "COMPLETED, in attempt 1", "queue"),
+        ("TIMEOUT", 1, 100, "TIMEOUT, in attempt 2", "queue"),
+        (None, 0, None, "was submitted; the Slurm here", "queue for"),
+    ],
+)
+def test_a_job_is_what_slurm_says_it_is(tmp_path, monkeypatch, state, restarts, beats, said, unsaid):
+    """``beats``: the second of the ranks' last sign of life; now is 1000, and the job has run for 30 s."""
+    run = tmp_path / "tiny/sft"
+    (tmp_path / "tiny/slurm").mkdir(parents=True)
+    (tmp_path / "tiny/slurm/sft.json").write_text(json.dumps({"job": "17", "run": str(run)}))
+    (tmp_path / "tiny/slurm/vold.json").write_text(json.dumps({"job": "18", "run": str(tmp_path / "tiny/other")}))
+    if beats is not None:
+        (run / "heartbeat").mkdir(parents=True)
+        (run / "heartbeat/rank_0.json").write_text(json.dumps({
+            "rank": 0, "step": 1, "total": 3, "phase": "train", "host": "n1", "time": beats, "seconds_in_phase": 1, "job": "16",
+        }))  # fmt: skip
+    asked = []
+    job = None if state is None else queue.Job(state, "Priority", restarts, 30)
+    monkeypatch.setattr(queue, "look", lambda number: asked.append(number) or job)
+    shown = render(look(run, now=1000.0))
+    assert asked == ["17"] and said in shown and unsaid not in shown
+
+
+def test_what_scontrol_writes_is_read(monkeypatch):
+    line = "JobId=17 JobName=x JobState=RUNNING Reason=None Requeue=1 Restarts=2 RunTime=1-02:03:04 TimeLimit=2-00:00:00\n"
+    done = subprocess.CompletedProcess([], 0, line, "")
+    monkeypatch.setattr(queue, "_run", lambda command: done)
+    assert queue.look("17") == queue.Job("RUNNING", "None", 2, 93784)
+    done.returncode, done.stdout = 1, "slurm_load_jobs error: Invalid job id specified"
+    assert queue.look("17") is None and queue.seconds("INVALID") == 0

@@ -101,3 +101,20 @@ def test_ranks_are_started_under_nsight_systems_for_the_stages_that_have_steps_t
     stage = (slurm() / "stage.sbatch").read_text()
     for option in profiling.nsys_line(tmp_path, "SLURM_PROCID").split()[:-1]:  # said in both places
         assert option in stage[stage.index("under=(nsys") :]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "copy", "said"),
+    [(4, 2, "--nodes=4 --ntasks=16"), (3, 2, "--nodes=3 --ntasks=12"), (3, 8, "--nodes=2 --ntasks=8"), (3, 16, None)],
+)
+def test_as_many_whole_copies_run_as_the_nodes_hold(tmp_path, nodes, copy, said):
+    """The lines of stage.sbatch, for nodes of four tasks."""
+    text = (slurm() / "stage.sbatch").read_text()
+    lines = text[text.index('tasks="${SLURM_NTASKS:-1}"') : text.index('say "${verb} on')]
+    variables = f"SLURM_JOB_NUM_NODES={nodes} SLURM_NTASKS_PER_NODE=4 VOLD_COPY={copy}"
+    program = f'die() {{ echo "$2"; exit "$1"; }}\nexport {variables}\n{lines}\necho "${{across[@]}}"'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    if said is None:
+        assert done.returncode == 2 and "hold no copy of the model, which takes 16" in done.stdout
+    else:
+        assert done.stdout.strip() == f"{said} --ntasks-per-node=4"

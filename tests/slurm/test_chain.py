@@ -1,6 +1,7 @@
 """slurm/pipeline.sh and the real recipes on a real Slurm, on tiny checkpoints, two nodes and two tensor-parallel ranks."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,36 @@ def test_the_chain_goes_to_its_report_and_called_again_has_nothing_to_do(slurm, 
     assert (workplace / "outputs/tiny/report.html").stat().st_size > 10_000
     assert set(ids(pipeline(*trained, stages=rest).stdout).values()) == {"done"}
 
+    other = (*trained, "evaluate.max_tokens=9", "cluster.launch.time=31")  # the evaluation's, and one of no stage's result
+    before = {path: path.read_bytes() for path in (workplace / "outputs/tiny/slurm").iterdir()}
+    said = pipeline("--diff", *other, stages=rest).stdout.splitlines()
+    assert [line.split()[0] for line in said if " done" in line] == STAGES[1:5]
+    assert "evaluate     would be submitted: evaluate.max_tokens 8 -> 9" in said
+    assert before == {path: path.read_bytes() for path in (workplace / "outputs/tiny/slurm").iterdir()}
+    again = ids(pipeline(*other, stages=rest).stdout)
+    assert [again[name] for name in STAGES[1:5]] == ["done"] * 4
+    assert wait_all(slurm, {name: again[name] for name in STAGES[5:]}, 600) == dict.fromkeys(STAGES[5:], "COMPLETED")
+
 
 def test_a_stage_that_fails_cancels_the_rest(slurm, pipeline, workplace, tmp_path):
-    jobs = ids(pipeline(f"traces.path={tmp_path}/nowhere.jsonl", stages="sft export_sft vold").stdout)
+    (tmp_path / "broken.jsonl").write_text("no trace\n")
+    broken = (f"traces.path={tmp_path}/broken.jsonl", "traces.shards=1")
+    jobs = ids(pipeline(*broken, stages="sft export_sft vold").stdout)
     assert wait_all(slurm, jobs, 600) == {"sft": "FAILED", "export_sft": "CANCELLED", "vold": "CANCELLED"}
     assert slurm.code(jobs["sft"]) == 2
     assert "failed first, with 2" in logs(workplace) and "traces.path" in logs(workplace)
+
+
+def test_a_changed_stage_waits_for_the_end_of_the_job_whose_place_it_takes(slurm, pipeline, workplace, world):
+    trained = (f"traces.path={world}/traces.jsonl", "traces.shards=1")
+    first = ids(pipeline(*trained, "sft.steps=4000", stages="sft").stdout)["sft"]
+    slurm.wait(first, 300, until=lambda record: record["JobState"] == "RUNNING")
+    said = pipeline(*trained, "sft.steps=3", stages="sft").stdout
+    second = ids(said)["sft"]
+    assert second != first and f"once {first} has ended (sft.steps 4000 -> 3)" in said
+    record = slurm.wait(second, 600)
+    assert record["JobState"] == "COMPLETED", logs(workplace)
+    assert record["StartTime"] >= slurm.job(first)["EndTime"] and slurm.job(first)["JobState"] == "CANCELLED"
 
 
 @pytest.mark.parametrize(
@@ -81,12 +106,19 @@ def test_a_stage_that_fails_cancels_the_rest(slurm, pipeline, workplace, tmp_pat
         ("cluster.launch.partition=nowhere", "invalid partition specified: nowhere"),
         ("sft.batsh=3", "sft.batsh"),
         ("cluster.gpus.sft=4 cluster.gpus_per_node=3", "fill whole nodes"),
+        ("traces.path=/nowhere.jsonl", "traces.path"),
+        ("cluster.launch.signal_seconds=30", "cluster.launch.signal_seconds"),
     ],
 )
 def test_a_mistake_is_said_before_anything_is_queued(slurm, pipeline, override, message):
     done = pipeline(*override.split(), stages="sft", check=False)
-    assert done.returncode != 0 and message in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert not slurm.call("squeue", "--noheader").stdout
+
+
+def test_a_stage_that_does_not_exist_is_no_empty_chain(slurm, pipeline):
+    done = pipeline(stages="vodl", check=False)
+    assert done.returncode == 2 and "chain.stages = 'vodl'" in done.stderr
 
 
 @pytest.fixture
@@ -109,12 +141,11 @@ def stage(slurm, pipeline, workplace, world):
         ("sft", "USR1", "checkpoints/step_1"),  # a step takes a moment, and the signal has a way to go
         ("vold", "USR1", "checkpoints/step_2"),
         ("vold", "node", "checkpoints/step_2"),  # somewhere in step 3
-        ("sft", "node", "checkpoints/step_3.tmp"),  # in a checkpoint
+        ("sft", "node", "checkpoints/step_3.tmp"),  # while the thread writes a checkpoint
+        ("vold", "node", "checkpoints/step_3.tmp"),
     ],
 )
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(slurm, stage, workplace, name, how, sign):
-    import time
-
     number, whole = stage(name, "whole")
     assert slurm.code(number, 600) == 0
     number, broken = stage(name, "broken")

@@ -47,7 +47,7 @@ def test_the_first_rank_that_failed_is_named_with_its_code_host_and_last_lines(s
 
 def test_a_warning_stops_all_ranks_and_the_job_goes_on_in_a_second_attempt(slurm, repository, workplace):
     script = repository("sft", STOPS_ONCE)
-    number = slurm.submit(*TWO_BY_TWO, str(script), "sft", cwd=workplace, VOLD_DONE="done", VOLD_SCRIPT=str(script))
+    number = slurm.submit(*TWO_BY_TWO, str(script), "sft", cwd=workplace, VOLD_DONE="done", VOLD_KEYS="of this")
     until(lambda: len(list(workplace.glob("ready_*"))) == 4)
     slurm.call("scancel", "--batch", "--signal=USR1", number)
     record = slurm.wait(number)
@@ -55,7 +55,7 @@ def test_a_warning_stops_all_ranks_and_the_job_goes_on_in_a_second_attempt(slurm
     assert "stopped with a checkpoint: back into the queue" in (workplace / "job.out").read_text()
     for attempt in ("0", "1"):
         assert f"attempt {attempt}" in (workplace / "logs" / number / attempt / "rank_3.log").read_text()
-    assert (workplace / "done").exists()
+    assert (workplace / "done").read_text() == "of this\n"
 
 
 @pytest.mark.long

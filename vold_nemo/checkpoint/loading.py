@@ -171,10 +171,11 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tuple[int, dict[str, Any]]:
+def load(path: str | Path, into: TrainingState, *, reshard: bool | str = False) -> tuple[int, dict[str, Any]]:
     """Take up a run where :func:`saving.write` left it; returns ``(step, extra of this rank)``.  Collective.
 
-    Bit for bit on the layout that wrote it; another one is a :class:`ConfigError`, unless ``reshard``: then weights, optimizer
+    Bit for bit on the layout that wrote it; another one is a :class:`ConfigError`, unless ``reshard`` (``auto``: where no more
+    differs than how many data ranks there are, as when a node is lost): then weights, optimizer
     and schedule are taken over exactly, and ``extra`` is rank 0's, but random states start anew (they belong to ranks), and
     sums over other shards round otherwise.  Not between a distributed optimizer and a plain one: megatron-core writes the two
     in different forms.
@@ -182,11 +183,11 @@ def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tup
     path = Path(path)
     known = read_manifest(path)
     before, now = {"context": 1, **known["layout"]}, describe_layout(into.layout)
-    if before != now and not reshard:
+    if before != now and not may_reshard(before, now, reshard):
         raise ConfigError(
             "parallel", now, f"{known['layout']}, which wrote {path}",
-            "resume with that layout, or set checkpoint.reshard=true (random states start anew), or export the checkpoint and "
-            "start a new run from the exported weights",
+            "resume with that layout, or set checkpoint.reshard=true (random states start anew; auto is for other data ranks "
+            "alone), or export the checkpoint and start a new run from the exported weights",
         )
     weights = model_state(into.model)
     state = {
@@ -203,6 +204,12 @@ def load(path: str | Path, into: TrainingState, *, reshard: bool = False) -> tup
     elif into.layout.rank == 0:
         logger.warning("%s was written by %s and is read by %s: random states start anew", path, before, now)
     return known["step"], mine["extra"]
+
+
+def may_reshard(before: dict[str, Any], now: dict[str, Any], reshard: bool | str) -> bool:
+    """Whether a run of layout ``before`` may go on in ``now``; batches are of the whole world, so neither changes them."""
+    alike = all(before.get(name) == now.get(name) for name in {*before, *now} - {"data"})
+    return reshard in (True, "true") or (reshard == "auto" and alike)
 
 
 def load_weights(path: str | Path, *, model) -> None:

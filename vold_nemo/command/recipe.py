@@ -40,16 +40,17 @@ from vold_nemo.command.quiet import quiet
 from vold_nemo.config import Config, ConfigError, to_config
 from vold_nemo.config.compose import HydraArguments, compose, enter_open_sections, register_schema
 from vold_nemo.config.errors import NodeError
-from vold_nemo.config.launcher import CONFIGURATION_ERROR, INTERRUPTED, is_first_rank, launch
+from vold_nemo.config.launcher import CONFIGURATION_ERROR, INTERRUPTED, is_first_rank, launch, stands_alone
 from vold_nemo.config.own import own_folders, search_first, shadowed
 from vold_nemo.config.places import conf
+from vold_nemo.config.printable import guard
 from vold_nemo.config.sources import with_local_folders
 from vold_nemo.config.translate import as_config_error
 
 
 def recipe(
     reads: tuple[str, ...] | None = None, training: bool = False, plan: Callable[[Config], None] | None = None,
-    computes: bool = False,
+    computes: bool = False, alone: bool | Callable[[Config], bool] = False,
 ):  # fmt: skip
     """Make ``main(config: Config) -> None`` a command.
 
@@ -57,6 +58,7 @@ def recipe(
     the recipe's module, and what :func:`vold_nemo.config.reads.reads_of` says of it; None = any of them.  ``training``: run
     under NeMo's ``hydra_runner``, imported only once the configuration is known to be good; otherwise under Hydra alone.
     ``computes``: it works on ``device``, as whatever trains does, so that a node without what that takes is refused at once.
+    ``alone``: it is one process (or is with this configuration): of several tasks of a job step the first does it, and says so.
     ``plan(config)``: what ``dry_run=true`` prints besides the resolved configuration and the plan of the stages; it must not
     touch a device.
     """
@@ -66,9 +68,10 @@ def recipe(
 
         @functools.wraps(main)
         def command() -> None:
+            guard()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and leaving with 1
             try:
-                _run(main, verb, reads, training, plan, computes or training)
+                _run(main, verb, reads, training, plan, computes or training, alone)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr, flush=True)
                 sys.exit(INTERRUPTED)
@@ -88,8 +91,10 @@ def recipe(
 
 def _run(
     main: Callable[[Config], None], verb: str, reads: tuple[str, ...] | None, training: bool,
-    plan: Callable[[Config], None] | None, computes: bool,
+    plan: Callable[[Config], None] | None, computes: bool, alone: bool | Callable[[Config], bool],
 ) -> None:  # fmt: skip
+    if alone is True and not stands_alone(verb):
+        return
     arguments = HydraArguments.parse(sys.argv[1:])
     own = own_folders(arguments.config_dir)
     if arguments.help is not None:
@@ -105,6 +110,8 @@ def _run(
         sys.argv[1:] = map(enter_open_sections, sys.argv[1:])
     else:
         config = with_local_folders(compose(arguments.overrides, arguments.config_dir))
+        if callable(alone) and alone(config) and not stands_alone(verb):
+            return
         waiting = _check(config, verb)
         if config.dry_run:
             if is_first_rank() and (reads is None or "reward" in reads):

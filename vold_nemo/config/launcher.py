@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -87,6 +88,23 @@ def launched_world() -> int | None:
     """Ranks of the job step that this process belongs to; None if it was started by hand."""
     here = launch()
     return here.world if here.by_launcher else None
+
+
+def stands_alone(verb: str) -> bool:
+    """Whether this process is to do ``verb``, which is one process; of several tasks the first is, and knows no others then.
+
+    They would write over each other, or wait for each other without end.  A launcher that cannot be understood is left to
+    those who need it.
+    """
+    try:
+        here = launch()
+    except ConfigError:
+        return True
+    if here.world > 1 and here.rank == 0:
+        print(f"note: {verb} is one process: task 0 of {here.world} does it, the others leave", file=sys.stderr, flush=True)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE"):
+            os.environ.pop(name, None)
+    return here.rank == 0
 
 
 def is_first_rank() -> bool:

@@ -6,12 +6,14 @@ A declaration is read from the recipe's source, so that asking costs no import o
 from __future__ import annotations
 
 import ast
+import functools
 
 from vold_nemo.config.places import recipes
 
 EVERYWHERE = ("name", "outputs")  # the paths of every section hang on them
 
 
+@functools.cache
 def reads_of(verb: str) -> tuple[str, ...]:
     """Sections and top-level keys that ``recipes/<verb>.py`` reads, its own first and :data:`EVERYWHERE` last.
 

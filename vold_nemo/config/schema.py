@@ -15,7 +15,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from vold_nemo.config.fields import SEED, key, section
-from vold_nemo.config.sections.cluster import ClusterConfig, PlanConfig, RehearseConfig, StagingConfig
+from vold_nemo.config.sections.cluster import ChainConfig, ClusterConfig, PlanConfig, RehearseConfig, StagingConfig
 from vold_nemo.config.sections.data import (
     DataConfig,
     InspectConfig,
@@ -92,6 +92,7 @@ class Config:
     report: ReportConfig = section(ReportConfig)
     miniature: MiniatureConfig = section(MiniatureConfig)
     cluster: ClusterConfig = section(ClusterConfig)
+    chain: ChainConfig = section(ChainConfig)
     staging: StagingConfig = section(StagingConfig)
     plan: PlanConfig = section(PlanConfig)
     rehearse: RehearseConfig = section(RehearseConfig)

@@ -20,10 +20,12 @@ section 4.1).
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,26 +79,39 @@ def shard_path(path: str | Path, shard: int, shards: int) -> Path:
 
 
 def trace_files(path: str | Path) -> list[Path]:
-    """The files of a (possibly sharded) trace set.
+    """The files of a trace set: a whole file, its shards, or several of these, where its job was shared out otherwise later.
 
     Raises:
-        ConfigError: none there, or shards missing, or both a whole file and shards.
+        ConfigError: none there, or shards missing.
     """
     path = Path(path)
-    shards = sorted(path.parent.glob(f"{path.stem}.*-of-*{path.suffix}"))
-    mend = "run recipes/generate_traces.py for every shard, or correct traces.path"
-    if path.is_file() and shards:
-        raise ConfigError("traces.path", str(path), "a whole file or its shards", f"it lies beside {shards[0].name}")
-    if path.is_file():
-        return [path]
-    if not shards:
+    found, mend = _shards(path), "run recipes/generate_traces.py for every shard, or correct traces.path"
+    if not found and not path.is_file():
         raise ConfigError("traces.path", str(path), "a file written by recipes/generate_traces.py", mend)
-    count = int(shards[0].stem.rpartition("-")[2])
-    wanted = [shard_path(path, shard, count) for shard in range(count)]
-    missing = sorted({*wanted} ^ {*shards})
-    if missing:
-        raise ConfigError("traces.path", missing[0].name, f"the {count} shards of {path.name}, and no others", mend)
-    return wanted
+    files = [path] if path.is_file() else []
+    for count, shards in sorted(found.items()):
+        wanted = [shard_path(path, shard, count) for shard in range(count)]
+        if missing := sorted({*wanted} ^ {*shards}):
+            allowed = f"the {count} shards of {path.name}, and no others"
+            raise ConfigError("traces.path", missing[0].name, allowed, f"{mend}; shards of a number that was given up may go")
+        files += wanted
+    return files
+
+
+def _shards(path: Path) -> dict[int, list[Path]]:
+    """Number of shards: the files of ``path`` that are of so many."""
+    found: dict[int, list[Path]] = {}
+    for file in path.parent.glob(f"{glob.escape(path.stem)}.*-of-*{glob.escape(path.suffix)}"):
+        if match := re.fullmatch(r"\.\d+-of-(\d+)", file.name[len(path.stem) : len(file.name) - len(path.suffix)]):
+            found.setdefault(int(match[1]), []).append(file)
+    return found
+
+
+def shared_otherwise(path: str | Path, shards: int) -> list[Path]:
+    """Files of the set that another number of jobs has begun or finished: what they answered is not asked again."""
+    path = Path(path)
+    whole = [path] if shards != 1 and path.is_file() else []
+    return whole + [file for count, files in sorted(_shards(path).items()) if count != shards for file in sorted(files)]
 
 
 def load_traces(
@@ -168,8 +183,9 @@ def read_traces(
 
 
 def _rows(path: str | Path, counts: TraceCounts, rejected: Rejected) -> Iterator[dict[str, Any]]:
-    """Whole traces that ended by themselves; the others are counted."""
-    for file in trace_files(path):
+    """Whole traces that ended by themselves; the others are counted.  What two files have, the first gives."""
+    files, seen = trace_files(path), set[tuple[str, int]]()
+    for file in files:
         for number, line in enumerate(_lines(file)):
             counts.lines += 1
             try:
@@ -177,6 +193,11 @@ def _rows(path: str | Path, counts: TraceCounts, rejected: Rejected) -> Iterator
             except ValueError as error:
                 rejected.add(number, str(error), line, str(path))
                 continue
+            if len(files) > 1:
+                if (row["id"], row["sample"]) in seen:
+                    counts.lines -= 1
+                    continue
+                seen.add((row["id"], row["sample"]))
             if row["finish"] == "stop":
                 yield row | {"line": number}
             else:
@@ -243,14 +264,16 @@ class TraceWriter:
 
     Args:
         note: called with every row, those that the file held first.
+        others: files of the same set whose traces are not made again; of those of the prompts ``mine`` it is told, too.
 
     Raises:
-        ConfigError: another process writes this file, it was made with other settings, or a line inside it is broken.
+        ConfigError: another process writes this file, one was made with other settings, or a line inside it is broken.
     """
 
     def __init__(
-        self, path: str | Path, settings: dict[str, Any], note: Callable[[dict[str, Any]], object] | None = None
-    ):
+        self, path: str | Path, settings: dict[str, Any], note: Callable[[dict[str, Any]], object] | None = None, *,
+        others: Sequence[Path] = (), mine: Container[str] = (),
+    ):  # fmt: skip
         import fcntl
 
         self.path, self.settings, self._tell = Path(path), settings, note
@@ -266,6 +289,29 @@ class TraceWriter:
                 "wait for the other job, or give every job its own traces.shard",
             ) from None  # fmt: skip
         self._read()
+        for other in others:
+            self._read_other(other, mine)
+
+    def _read_other(self, file: Path, mine: Container[str]) -> None:
+        for line in _lines(file):
+            try:
+                row = _checked(line if line.endswith(b"\n") else b"")
+            except ValueError:
+                continue  # its own job's to mend; what it lacks is made here
+            self._agree(row, file)
+            if (row["id"], row["sample"]) in self.done:
+                continue
+            if row["id"] in mine:
+                self._note(row)
+            self.done.add((row["id"], row["sample"]))
+
+    def _agree(self, row: dict[str, Any], file: Path) -> None:
+        for key, value in self.settings.items():
+            if row.get(key) != value:
+                raise ConfigError(
+                    f"trace setting {key}", value, f"{row.get(key)!r}, with which {file} was begun",
+                    "give the same settings, another traces.path, or remove the file",
+                )  # fmt: skip
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -282,12 +328,7 @@ class TraceWriter:
             except ValueError:
                 torn = number
                 continue
-            for key, value in self.settings.items():
-                if row.get(key) != value:
-                    raise ConfigError(
-                        f"trace setting {key}", value, f"{row.get(key)!r}, with which {self.path} was begun",
-                        "give the same settings, another traces.path, or remove the file",
-                    )  # fmt: skip
+            self._agree(row, self.path)
             self._note(row)
             whole += len(line)
         self._file.truncate(whole)

@@ -118,7 +118,7 @@ class Heartbeat:
         state = {
             "rank": self.rank, "world": self.world, "step": self.step, "total": self.total, "phase": self.phase,
             "host": socket.gethostname(), "process": os.getpid(), "time": time.time(),
-            "seconds_in_phase": round(time.monotonic() - self.since, 1),
+            "seconds_in_phase": round(time.monotonic() - self.since, 1), "job": os.environ.get("SLURM_JOB_ID"),
         }  # fmt: skip
         aside = self.file.with_suffix(".part")
         try:

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # rollout_view takes harmless() alone
+from vold_nemo.config.printable import harmless
+
+if TYPE_CHECKING:
     from vold_nemo.pages.blocks import Section
     from vold_nemo.pages.report.verdict import Sentence
-
-_INVISIBLE = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0x80, 0xA0)], "�")
-_INVISIBLE |= {code: chr(0x2400 + code) for code in range(0x20) if code not in (9, 10)} | {0x7F: "␡"}
-
-
-def harmless(text: str) -> str:
-    """Sampled text made visible: no escape sequence reaches a terminal, no lone surrogate stops a print or a file."""
-    return text.translate(_INVISIBLE).encode("utf-8", "replace").decode()
-
 
 def render(
     title: str, heading: str, lead: str, sections: Sequence[Section], *, over: str = "", headline: Sentence | None = None,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vold_nemo.config import ConfigError
-from vold_nemo.pages.render import harmless
+from vold_nemo.config.printable import harmless, harmless_in
 
 # Steps of one hue, from the terminal's own background to a dark one: the order survives colour-blindness and print.
 SHADES = ("", "black on #fde0b4", "black on #fdae61", "#ffffff on #c5501a", "bold #ffffff on #8c2d04")
@@ -94,7 +94,7 @@ def read(file: Path) -> list[dict[str, Any]]:
                 f"{file}:{number}", line[:60].decode(errors="backslashreplace"), "a rollout as recipes/vold.py writes it",
                 f"use another file ({type(error).__name__}: {error})",
             ) from None  # fmt: skip
-        rows.append(row)
+        rows.append(harmless_in(row))
     if not rows:
         raise ConfigError("run", str(file), "a file with at least one rollout", "it is empty: name another step or run")
     return rows

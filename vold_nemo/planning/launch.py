@@ -18,7 +18,9 @@ from vold_nemo.config.launcher import launched_world
 from vold_nemo.config.places import root
 from vold_nemo.config.writing import replace_text, writing
 from vold_nemo.planning import profiling, site
+from vold_nemo.planning.chain import Wish, digest, keys
 
+MARK = "VOLD_KEYS"  # the variable by which a script knows what to leave in its .done
 _SINGLE = (
     "parallel.tensor=1", "parallel.pipeline=1", "parallel.context=1", "parallel.expert=1", "parallel.sequence=false",
 )  # fmt: skip
@@ -82,13 +84,16 @@ def nodes(config: Config, tasks: int, gpus: int = 1) -> tuple[int, int]:
     return tasks // each, each
 
 
-def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, here: Path) -> str:
+def script(
+    config: Config, stage: Stage, overrides: list[str], *, folder: Path, here: Path, mark: str | None = None
+) -> str:  # fmt: skip
     """The text of ``folder/<stage>.sbatch``.
 
     Args:
         overrides: the experiment's command line, which every stage gets; the stage's own come after it.
         folder: of the scripts, absolute.
         here: working directory of the job: relative paths of the configuration start there.
+        mark: what the stage leaves in its ``.done`` when it has succeeded.
     """
     launch, (count, each) = config.cluster.launch, nodes(config, stage.tasks, stage.gpus)
     if launch.runtime != "bare" and launch.container is None:
@@ -105,8 +110,8 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
     name = f"{stage.name}{'.${SLURM_ARRAY_TASK_ID}' if stage.array else ''}"
     settings = {
         **{key: _quoted(value) for key, value in site.variables(launch).items()},
-        "VOLD_ROOT": _quoted(root()), "VOLD_LOGS": _quoted(logs), "VOLD_SCRIPT": _quoted(folder / f"{stage.name}.sbatch"),
-        "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', "VOLD_MAX_RESTARTS": launch.max_restarts,
+        "VOLD_ROOT": _quoted(root()), "VOLD_LOGS": _quoted(logs),
+        "VOLD_DONE": f'{_quoted(folder)}/"{name}.done"', MARK: mark, "VOLD_MAX_RESTARTS": launch.max_restarts,
         "VOLD_RUNTIME": launch.runtime, "VOLD_PROGRESS": _progress(here / stage.progress) if stage.progress else None,
         "VOLD_SETUP": _quoted("\n".join(launch.setup)) if launch.setup else None,
         "VOLD_PYTHON": _quoted(launch.python) if launch.python else None,
@@ -135,13 +140,28 @@ def script(config: Config, stage: Stage, overrides: list[str], *, folder: Path, 
     )
 
 
+def folder_of(config: Config, here: Path) -> Path:
+    """Of a chain's scripts, marks and records."""
+    return (here / config.outputs / config.name / "slurm").resolve()
+
+
+def wishes(config: Config, overrides: list[str], here: Path) -> list[Wish]:
+    """Each stage of ``config`` with its script and the keys that it reads, its own overrides among them."""
+    folder, found = folder_of(config, here), []
+    for stage in stages(config):
+        reads, how = keys(config, stage.recipe)
+        reads["as the stage has it"] = [one for one in stage.overrides if not one.startswith("traces.shard=")]
+        text = script(config, stage, overrides, folder=folder, here=here, mark=digest(reads))
+        launch = [line for line in text.splitlines() if line.startswith(("#SBATCH ", "export ")) and f" {MARK}=" not in line]
+        run = {"sft": config.sft.run, "vold": config.vold.run}.get(stage.name)
+        found.append(Wish(stage, reads, how, launch, text, str((here / config.outputs / run).resolve()) if run else ""))
+    return found
+
+
 def write_chain(config: Config, overrides: list[str], here: Path) -> list[tuple[Stage, Path]]:
-    """All scripts, and ``chain.tsv`` for slurm/pipeline.sh: name, script, number of jobs in the array (0 = none)."""
-    folder = (here / config.outputs / config.name / "slurm").resolve()
-    written = [
-        (stage, folder / f"{stage.name}.sbatch", script(config, stage, overrides, folder=folder, here=here))
-        for stage in stages(config)
-    ]
+    """All scripts, and ``chain.tsv``: name, script, number of jobs in the array (0 = none)."""
+    folder = folder_of(config, here)
+    written = [(wish.stage, folder / f"{wish.stage.name}.sbatch", wish.script) for wish in wishes(config, overrides, here)]
     lines = [f"{stage.name}\t{path}\t{stage.array}\n" for stage, path, _ in written]
     with writing("outputs", folder):
         (here / config.outputs / config.name / "logs").mkdir(parents=True, exist_ok=True)
@@ -155,7 +175,7 @@ def write_script(config: Config, overrides: list[str], here: Path) -> Path:
     """``config.sbatch``: the script of ``plan.stage`` as the chain has it.  That is written, too: its logs and marks serve."""
     if config.sbatch is None:
         raise ConfigError("sbatch", None, "the name of a file", "give sbatch=FILE")
-    scripts = {stage.name: path for stage, path in write_chain(config, _without_planning(overrides), here)}
+    scripts = {stage.name: path for stage, path in write_chain(config, without_planning(overrides), here)}
     file = here / config.sbatch
     text = scripts[config.plan.stage].read_text()
     with writing("sbatch", file):
@@ -163,10 +183,11 @@ def write_script(config: Config, overrides: list[str], here: Path) -> Path:
     return file
 
 
-def _without_planning(overrides: list[str]) -> list[str]:
-    """A command line less what only the planner reads: its script is the one that recipes/chain.py writes."""
+def without_planning(overrides: list[str]) -> list[str]:
+    """A command line less what only the planner and the chain read: its script is the one that recipes/chain.py writes."""
     keys = [(override, override.lstrip("+").partition("=")[0]) for override in overrides]
-    return [text for text, key in keys if key not in ("sbatch", "explain", "search", "strict") and not key.startswith("plan.")]
+    own = ("sbatch", "explain", "search", "strict")
+    return [text for text, key in keys if key not in own and not key.startswith(("plan.", "chain."))]
 
 
 def jobs(config: Config) -> list[str]:

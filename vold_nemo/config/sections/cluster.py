@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from vold_nemo.config.fields import ABOVE_ZERO, COUNT, PART, POSITIVE, SHARE, Bound, key, section
 
+CHAIN = ("traces", "sft", "export_sft", "vold", "export_vold", "evaluate", "report")
 VERBS = ("generate_traces", "sft", "vold")  # several of their ranks read the same weights
 RATE = Bound("0.001 or more", lambda rate: rate >= 1e-3)  # of a device or link; what is slower takes longer than anybody waits
+# sbatch's --signal: what is shorter may come too late to be put back (a minute), or ends a stage before it has begun.
+WARNING = Bound("120 to 65535", lambda seconds: 120 <= seconds <= 65535)
 RANKS = Bound("1 to 65536", lambda ranks: 1 <= ranks <= 1 << 16)
 
 
@@ -33,8 +36,8 @@ class LaunchConfig:
     cpus_per_task: int | None = key(None, "sbatch's --cpus-per-task", bound=POSITIVE)
     memory: str | None = key(None, "of a node: 240G, 0 = all of it")
     time: str = key("24:00:00", "of a stage; it is put back into the queue and goes on behind its checkpoint")
-    signal_seconds: int = key(600, "Slurm's warning before the end: longer than a step and a checkpoint (it may come late)",
-                              bound=COUNT)  # fmt: skip
+    signal_seconds: int = key(600, "Slurm's warning before the end: longer than a step, a checkpoint and the minute "
+                              "that it may be late", bound=WARNING)  # fmt: skip
     max_restarts: int = key(3, "restarts in a row without a new checkpoint, after which a job stops with 87", bound=COUNT)
     runtime: str = key("bare", "what a rank runs in", choices=("bare", "pyxis", "apptainer"))
     container: str | None = key(None, "image of the two latter")
@@ -74,6 +77,15 @@ class ClusterConfig:
     disk_gbs: float | None = key(None, "that a node writes to, and reads from, its own disk, GB/s; null = no faster or slower "
                                  "than `storage_gbs`", bound=RATE)  # fmt: skip
     launch: LaunchConfig = section(LaunchConfig)
+
+
+@dataclass
+class ChainConfig:
+    """recipes/chain.py: the stages of an experiment as Slurm jobs, as slurm/pipeline.sh asks for them."""
+
+    action: str = key("write", "write = scripts alone; diff = say what submit would do, and touch nothing; test = ask Slurm "
+                      "about each script", choices=("write", "diff", "test", "submit"))  # fmt: skip
+    stages: list[str] = key([], "only these; [] = all", choices=CHAIN)
 
 
 @dataclass

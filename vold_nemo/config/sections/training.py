@@ -91,7 +91,8 @@ class CheckpointConfig:
     resume: str = key("auto", "auto: from the newest whole checkpoint, if there is one", choices=("auto", "never", "required"))
     accept: list[str] = key([], "keys that a resumed run may have otherwise than before, although that makes it another run; a "
                             "refused resume names them")
-    reshard: bool = key(False, "resume in another layout, too: weights and optimizer exactly, random states anew")
+    reshard: bool | str = key(False, "resume in another layout, too: weights and optimizer exactly, random states anew; auto: "
+                              "where only the data ranks are more or fewer", choices=("auto", "true", "false"))  # fmt: skip
 
 
 @dataclass
