@@ -18,7 +18,7 @@ from vold_nemo.command.recipe import until_nobody_reads
 from vold_nemo.config import Config
 
 
-@recipe(reads=("inspect", "data", "reward", "traces", "rollout", "evaluate", "vold"))
+@recipe(alone=True, reads=("inspect", "data", "reward", "traces", "rollout", "evaluate", "vold"))
 def main(config: Config) -> None:
     from rich.console import Console
 

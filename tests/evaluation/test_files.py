@@ -118,7 +118,7 @@ def test_an_answer_that_is_none_is_named_with_its_line_and_key(tmp_path, path, v
         read_answers(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize("line", ["[1]", "{", '{"set": "te', "", "\x00"])
+@pytest.mark.parametrize("line", ["[1]", "{", '{"set": "te', "\x00"])
 def test_a_line_that_is_no_object_is_named_and_a_torn_end_is_left_out_only_where_it_is_allowed(tmp_path, line):
     (tmp_path / "a.jsonl").write_text(f"{PLAIN}\n{line}\n")
     with pytest.raises(ConfigError, match=r"a\.jsonl, line 2 = "):

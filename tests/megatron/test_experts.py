@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.megatron import tiny
-from tests.megatron.test_exchange import received
+from tests.megatron.test_exchange import by_way, received
 from vold_nemo.megatron import architecture, tensors
 from vold_nemo.megatron.names import hf_names
 
@@ -65,6 +65,6 @@ def test_streamed_weights_are_the_bytes_and_names_on_disk(checkpoints, name, lay
 def test_a_sync_brings_the_bytes_on_disk_in_every_dimension_of_the_layout_at_once(checkpoints, name, gloo):
     folder = checkpoints[0] / name
     expected = {key: value for key, value in load_file(folder / tensors.SINGLE).items() if "visual" not in key}
-    for _, named in gloo(4).run(received, folder, 2, 2, 2, 1, 1600):  # whole tensors, in small rounds
+    for _, _, named in by_way(gloo(4).run(received, folder, 2, 2, 2, 1, 1600)):  # whole tensors, in small rounds
         found = dict(named)
         assert found.keys() == expected.keys() and all(torch.equal(found[key], value) for key, value in expected.items())

@@ -85,6 +85,8 @@ def _deleted(key: str) -> Iterator[ConfigError]:
 
 def _no_option(group: str, value: Any, folders: list[Path]) -> Iterator[ConfigError]:
     """``teacher=/etc/passwd``, ``student=null``, ``data=``: a group's value is the name of one of its files."""
+    if isinstance(value, dict):  # keys of the group: so the command line is written for Hydra (``enter_open_sections``)
+        return
     options = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
     if isinstance(value, str) and re.fullmatch(r"[\w.+-]*\w[\w.+-]*", value):
         if value.removesuffix(".yaml") not in options:

@@ -42,6 +42,8 @@ def value_of(text: str) -> float | None:
     text = re.sub(r"^\\?[$£€]\s*|(?<!\\)\$", "", text)
     text = re.sub(r"^(?:\\approx|≈|~|about\s|approximately\s)\s*", "", text)
     plain = number_of(text)
+    if plain is None:  # the end of a calculation
+        plain = number_of(text.rpartition("=")[2])
     return plain if plain is not None else _expression(text)
 
 
