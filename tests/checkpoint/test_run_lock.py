@@ -125,7 +125,8 @@ def test_a_lock_that_says_nothing_is_waited_for_and_followed(content, tmp_path, 
     lock.release()
 
 
-def test_of_many_who_follow_the_dead_one_holds(tmp_path):
+@pytest.mark.parametrize("again", range(5))
+def test_of_many_who_follow_the_dead_one_holds(tmp_path, again):
     (tmp_path / "run.lock").write_text(json.dumps({**this_process(), "process": 2**22 + 1, "started": 1}))
     locks, refused, start = [Lock(tmp_path, {**this_process(), "id": str(n)}) for n in range(8)], [], threading.Barrier(8)
 

@@ -161,7 +161,7 @@ def test_traces_runs_archives_and_answers_are_opened(here):
     traces.write_text("{}\n")
     assert any("no trace in 1 lines" in str(error) for error in look("sft", *given)[0])
     traces.with_name("traces.0-of-2.jsonl").touch()
-    assert any("a whole file or its shards" in str(error) for error in look("sft", *given)[0])
+    assert any("the 2 shards of traces.jsonl" in str(error) for error in look("sft", *given)[0])
 
     step = here / "outputs/miniature/sft/checkpoints/step_20"
     step.mkdir(parents=True)

@@ -3,11 +3,12 @@
     {"id": ..., "host": ..., "boot": ..., "names": ..., "process": ..., "started": ..., "job": ..., "restart": ...,
      "since": ...}
 
-The file is made complete under another name and linked to its own, which one of several can do, on NFS and Lustre as well;
-locks of the operating system are not asked for, since many clusters mount without them.  A thread touches it every few
-seconds, which takes no room on a full disk.  Whether a holder lives is known at once on its own node (process and the tick it
-started at), from Slurm where the job is over or has been requeued, and else by waiting for a touch: times of change are
-compared with each other and never with a clock, so nodes may disagree about the time.
+The file is made complete under another name and linked to its own, which one of several can do, on NFS and Lustre as well; that
+of a dead process is replaced by whoever made a claim on it in the same way.  Locks of the operating system are not asked for,
+since many clusters mount without them.  A thread touches it every few seconds, which takes no room on a full disk.  Whether a
+holder lives is known at once on its own node (process and the tick it started at), from Slurm where the job is over or has been
+requeued, and else by waiting for a touch: times of change are compared with each other and never with a clock, so nodes may
+disagree about the time.
 
 What a holder has lost (it was stopped for minutes, and another process took over) it notices before it next writes
 (:func:`still_ours`).
@@ -16,6 +17,7 @@ What a holder has lost (it was stopped for minutes, and another process took ove
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -39,6 +41,7 @@ FILE = "run.lock"
 BEAT = 10.0  # seconds between two touches
 PATIENCE = 120.0  # seconds without one after which a holder on another node is dead; NFS may show a touch a minute late
 _LOOK = 2.0
+_CLAIM = 30.0  # seconds that a take-over may last; it takes milliseconds
 _OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 
 _current: Lock | None = None
@@ -94,8 +97,9 @@ class Lock:
         """
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            while not self._make():
-                self._take_over(self._unless_alive())
+            while not self._make(self.file):
+                if self.file.exists() and self._take_over(self._unless_alive()):
+                    break
         except OSError as error:
             mend = f"{error.strerror or error}: give another path, or make room and permission"
             raise ConfigError("outputs", str(self.file), "a path that can be written", mend) from error
@@ -117,24 +121,28 @@ class Lock:
                 f"it was taken over by {words(other)} while this process gave no sign of life: this one stops",
             )  # fmt: skip
 
-    def _make(self) -> bool:
-        """Whether the lock was free, and is ours now."""
-        aside = self.file.with_name(f"{FILE}.{self.me['id']}")
+    def _make(self, file: Path) -> bool:
+        """Whether ``file`` was not there, and says now who we are: of several who try at once, one makes it."""
+        aside = self._aside()
         try:
-            aside.write_text(json.dumps(self.me) + "\n", encoding="utf-8")
             try:
-                os.link(aside, self.file)
+                os.link(aside, file)
             except FileExistsError:
                 return False
-            except OSError:  # a file system without hard links: one of several makes the file, here, too
+            except OSError:  # a file system without hard links
                 try:
-                    with self.file.open("x", encoding="utf-8") as file:
-                        file.write(json.dumps(self.me) + "\n")
+                    with file.open("x", encoding="utf-8") as opened:
+                        opened.write(json.dumps(self.me) + "\n")
                 except FileExistsError:
                     return False
             return True
         finally:
             aside.unlink(missing_ok=True)
+
+    def _aside(self) -> Path:
+        aside = self.file.with_name(f"{FILE}.{self.me['id']}")
+        aside.write_text(json.dumps(self.me) + "\n", encoding="utf-8")
+        return aside
 
     def _unless_alive(self) -> tuple[dict[str, Any], str]:
         """The holder, and how it is known to be dead.
@@ -158,6 +166,8 @@ class Lock:
             return f"job {other['job']} has been requeued since"
         if over := _job_over(other.get("job"), other.get("cluster")):
             return over
+        if _touched(self.file) is None:
+            return "it has ended"
         logger.warning("%s holds %s: waiting up to %.0f s for a sign of life", words(other), self.file, PATIENCE)
         seen, until = _touched(self.file), time.monotonic() + PATIENCE
         while time.monotonic() < until:
@@ -168,22 +178,29 @@ class Lock:
                 return None
         return f"no sign of life for {PATIENCE:.0f} s"
 
-    def _take_over(self, found: tuple[dict[str, Any], str]) -> None:
-        """Put the lock of the dead away, if it is still theirs."""
+    def _take_over(self, found: tuple[dict[str, Any], str]) -> bool:
+        """Whether the lock of the dead is ours now.
+
+        Who makes the claim on it, a file of the dead one's name, may put the own lock into its place, in one step: it is never
+        away, so that no third can make one meanwhile, and nobody else replaces that of a living process.
+        """
         other, why = found
-        aside = self.file.with_name(f"{FILE}.of.{self.me['id']}")
+        claim = self.file.with_name(f"{FILE}.after.{hashlib.sha256(str(other.get('id')).encode()).hexdigest()[:16]}")
+        if not self._make(claim):  # another is about to, or died on the way
+            seen, until = _touched(claim), time.monotonic() + _CLAIM
+            while seen is not None and _touched(claim) == seen:
+                if time.monotonic() > until:
+                    claim.unlink(missing_ok=True)
+                time.sleep(0.05)
+            return False
         try:
-            self.file.rename(aside)
-        except FileNotFoundError:  # another contender was first, or it was released
-            return
-        try:
-            if _read(aside).get("id") != other.get("id"):  # a third was first, and lives: it gets its lock back
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.file)
-                return
+            if not self.file.exists() or _read(self.file).get("id") != other.get("id"):
+                return False  # another was first, or it was released
             logger.warning("%s is taken over from %s: %s", self.file, words(other), why)
+            self._aside().replace(self.file)
+            return True
         finally:
-            aside.unlink(missing_ok=True)
+            claim.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT):
